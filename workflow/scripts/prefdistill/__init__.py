@@ -1,0 +1,1 @@
+"""Human preference pairs to a small, calibrated, quantised judge."""
