@@ -1,0 +1,102 @@
+# Two commands: `make demo` and `make test`; `make help` lists the rest.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+
+# Settings, each for the command line, as in `make run CONFIG=config/small.yaml`.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+CONFIG ?=
+PROFILE ?= profiles/default
+TARGET ?= all
+CORES ?= $(shell nproc)
+TEST_WORKERS ?= 2
+ARGS ?=
+
+SNAKEMAKE := $(VENV)/bin/snakemake
+PIP_INSTALL := $(VENV)/bin/python -m pip install -q --disable-pip-version-check
+# A copy of the lock that was installed last: no file times, so that neither a touch
+# nor another check-out of the same lock installs anything.
+INSTALLED := $(VENV)/installed.lock
+# Cores and GPUs are counted here and not in profiles/default, which Snakemake lays over
+# every other profile. Jobs that use a GPU run one at a time on one machine, as nothing
+# else shares out its memory.
+LOCAL := --cores $(CORES) $(if $(shell command -v nvidia-smi),--resources gpu=1)
+WHERE := --profile $(PROFILE) $(if $(filter profiles/default,$(PROFILE)),$(LOCAL))
+WHAT := $(TARGET) $(if $(CONFIG),--configfile $(CONFIG))
+
+.PHONY: help
+help: ## list the targets
+	@echo "usage: make TARGET [CONFIG=\"config/a.yaml config/b.yaml\"] [PROFILE=slurm]"
+	@echo "            [TARGET=all] [CORES=N] [PYTHON=python3.11] [ARGS=\"--keep-going\"]"
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) \
+		| awk -F ':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
+
+.PHONY: setup
+setup: ## install every pin into .venv (does nothing when that is done)
+	@cmp -s requirements.lock $(INSTALLED) || $(MAKE) --no-print-directory install
+
+.PHONY: install
+install:
+	$(if $(PYTHON),,$(error no python3.11 found: install it or give PYTHON=its-path))
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || { \
+		echo "error: $(PYTHON) is $$($(PYTHON) -V 2>&1), but the pins are for" \
+			"Python 3.11: install it or give PYTHON=its-path" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+		echo "error: $(PYTHON) has no venv module: apt-get install python3.11-venv" \
+			>&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(PIP_INSTALL) -c requirements.lock "$$(grep '^torch==' requirements.lock)"
+	$(PIP_INSTALL) --no-deps -r requirements.lock
+	@cp requirements.lock $(INSTALLED)
+
+.PHONY: demo
+demo: setup ## run config/demo.yaml: tiny models, simulated pairs, minutes on two cores
+	$(SNAKEMAKE) all --configfile config/demo.yaml --profile profiles/default $(LOCAL) \
+		$(ARGS)
+	@$(VENV)/bin/python tools/show_scores.py
+
+.PHONY: run
+run: setup ## run TARGET with CONFIG (config/config.yaml if not given) through PROFILE
+	$(SNAKEMAKE) $(WHAT) $(WHERE) $(ARGS)
+
+.PHONY: plan
+plan: setup ## show the jobs that `make run` would run, and why
+	$(SNAKEMAKE) $(WHAT) $(WHERE) --dry-run $(ARGS)
+
+.PHONY: report
+report: setup ## bring results/report up to date and print its score table
+	$(SNAKEMAKE) report $(if $(CONFIG),--configfile $(CONFIG)) $(WHERE) $(ARGS)
+	@$(VENV)/bin/python tools/show_scores.py
+
+.PHONY: dag
+dag: setup ## draw the rule graph of config/demo.yaml, or of CONFIG, to docs/rulegraph.svg
+	$(SNAKEMAKE) $(TARGET) --configfile $(or $(CONFIG),config/demo.yaml) \
+		--rulegraph dot --quiet \
+		| $(VENV)/bin/python tools/draw_rulegraph.py docs/rulegraph.svg
+
+.PHONY: unlock
+unlock: setup ## release the lock that a killed run left behind
+	$(SNAKEMAKE) $(WHAT) --unlock
+
+.PHONY: test
+test: setup ## run the whole test suite
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n $(TEST_WORKERS) --dist loadfile \
+		$(ARGS)
+
+.PHONY: lint
+lint: setup ## check style: ruff, snakefmt, snakemake --lint
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/snakefmt --check workflow
+	$(SNAKEMAKE) --lint --configfile config/demo.yaml
+
+.PHONY: clean
+clean: ## remove caches; results and .venv stay
+	rm -rf .pytest_cache .ruff_cache .hypothesis
+	find tests tools workflow -name __pycache__ -type d -prune -exec rm -rf {} +
+
+.PHONY: clean-results
+clean-results: ## remove everything that runs have made, checkpoints included
+	rm -rf results logs benchmarks scratch .snakemake

@@ -1,0 +1,32 @@
+"""One finished run of the reduced demo, shared by the tests of the workflow."""
+
+import fcntl
+import shutil
+from pathlib import Path
+
+import pytest
+from workflow import snakemake
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory) -> Path:
+    """A folder in which the reduced demo has run to its end; leave it as it is.
+
+    Test processes of one session share the run: the first one makes it.
+    """
+    folder = tmp_path_factory.getbasetemp().parent / "finished"
+    with open(folder.with_suffix(".lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (folder / "done").exists():
+            folder.mkdir(exist_ok=True)
+            result = snakemake(folder, "all")
+            (folder / "terminal.txt").write_text(result.stdout + result.stderr)
+            assert result.returncode == 0, (result.stdout + result.stderr)[-6000:]
+            (folder / "done").touch()
+    return folder
+
+
+@pytest.fixture
+def copied(finished, tmp_path) -> Path:
+    """The finished run in a folder that a test may change."""
+    return Path(shutil.copytree(finished, tmp_path / "run", symlinks=True))

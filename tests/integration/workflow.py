@@ -1,0 +1,63 @@
+"""Run the real workflow from tests: in a folder of its own, from any checkout."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+REDUCED = Path(__file__).with_name("reduced.yaml")
+SOURCES = ("workflow", "config", "profiles", "environment.yml")
+
+
+def snakemake(
+    directory: Path, *arguments: str, overlays: tuple[Path, ...] = (), root: Path = ROOT
+) -> subprocess.CompletedProcess:
+    """Run Snakemake on the reduced demo with its results in ``directory``."""
+    command = [
+        *(
+            sys.executable,
+            "-m",
+            "snakemake",
+            "--snakefile",
+            root / "workflow/Snakefile",
+        ),
+        *("--profile", root / "profiles/default", "--directory", directory),
+        *("--configfile", root / "config/demo.yaml", REDUCED, *overlays, "--"),
+    ]
+    flags = [each for each in arguments if each.startswith("-")]
+    targets = [each for each in arguments if not each.startswith("-")]
+    command[3:3] = flags
+    return subprocess.run(
+        [*map(str, command), *targets],
+        cwd=root, capture_output=True, text=True, check=False,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+
+
+def planned(directory: Path, *targets: str, **options) -> Counter:
+    """Rules that a dry run would execute, with the number of their jobs."""
+    result = snakemake(directory, "--dry-run", *targets, **options)
+    assert result.returncode == 0, result.stdout + result.stderr
+    text = result.stdout + result.stderr
+    if "Nothing to be done" in text:
+        return Counter()
+    table = text.split("Job stats:")[1].split("total")[0]
+    counts = re.findall(r"^(\w+) +(\d+)$", table, flags=re.MULTILINE)
+    return Counter({rule: int(count) for rule, count in counts})
+
+
+def checkout(folder: Path) -> Path:
+    """A copy of the sources that a test may edit."""
+    for name in SOURCES:
+        source = ROOT / name
+        if source.is_dir():
+            shutil.copytree(
+                source, folder / name, ignore=shutil.ignore_patterns("__pycache__")
+            )
+        else:
+            shutil.copy2(source, folder / name)
+    return folder

@@ -1,0 +1,145 @@
+"""Packed attention against one row at a time, and whole models against plain ones."""
+
+import numpy as np
+import pytest
+import torch
+from prefdistill.attention import PackedLayout, packed_attention
+from prefdistill.models import add_adapter, classify, load_classifier
+from prefdistill.packing import collate
+
+ARCHITECTURES = ("llama", "qwen2", "gemma2")
+LENGTHS = (5, 30, 11, 17, 29, 1, 30)
+LORA = {
+    "r": 4,
+    "alpha": 8,
+    "dropout": 0.0,
+    "targets": ["q_proj", "v_proj", "o_proj", "gate_proj", "down_proj"],
+    "lowest_layer": 0,
+}
+
+
+def plain_attention(query, key, value, scaling, softcap, window):
+    """Attention of one row, ``(heads, length, dim)``, as the definition says."""
+    n_repeats = query.shape[0] // key.shape[0]
+    key, value = (x.repeat_interleave(n_repeats, dim=0) for x in (key, value))
+    output = torch.zeros_like(query)
+    for head in range(query.shape[0]):
+        for i in range(query.shape[1]):
+            first = 0 if window is None else max(0, i - window + 1)
+            scores = key[head, first : i + 1] @ query[head, i] * scaling
+            if softcap is not None:
+                scores = softcap * torch.tanh(scores / softcap)
+            weights = scores.softmax(dim=0)
+            output[head, i] = weights @ value[head, first : i + 1]
+    return output.transpose(0, 1)
+
+
+@pytest.mark.parametrize("softcap", [None, 3.0])
+@pytest.mark.parametrize("window", [None, 4])
+def test_packed_equals_the_definition(softcap, window):
+    generator = torch.Generator().manual_seed(0)
+    n_tokens = sum(LENGTHS)
+    query = torch.randn(1, 4, n_tokens, 8, generator=generator)
+    key, value = torch.randn(2, 1, 2, n_tokens, 8, generator=generator)
+    layout = PackedLayout(np.array(LENGTHS), torch.device("cpu"))
+    output, _ = packed_attention(
+        None,
+        query,
+        key,
+        value,
+        None,
+        scaling=0.7,
+        softcap=softcap,
+        sliding_window=window,
+        packed=layout,
+    )
+    start = 0
+    for length in LENGTHS:
+        row = slice(start, start + length)
+        expected = plain_attention(
+            *(x[0, :, row] for x in (query, key, value)), 0.7, softcap, window
+        )
+        torch.testing.assert_close(output[0, row], expected, atol=1e-5, rtol=1e-5)
+        start += length
+
+
+def test_refuses_a_call_without_layout():
+    with pytest.raises(ValueError, match="packed="):
+        packed_attention(None, *[torch.zeros(1, 1, 1, 1)] * 3, None, scaling=1.0)
+
+
+@pytest.fixture(scope="module")
+def rows():
+    rng = np.random.default_rng(0)
+    return [rng.integers(4, 400, length) for length in LENGTHS]
+
+
+@pytest.fixture(params=[(a, p) for a in ARCHITECTURES for p in ("fp32", "nf4")])
+def judge(request, tiny_model_folder):
+    """A classifier whose adapter changes its logits, as B is not zero."""
+    architecture, precision = request.param
+    model = load_classifier(tiny_model_folder(architecture), precision)
+    model = add_adapter(model, LORA, seed=1)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "lora_B" in name:
+                weight.normal_(0, 0.05)
+    return model
+
+
+def test_packed_logits_and_gradients_equal_single_rows(judge, rows):
+    """Within 1e-5 of the largest logit, and 1e-4 of the largest gradient."""
+    judge.train()
+
+    def logits_and_gradients(batches):
+        judge.zero_grad()
+        logits = torch.cat([classify(judge, collate(batch)) for batch in batches])
+        weights = torch.linspace(-1, 1, logits.numel()).view_as(logits)
+        (logits * weights).sum().backward()
+        grads = {n: w.grad for n, w in judge.named_parameters() if w.grad is not None}
+        return logits.detach(), grads
+
+    packed, packed_grads = logits_and_gradients([rows])
+    single, single_grads = logits_and_gradients([[row] for row in rows])
+    torch.testing.assert_close(packed, single, atol=1e-5, rtol=1e-5)
+    assert packed_grads.keys() == single_grads.keys()
+    assert sum("lora_" in name for name in packed_grads) == 2 * 2 * len(LORA["targets"])
+    scale = max(grad.abs().max() for grad in single_grads.values())
+    for name, grad in packed_grads.items():
+        torch.testing.assert_close(grad, single_grads[name], atol=1e-4 * scale, rtol=0)
+        assert grad.abs().max() > 0
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_packed_equals_the_padded_model_of_transformers(
+    architecture, tiny_model_folder, rows
+):
+    from transformers import AutoModelForSequenceClassification
+
+    folder = tiny_model_folder(architecture)
+    model = load_classifier(folder, "fp32", head_seed=3)
+    plain = AutoModelForSequenceClassification.from_pretrained(
+        folder, num_labels=3, attn_implementation="eager", dtype=torch.float32
+    ).eval()
+    plain.score.load_state_dict(model.score.state_dict())
+    longest = max(map(len, rows))
+    padded = np.stack([np.pad(row, (0, longest - len(row))) for row in rows])
+    mask = np.stack([np.arange(longest) < len(row) for row in rows])
+    with torch.no_grad():
+        expected = plain(
+            input_ids=torch.from_numpy(padded), attention_mask=torch.from_numpy(mask)
+        ).logits
+        logits = classify(model, collate(rows))
+    torch.testing.assert_close(logits, expected, atol=1e-5, rtol=1e-5)
+    assert logits.std() > 0.01
+
+
+def test_the_last_token_is_the_one_scored(tiny_model_folder, rows):
+    """What comes after a row's last token, in the next row, changes nothing."""
+    model = load_classifier(tiny_model_folder("gemma2"), "fp32")
+    with torch.no_grad():
+        first = classify(model, collate([rows[1], rows[2]]))
+        other = classify(model, collate([rows[1], rows[3], rows[2]]))
+        cut = classify(model, collate([rows[1][:-1], rows[2]]))
+    torch.testing.assert_close(first, other[[0, 2]], atol=1e-5, rtol=1e-5)
+    assert (first[0] - cut[0]).abs().max() > 1e-3

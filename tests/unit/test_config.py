@@ -1,0 +1,147 @@
+"""The configuration: shipped files are valid, mistakes get one clear line."""
+
+import copy
+import runpy
+from pathlib import Path
+
+import pytest
+import yaml
+from prefdistill.config import validate_config
+from prefdistill.job import UserError
+
+ROOT = Path(__file__).resolve().parents[2]
+SCHEMA = yaml.safe_load((ROOT / "workflow/schemas/config.schema.yaml").read_text())
+DEMO = yaml.safe_load((ROOT / "config/demo.yaml").read_text())
+
+
+def load(name):
+    return yaml.safe_load((ROOT / "config" / f"{name}.yaml").read_text())
+
+
+@pytest.mark.parametrize("name", ["config", "plan", "small", "demo"])
+def test_shipped_configurations_are_valid(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = load(name)
+    for entries in config["data"].values():
+        for path in [entries] if isinstance(entries, str) else entries or []:
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
+            Path(path).touch()
+    assert validate_config(config, SCHEMA)["folds"]["n"] == 3
+
+
+def test_defaults_are_filled_at_every_depth():
+    filled = validate_config(DEMO, SCHEMA)
+    llama = filled["teachers"]["llama"]
+    assert llama["lora"]["targets"][0] == "q_proj"
+    assert llama["training"]["schedule"] == "cosine"
+    assert llama["post_pretrain"]["objective"] == "classification"
+    assert filled["check"]["pairs"][0]["prompt"]
+    assert filled["base_models"]["tiny_llama"]["pretrain_steps"] > 0
+
+
+def test_the_given_configuration_is_left_alone():
+    given = copy.deepcopy(DEMO)
+    validate_config(given, SCHEMA)
+    assert given == DEMO
+
+
+def test_empty_sources_may_be_null():
+    config = copy.deepcopy(DEMO)
+    config["data"].update(extra=None, ultra=None, test=[])
+    data = validate_config(config, SCHEMA)["data"]
+    assert (data["extra"], data["ultra"], data["test"]) == ([], [], None)
+
+
+def test_a_bare_off_of_yaml_is_understood():
+    config = copy.deepcopy(DEMO)
+    config["distillation"]["teacher_gate"] = yaml.safe_load("off")
+    assert validate_config(config, SCHEMA)["distillation"]["teacher_gate"] == "off"
+
+
+WRONG = {
+    "unknown section": (["fold"], 3, "unknown key 'fold' at the top level; did you mean 'folds'"),
+    "unknown key": (["student", "precison"], "nf4", "did you mean 'precision'"),
+    "unknown training key": (["student", "training", "learnrate"], 1, "at student.training"),
+    "too few folds": (["folds", "n"], 1, "folds.n: 1 is not allowed; it must be at least 2"),
+    "fractional folds": (["folds", "n"], 2.5, "of type integer"),
+    "negative rate": (["student", "training", "learning_rate"], -1, "greater than 0"),
+    "rate as text": (["student", "training", "learning_rate"], "1e-4", "of type number"),
+    "unknown precision": (["student", "precision"], "int3", "one of auto, bf16"),
+    "three bits": (["quantisation", "bits"], [3], "one of 8, 4"),
+    "no bits": (["quantisation", "bits"], [], "a list of at least 1"),
+    "bits twice": (["quantisation", "bits"], [4, 4], "without repetition"),
+    "train as text": (["data", "train"], "train.csv", "of type array"),
+    "no train": (["data", "train"], [], "a list of at least 1"),
+    "missing file": (["data", "train"], ["nowhere.csv"], "data.train: the file 'nowhere.csv' does not exist"),
+    "missing test file": (["data", "test"], "nowhere.csv", "data.test"),
+    "hub key": (["data", "extra"], [{"hub": "a/b", "splt": "x"}], "did you mean 'split'"),
+    "teacher named student": (["teachers", "student"], {"base": "tiny_llama"}, "reserved"),
+    "teacher name with slash": (["teachers", "a/b"], {"base": "tiny_llama"}, "a name that matches"),
+    "teacher without base": (["teachers", "llama"], {}, "the key 'base' is missing"),
+    "unknown base": (["student", "base"], "nope", "student.base: 'nope' is not in base_models"),
+    "no teachers": (["teachers"], {}, "at least 1 entry"),
+    "hub without repo": (["base_models", "x"], {"source": "hub"}, "needs the key 'repo'"),
+    "path without model": (["base_models", "x"], {"source": "path", "path": "no"}, "has no config.json"),
+    "odd heads": (["base_models", "tiny_gemma2", "n_heads"], 3, "multiple of twice n_heads"),
+    "unknown target": (["student", "lora", "targets"], ["lm_head"], "one of q_proj"),
+    "dropout of one": (["student", "lora", "dropout"], 1, "less than 1"),
+    "no loss": (["distillation", "weights"], {"ce": 0, "kl": 0, "cosine": 0}, "are all 0"),
+    "negative loss": (["distillation", "weights", "kl"], -1, "at least 0"),
+    "zero temperature": (["distillation", "temperature"], 0, "greater than 0"),
+    "gate": (["distillation", "teacher_gate"], "maybe", "one of refuse, warn, off"),
+    "calibration": (["calibration", "method"], "platt", "one of vector"),
+    "final without bits": (["quantisation", "bits"], [8], "predict.model: 'gptq4' needs 4 in"),
+    "group size": (["quantisation", "group_size"], 128, "does not divide the student's"),
+    "group size of 48": (["quantisation", "group_size"], 48, "one of 16, 32"),
+    "weights for folds": (["ensemble", "fold_weights"], [1, 1], "one weight for each of"),
+    "weights of zero": (["ensemble", "fold_weights"], [0, 0, 0], "not all 0"),
+    "negative weights": (["ensemble", "fold_weights"], [1, 1, -1], "at least 0"),
+    "fold beyond": (["predict", "folds"], [3], "a fold beyond 2"),
+    "view": (["predict", "views"], ["AC"], "one of AB, BA"),
+    "select too large": (["folds"], {"select_fraction": 0.4, "test_fraction": 0.4}, "their sum <= 0.6"),
+    "template field": (["text", "template"], "{prompt} {response_b} {response_a}:", "in this order"),
+    "template brace": (["text", "template"], "{prompt", "unbalanced braces"),
+    "template cue": (["text", "template"], "{prompt} {response_a} {response_b}", "a short cue"),
+    "turn": (["text", "turn"], "next", "{n} once"),
+    "empty rows": (["teachers", "llama", "inference"], {"rows": [5, 5]}, "start < end"),
+    "max length": (["text", "max_length"], 8, "at least 32"),
+    "check pair": (["check"], {"pairs": [{"prompt": "x"}]}, "'response_a' is missing"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_mistake_is_one_line_that_names_the_key(name):
+    path, value, message = WRONG[name]
+    config = copy.deepcopy(DEMO)
+    place = config
+    for key in path[:-1]:
+        place = place.setdefault(key, {})
+    place[path[-1]] = value
+    with pytest.raises(UserError) as caught:
+        validate_config(config, SCHEMA)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_reference_is_generated_from_the_schema():
+    render = runpy.run_path(str(ROOT / "docs/write_config_reference.py"))["render"]
+    assert (ROOT / "config/README.md").read_text(encoding="utf-8") == render()
+
+
+def test_every_key_has_a_description():
+    rows = runpy.run_path(str(ROOT / "docs/write_config_reference.py"))["rows"]
+    nameless = [
+        key
+        for key, kind, _, text in rows(SCHEMA, SCHEMA)
+        if not text and not key.endswith("<name>")
+    ]
+    assert not nameless
+
+
+def test_null_in_an_overlay_takes_a_key_away():
+    config = copy.deepcopy(DEMO)
+    config["teachers"]["qwen"] = None
+    config["calibration"] = {"method": None}
+    filled = validate_config(config, SCHEMA)
+    assert list(filled["teachers"]) == ["llama"]
+    assert filled["calibration"]["method"] == "vector"

@@ -1,0 +1,237 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+from prefdistill.job import UserError
+from prefdistill.memory import count_parameters, estimate_memory
+from prefdistill.models import (
+    adapter_tensors,
+    add_adapter,
+    base_folder,
+    classify,
+    is_gptq,
+    load_adapter,
+    load_classifier,
+    load_language_model,
+    load_merged,
+    resolve_precision,
+    save_adapter,
+    seeded_head,
+    unused_packages,
+)
+from prefdistill.packing import collate
+from safetensors.torch import load_file, save_file
+
+LORA = {
+    "r": 4,
+    "alpha": 8,
+    "dropout": 0.1,
+    "targets": ["q_proj", "down_proj"],
+    "lowest_layer": 0,
+}
+BATCH = collate([np.arange(4, 20), np.arange(30, 33)])
+
+
+def scores(model):
+    with torch.no_grad():
+        return classify(model.eval(), BATCH)
+
+
+@pytest.fixture
+def adapted(tiny_model_folder):
+    """A Gemma-2 judge with an adapter whose B is not zero."""
+    model = load_classifier(tiny_model_folder("gemma2"), "fp32", head_seed=5)
+    model = add_adapter(model, LORA, seed=2)
+    for name, weight in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(weight, std=0.05)
+    return model
+
+
+def test_base_folder(tmp_path):
+    manifest = tmp_path / "manifest.json"
+    manifest.write_text(json.dumps({"path": "."}))
+    assert base_folder(manifest) == tmp_path
+    manifest.write_text(json.dumps({"path": "/models/gemma"}))
+    assert str(base_folder(manifest)) == "/models/gemma"
+    assert base_folder(tmp_path / "model.safetensors") == tmp_path
+
+
+def test_the_head_is_seeded_and_the_rest_frozen(tiny_model_folder):
+    folder = tiny_model_folder("llama")
+    model = load_classifier(folder, "fp32", head_seed=5)
+    assert torch.equal(model.score.weight, seeded_head(32, 5))
+    assert not torch.equal(model.score.weight, seeded_head(32, 6))
+    assert not any(weight.requires_grad for weight in model.parameters())
+    assert model.config.id2label == {0: "first", 1: "second", 2: "tie"}
+
+
+def test_a_saved_head_is_kept(tiny_model_folder, tmp_path):
+    model = load_classifier(tiny_model_folder("qwen2"), "fp32", head_seed=5)
+    model.save_pretrained(tmp_path)
+    again = load_classifier(tmp_path, "fp32", head_seed=6)
+    assert torch.equal(scores(model), scores(again))
+
+
+def test_missing_weights_are_an_error(tiny_model_folder, tmp_path):
+    folder = tiny_model_folder("llama")
+    weights = load_file(folder / "model.safetensors")
+    del weights["model.layers.1.mlp.down_proj.weight"]
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    (tmp_path / "config.json").write_text((folder / "config.json").read_text())
+    with pytest.raises(UserError, match=r"1 weights missing: model\.layers\.1\.mlp"):
+        load_classifier(tmp_path, "fp32")
+
+
+def test_nf4_quantises_all_but_the_head(tiny_model_folder):
+    model = load_classifier(tiny_model_folder("llama"), "nf4")
+    kinds = {n: type(m).__name__ for n, m in model.named_modules() if "proj" in n}
+    assert set(kinds.values()) == {"Linear4bit"}
+    assert model.score.weight.dtype == torch.float32
+
+
+def test_only_the_adapter_and_the_head_train(adapted):
+    names = [n for n, w in adapted.named_parameters() if w.requires_grad]
+    assert len(names) == 2 * 2 * 2 + 1
+    assert all("lora_" in name or "score.modules_to_save" in name for name in names)
+
+
+def test_lowest_layer_and_targets(tiny_model_folder):
+    model = load_classifier(tiny_model_folder("llama"), "fp32")
+    model = add_adapter(model, LORA | {"lowest_layer": 1}, seed=0)
+    names = [name for name in adapter_tensors(model) if "lora_" in name]
+    assert len(names) == 4
+    assert all("layers.1." in name for name in names)
+    bare = load_classifier(tiny_model_folder("llama"), "fp32")
+    with pytest.raises(UserError, match=r"lora\.lowest_layer: 2"):
+        add_adapter(bare, LORA | {"lowest_layer": 2}, seed=0)
+
+
+def test_the_adapter_is_seeded_and_leaves_the_generator_alone(tiny_model_folder):
+    def fresh(seed):
+        model = load_classifier(tiny_model_folder("llama"), "fp32")
+        return adapter_tensors(add_adapter(model, LORA, seed=seed))
+
+    torch.manual_seed(0)
+    before = torch.random.get_rng_state()
+    one, same, other = fresh(1), fresh(1), fresh(2)
+    assert all(torch.equal(one[name], same[name]) for name in one)
+    assert not all(torch.equal(one[name], other[name]) for name in one)
+    model = load_classifier(tiny_model_folder("llama"), "fp32")
+    torch.random.set_rng_state(before)
+    add_adapter(model, LORA, seed=1)
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_an_adapter_survives_saving(adapted, tiny_model_folder, tmp_path):
+    save_adapter(adapted, tmp_path)
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert config["r"] == 4
+    assert config["lora_alpha"] == 8
+    assert config["modules_to_save"] == ["score"]
+    assert config["layers_to_transform"] == [0, 1]
+    fresh = load_classifier(tiny_model_folder("gemma2"), "fp32", head_seed=99)
+    loaded = load_adapter(fresh, tmp_path, trainable=True)
+    assert torch.equal(scores(loaded), scores(adapted))
+    assert sum(w.requires_grad for w in loaded.parameters()) == 9
+    frozen = load_classifier(tiny_model_folder("gemma2"), "fp32")
+    frozen = load_adapter(frozen, tmp_path, trainable=False)
+    assert not any(w.requires_grad for w in frozen.parameters())
+
+
+def test_plain_peft_reads_the_adapter(adapted, tiny_model_folder, tmp_path):
+    from peft import PeftModel
+    from transformers import AutoModelForSequenceClassification
+
+    save_adapter(adapted, tmp_path)
+    plain = AutoModelForSequenceClassification.from_pretrained(
+        tiny_model_folder("gemma2"), num_labels=3, attn_implementation="eager"
+    )
+    plain = PeftModel.from_pretrained(plain, tmp_path).eval()
+    with torch.no_grad():
+        logits = plain(input_ids=torch.from_numpy(BATCH.input_ids[:, :16])).logits
+    torch.testing.assert_close(logits[0], scores(adapted)[0], atol=1e-5, rtol=1e-5)
+
+
+def test_an_adapter_of_another_model_is_refused(adapted, tiny_model_folder, tmp_path):
+    save_adapter(adapted, tmp_path)
+    tensors = load_file(tmp_path / "adapter_model.safetensors")
+    tensors.pop(min(tensors))
+    save_file(tensors, tmp_path / "adapter_model.safetensors")
+    model = load_classifier(tiny_model_folder("gemma2"), "fp32")
+    with pytest.raises(UserError, match="does not fit this base model"):
+        load_adapter(model, tmp_path, trainable=False)
+    (tmp_path / "adapter_model.safetensors").write_bytes(b"half")
+    with pytest.raises(UserError, match="not a whole safetensors file"):
+        load_adapter(model, tmp_path, trainable=False)
+
+
+def test_merged_weights_score_the_same(adapted, tiny_model_folder, tmp_path):
+    save_adapter(adapted, tmp_path)
+    merged = load_merged(tiny_model_folder("gemma2"), tmp_path, "nf4")
+    assert not any("lora" in name for name, _ in merged.named_parameters())
+    torch.testing.assert_close(scores(merged), scores(adapted), atol=1e-5, rtol=1e-4)
+
+
+def test_a_language_model_adapter_fits_the_classifier(tiny_model_folder, tmp_path):
+    model = load_language_model(tiny_model_folder("gemma2"), "fp32")
+    model = add_adapter(model, LORA, seed=2)
+    assert not any("score" in name for name in adapter_tensors(model))
+    save_adapter(model, tmp_path, head=seeded_head(32, 5))
+    judge = load_classifier(tiny_model_folder("gemma2"), "fp32")
+    judge = load_adapter(judge, tmp_path, trainable=True)
+    fresh = load_classifier(tiny_model_folder("gemma2"), "fp32", head_seed=5)
+    fresh = add_adapter(fresh, LORA, seed=2)
+    assert torch.equal(scores(judge), scores(fresh))
+    one, two = adapter_tensors(judge), adapter_tensors(fresh)
+    assert one.keys() == two.keys()
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_the_cpu_computes_in_float32():
+    for precision in ("auto", "bf16", "fp16", "fp32"):
+        dtype, nf4 = resolve_precision(precision, torch.device("cpu"))
+        assert dtype == torch.float32
+        assert not nf4
+    assert resolve_precision("nf4", torch.device("cpu")) == (torch.float32, True)
+
+
+def test_what_a_job_may_hide(tiny_model_folder, tmp_path):
+    folder = tiny_model_folder("llama")
+    assert not is_gptq(folder)
+    assert "bitsandbytes" in unused_packages("fp32", folder)
+    assert "bitsandbytes" not in unused_packages("nf4")
+    config = {"quantization_config": {"quant_method": "gptq"}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert is_gptq(tmp_path)
+    assert "gptqmodel" not in unused_packages("auto", tmp_path)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "nf4"])
+def test_parameter_counts(tiny_model_folder, precision):
+    model = load_classifier(tiny_model_folder("llama"), precision)
+    model = add_adapter(model, LORA, seed=0)
+    counts = count_parameters(model)
+    assert counts == {
+        "embedding": 400 * 32,
+        "linear": 2 * (2 * 32 * 32 + 2 * 32 * 16 + 3 * 32 * 48),
+        "other": 5 * 32,
+        "head": 3 * 32,
+        "lora": 2 * 4 * (32 + 32 + 48 + 32),
+    }
+
+
+def test_the_memory_estimate_matches_a_measured_run():
+    """Gemma-2-9B, bf16, r 64 on all layers, packed 6144: 58.4 GiB on an H100."""
+    from transformers import Gemma2Config
+
+    config = Gemma2Config(
+        hidden_size=3584, intermediate_size=14336, num_hidden_layers=42
+    )
+    counts = {"embedding": 917e6, "linear": 8.32e9, "other": 6e5, "head": 1e4}
+    counts["lora"] = 216e6
+    full = estimate_memory(config, counts, "bf16", 6144, recompute=False)
+    assert full == pytest.approx(58.4, rel=0.1)
+    less = estimate_memory(config, counts, "nf4", 6144, recompute=True)
+    assert less < full / 2

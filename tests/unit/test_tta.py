@@ -1,0 +1,89 @@
+import numpy as np
+import pytest
+from scipy.special import softmax
+
+from prefdistill.io import Logits
+from prefdistill.job import UserError
+from prefdistill.tta import (
+    as_answers,
+    average_logits,
+    read_predictions,
+    swap_classes,
+    symmetrise,
+    write_predictions,
+)
+
+VIEWS = ["AB", "BA"]
+
+
+def scores(n=6, seed=0, split="test"):
+    rng = np.random.default_rng(seed)
+    ids = np.array([f"train:{i}" for i in range(n)])
+    split = np.array([split] * n)
+    return Logits(ids, split, rng.normal(size=(n, 2, 3)).astype(np.float32), {})
+
+
+def test_swap_is_its_own_inverse_and_keeps_the_tie():
+    values = np.arange(6.0).reshape(2, 3)
+    assert swap_classes(values)[0].tolist() == [1, 0, 2]
+    assert (swap_classes(swap_classes(values)) == values).all()
+
+
+def test_symmetrise_by_hand():
+    logits = scores(1).logits
+    first, second = softmax(logits[0].astype(float), axis=1)
+    expected = (first + second[[1, 0, 2]]) / 2
+    assert symmetrise(logits, VIEWS)[0] == pytest.approx(expected)
+    assert symmetrise(logits[:, [1]], ["BA"])[0] == pytest.approx(second[[1, 0, 2]])
+
+
+def test_symmetrise_does_not_depend_on_the_order_of_the_pair():
+    logits = scores().logits
+    exchanged = logits[:, ::-1]  # the same pairs with A and B exchanged
+    assert symmetrise(exchanged, VIEWS) == pytest.approx(
+        swap_classes(symmetrise(logits, VIEWS))
+    )
+
+
+def test_as_answers_turns_only_the_swapped_view():
+    logits = scores().logits
+    turned = as_answers(logits, VIEWS)
+    assert (turned[:, 0] == logits[:, 0]).all()
+    assert (turned[:, 1] == logits[:, 1][:, [1, 0, 2]]).all()
+
+
+def test_views_are_joined_by_id(tmp_path):
+    whole = scores()
+    paths = [tmp_path / "AB.parquet", tmp_path / "BA.parquet"]
+    write_predictions(paths, whole)
+    shuffled = whole.select(np.array([3, 1, 5, 0, 2, 4]))
+    write_predictions([tmp_path / "other.parquet", paths[1]], shuffled)
+    joined = read_predictions(paths, VIEWS)
+    assert joined.ids.tolist() == whole.ids.tolist()
+    assert (joined.logits == whole.logits).all()
+
+
+@pytest.mark.parametrize("short", [0, 1])
+def test_a_missing_row_is_named(tmp_path, short):
+    paths = [tmp_path / "AB.parquet", tmp_path / "BA.parquet"]
+    whole = scores()
+    write_predictions(paths, whole)
+    part = [tmp_path / "x.parquet", tmp_path / "y.parquet"]
+    part[short] = paths[short]
+    write_predictions(part, whole.select(np.arange(5)))
+    name = paths[short].name
+    with pytest.raises(UserError, match=rf"{name}: lacks row id train:5"):
+        read_predictions(paths, VIEWS)
+
+
+def test_average_logits_joins_by_id_and_leaves_dev_out():
+    first, second = scores(seed=1), scores(seed=2)
+    first.split[0] = second.split[1] = "dev"
+    with pytest.raises(UserError, match="train:"):
+        average_logits([first, second], [1, 1])
+    second.split[1] = "test"
+    own = scores(seed=2).select(np.array([4, 2, 3, 1, 5]))
+    mean = average_logits([first, own], [1, 3])
+    assert mean.ids.tolist() == [f"train:{i}" for i in range(1, 6)]
+    expected = (first.logits[1:] + 3 * second.logits[1:]) / 4
+    assert mean.logits == pytest.approx(expected, abs=1e-6)

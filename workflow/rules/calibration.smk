@@ -1,0 +1,72 @@
+"""Calibration of the teachers on their dev rows, of the judges on select."""
+
+
+rule calibrate_logits:
+    """Fit a teacher's vector scaling on dev rows and apply it to all of its logits."""
+    input:
+        logits="<results>/teacher/{teacher}/fold{fold}/logits.npz",
+        fold="<results>/folds/fold{fold}.parquet",
+    output:
+        calibrated="<results>/teacher/{teacher}/fold{fold}/calibrated.npz",
+        calibration="<results>/teacher/{teacher}/fold{fold}/calibration.json",
+    log:
+        "<logs>/calibrate_logits/{teacher}.fold{fold}.log",
+    benchmark:
+        "<benchmarks>/calibrate_logits/{teacher}.fold{fold}.tsv"
+    conda:
+        "../../environment.yml"
+    threads: 1
+    params:
+        calibration=config["calibration"],
+        code=code_digest("calibrate_logits.py"),
+    script:
+        "../scripts/calibrate_logits.py"
+
+
+rule calibrate_judge:
+    """Fit the merged model's own tied vector scaling on select."""
+    input:
+        predictions=expand("<results>/predictions/merged/{view}.parquet", view=VIEWS),
+        fold="<results>/folds/fold0.parquet",
+    output:
+        calibration="<results>/merged/calibration.json",
+    log:
+        "<logs>/calibrate_judge/merged.log",
+    benchmark:
+        "<benchmarks>/calibrate_judge/merged.tsv"
+    conda:
+        "../../environment.yml"
+    threads: 1
+    params:
+        views=VIEWS,
+        code=code_digest("calibrate_judge.py"),
+    script:
+        "../scripts/calibrate_judge.py"
+
+
+use rule calibrate_judge as calibrate_quantised_judge with:
+    input:
+        predictions=expand(
+            "<results>/predictions/gptq{{bits}}/{view}.parquet", view=VIEWS
+        ),
+        fold="<results>/folds/fold0.parquet",
+    output:
+        calibration="<results>/gptq/{bits}bit/calibration.json",
+    log:
+        "<logs>/calibrate_judge/gptq{bits}.log",
+    benchmark:
+        "<benchmarks>/calibrate_judge/gptq{bits}.tsv"
+
+
+use rule calibrate_judge as calibrate_adapters with:
+    input:
+        predictions=expand("<results>/predictions/{{model}}/{view}.parquet", view=VIEWS),
+        fold="<results>/folds/fold0.parquet",
+    output:
+        calibration="<results>/predictions/{model}/calibration.json",
+    log:
+        "<logs>/calibrate_judge/{model}.log",
+    benchmark:
+        "<benchmarks>/calibrate_judge/{model}.tsv"
+    wildcard_constraints:
+        model=ADAPTER_MODELS,

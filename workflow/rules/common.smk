@@ -1,0 +1,231 @@
+"""Validation, wildcard domains and input functions; no rules."""
+
+import re
+import sys
+
+import yaml
+
+sys.path.insert(0, str(Path(workflow.basedir) / "scripts"))
+
+from prefdistill.config import SIMULATED_FOLDER, validate_config
+from prefdistill.job import UserError
+from prefdistill.provenance import code_digest
+
+with open(Path(workflow.basedir) / "schemas/config.schema.yaml") as handle:
+    schema = yaml.safe_load(handle)
+try:
+    validated = validate_config(config, schema)
+except UserError as error:
+    sys.exit(f"error: {error}")
+config.clear()
+config.update(validated)
+
+# --- domains -----------------------------------------------------------------------
+
+TEACHERS = list(config["teachers"])
+MODELS = [*TEACHERS, "student"]
+FOLDS = list(range(config["folds"]["n"]))
+BITS = config["quantisation"]["bits"]
+VIEWS = config["predict"]["views"]
+JUDGES = ["merged", *[f"gptq{bits}" for bits in BITS]]
+FINAL = config["predict"]["model"]
+if FINAL == "adapters":
+    FINAL = f"adapters_{config['predict']['base']}"
+CHOSEN_FOLDS = config["predict"]["folds"]
+if isinstance(CHOSEN_FOLDS, str):
+    CHOSEN_FOLDS = FOLDS
+DATA_FILES = [
+    entry
+    for entries in (
+        config["data"]["train"],
+        config["data"]["extra"],
+        config["data"]["ultra"],
+        [config["data"]["test"]] if config["data"]["test"] else [],
+    )
+    for entry in entries
+    if isinstance(entry, str)
+]
+SUBMISSION = ["results/submission.csv"] if config["data"]["test"] else []
+
+ADAPTER_BASES = "bf16|nf4|gptq4"
+SCORED_MODELS = rf"merged|gptq\d+|fold\d+_(?:{ADAPTER_BASES})"
+ADAPTER_MODELS = rf"(?:adapters|fold\d+)_(?:{ADAPTER_BASES})"
+
+
+wildcard_constraints:
+    teacher="|".join(TEACHERS),
+    model="[A-Za-z0-9_]+",
+    fold=r"\d+",
+    bits="8|4",
+    seed=r"\d+",
+
+
+def base_names(source):
+    """A regular expression of the base models of one source, for {base}."""
+    names = [n for n, base in config["base_models"].items() if base["source"] == source]
+    return "|".join(map(re.escape, names)) or "$^"
+
+
+# --- what a model is made of, and how it is trained --------------------------------
+
+# These say how a job runs, not what comes out: a change reruns nothing.
+RUN_TIME_KEYS = {"token_budget", "recompute", "checkpoint_steps", "progress_batches"}
+
+
+def model_config(wildcards):
+    """The configuration of the teacher or student that a job is about."""
+    name = wildcards.get("teacher", wildcards.get("model", "student"))
+    return config["student"] if name == "student" else config["teachers"][name]
+
+
+def base_manifest(wildcards):
+    """The manifest of the base model that a job starts from."""
+    return f"results/base/{model_config(wildcards)['base']}/manifest.json"
+
+
+def result_settings(section):
+    """An input function for the settings of one section that change the result."""
+
+    def settings(wildcards):
+        values = model_config(wildcards)[section]
+        return {key: values[key] for key in values.keys() - RUN_TIME_KEYS}
+
+    return settings
+
+
+def model_precision(wildcards):
+    """How the frozen base of a model is stored."""
+    return model_config(wildcards)["precision"]
+
+
+def model_lora(wildcards):
+    """The adapter's shape."""
+    return model_config(wildcards)["lora"]
+
+
+def model_gpus(wildcards):
+    """The GPUs that a job of a model asks for."""
+    return model_config(wildcards)["gpus"]
+
+
+def quantisation_settings(wildcards):
+    """The quantisation section without the list of widths: each job has its own."""
+    return {k: v for k, v in config["quantisation"].items() if k != "bits"}
+
+
+# --- what the student learns from ---------------------------------------------------
+
+
+def distillation_folds(wildcards):
+    """The folds whose teachers' logits a student needs."""
+    in_fold = config["distillation"]["labels"] == "in_fold"
+    return [wildcards.fold] if in_fold else FOLDS
+
+
+def student_logits(wildcards):
+    """The teachers' logits, teacher by teacher."""
+    return expand(
+        "results/teacher/{teacher}/fold{fold}/{kind}.npz",
+        teacher=TEACHERS,
+        fold=distillation_folds(wildcards),
+        kind=(
+            "calibrated"
+            if config["distillation"]["logits"] == "calibrated"
+            else "logits"
+        ),
+    )
+
+
+def student_gates(wildcards):
+    """The teachers' information gains, teacher by teacher, unless no gate is asked for."""
+    if config["distillation"]["teacher_gate"] == "off":
+        return []
+    return expand(
+        "results/teacher/{teacher}/fold{fold}/calibration.json",
+        teacher=TEACHERS,
+        fold=distillation_folds(wildcards),
+    )
+
+
+# --- what is predicted, with which weights ------------------------------------------
+
+
+def calibration_of(model):
+    """The path of a judge's own calibration."""
+    if model == "merged":
+        return "results/merged/calibration.json"
+    if model.startswith("gptq"):
+        return f"results/gptq/{model.removeprefix('gptq')}bit/calibration.json"
+    return f"results/predictions/{model}/calibration.json"
+
+
+def judge_calibration(wildcards):
+    """The calibration of the judge that a job symmetrises."""
+    return calibration_of(wildcards.model)
+
+
+def prediction_tables(wildcards):
+    """The pairs that a model scores: a fold model its own fold's, others fold 0's."""
+    prefix = wildcards.model.partition("_")[0]
+    fold = prefix if prefix.startswith("fold") else "fold0"
+    return [f"results/folds/{fold}.parquet", "results/folds/unlabelled.parquet"]
+
+
+def prediction_weights(wildcards):
+    """The weights of a scored model: a whole model's, or a fold student's adapter."""
+    model = wildcards.model
+    if model == "merged":
+        return "results/merged/model.safetensors"
+    if model.startswith("gptq"):
+        return f"results/gptq/{model.removeprefix('gptq')}bit/model.safetensors"
+    return f"results/student/{model.partition('_')[0]}/adapter_model.safetensors"
+
+
+def prediction_base(wildcards):
+    """The base under a fold student's adapter; none under a whole model."""
+    model = wildcards.model
+    if not model.startswith("fold"):
+        return []
+    if model.endswith("_gptq4"):
+        return "results/gptq_base/4bit/model.safetensors"
+    return base_manifest({})
+
+
+def prediction_splits(wildcards):
+    """The splits that a model scores; only a fold model has dev rows of its own."""
+    own = ["dev"] if wildcards.model.startswith("fold") else []
+    return [*own, "select", "test", "unlabelled"]
+
+
+def prediction_precision(wildcards):
+    """How a model's base is loaded: NF4 if named so, else as the device likes it."""
+    return "nf4" if wildcards.model.endswith("_nf4") else "auto"
+
+
+def best_fold_table(wildcards):
+    """The rows of select, where the best fold is to be chosen on them."""
+    return (
+        ["results/folds/fold0.parquet"] if config["predict"]["folds"] == "best" else []
+    )
+
+
+# --- what the report compares -------------------------------------------------------
+
+
+def simulator_truth(wildcards):
+    """The judge's true probabilities, while the data are the simulator's."""
+    simulated = all(
+        str(path).startswith(SIMULATED_FOLDER) for path in config["data"]["train"]
+    )
+    return ["results/simulated/truth.parquet"] if simulated else []
+
+
+def labels_only_predictions(wildcards):
+    """Predictions of the students trained on labels alone, if they are asked for."""
+    if not config["evaluation"]["labels_only"]:
+        return []
+    return expand(
+        "results/ablation/labels_only/seed0/fold{fold}/{view}.parquet",
+        fold=FOLDS,
+        view=VIEWS,
+    )

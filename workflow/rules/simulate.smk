@@ -1,0 +1,23 @@
+"""The embedded default's data: pairs simulated by a judge that is known exactly."""
+
+
+rule simulate_pairs:
+    """Simulate answer pairs, dirty rows included, and the judge's probabilities."""
+    output:
+        train="<results>/simulated/train.csv",
+        extra="<results>/simulated/extra.csv",
+        ultra="<results>/simulated/ultra.csv",
+        test="<results>/simulated/test.csv",
+        truth="<results>/simulated/truth.parquet",
+    log:
+        "<logs>/simulate_pairs/simulate_pairs.log",
+    benchmark:
+        "<benchmarks>/simulate_pairs/simulate_pairs.tsv"
+    conda:
+        "../../environment.yml"
+    threads: 1
+    params:
+        settings=config["simulation"],
+        code=code_digest("simulate_pairs.py"),
+    script:
+        "../scripts/simulate_pairs.py"

@@ -1,0 +1,37 @@
+"""The student: labels and all teachers distilled into one adapter on each fold.
+
+in:  <results>/folds/fold{fold}.parquet, <results>/post_pretrain/student/,
+     the teachers' logits and gates
+out: <results>/student/fold{fold}/
+"""
+
+
+rule distill_student:
+    """Distil on a fold's train side; resumes from its scratch folder."""
+    input:
+        pairs="<results>/folds/fold{fold}.parquet",
+        logits=student_logits,
+        gates=student_gates,
+        init="<results>/post_pretrain/student/adapter_model.safetensors",
+        config="<results>/post_pretrain/student/adapter_config.json",
+        base=base_manifest,
+    output:
+        adapter="<results>/student/fold{fold}/adapter_model.safetensors",
+        config="<results>/student/fold{fold}/adapter_config.json",
+        curve="<results>/student/fold{fold}/train.jsonl",
+    log:
+        "<logs>/distill_student/fold{fold}.log",
+    benchmark:
+        "<benchmarks>/distill_student/fold{fold}.tsv"
+    conda:
+        "../../environment.yml"
+    threads: 1
+    params:
+        teachers=TEACHERS,
+        precision=model_precision,
+        training=result_settings("training"),
+        distillation=config["distillation"],
+        text=config["text"],
+        code=code_digest("distill_student.py"),
+    script:
+        "../scripts/distill_student.py"

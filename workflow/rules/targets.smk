@@ -1,0 +1,90 @@
+"""What to ask for: everything, one stage, or everything of one fold."""
+
+
+rule all:
+    default_target: True
+    """The judge's weights, the report and the submission."""
+    input:
+        expand("<results>/gptq/{bits}bit/model.safetensors", bits=BITS),
+        "<results>/report/summary.md",
+        SUBMISSION,
+
+
+rule folds:
+    """The cleaned pairs, split."""
+    input:
+        expand("<results>/folds/fold{fold}.parquet", fold=FOLDS),
+
+
+rule teachers:
+    """Every teacher's adapter of every fold."""
+    input:
+        expand(
+            "<results>/teacher/{teacher}/fold{fold}/adapter_model.safetensors",
+            teacher=TEACHERS,
+            fold=FOLDS,
+        ),
+
+
+rule logits:
+    """Every teacher's logits, raw and calibrated."""
+    input:
+        expand(
+            "<results>/teacher/{teacher}/fold{fold}/calibrated.npz",
+            teacher=TEACHERS,
+            fold=FOLDS,
+        ),
+
+
+rule students:
+    """The distilled student of every fold."""
+    input:
+        expand("<results>/student/fold{fold}/adapter_model.safetensors", fold=FOLDS),
+
+
+rule merged:
+    """The folds' students in one 16-bit model, with its calibration."""
+    input:
+        "<results>/merged/model.safetensors",
+        "<results>/merged/calibration.json",
+
+
+rule gptq:
+    """The quantised judges, with their calibrations."""
+    input:
+        expand("<results>/gptq/{bits}bit/model.safetensors", bits=BITS),
+        expand("<results>/gptq/{bits}bit/calibration.json", bits=BITS),
+
+
+rule predictions:
+    """The symmetrised predictions of every judge, and the submission."""
+    input:
+        expand(
+            "<results>/predictions/{model}/symmetrised.parquet", model=[*JUDGES, FINAL]
+        ),
+        SUBMISSION,
+
+
+rule report:
+    """The scores of every stage, figures and a summary."""
+    input:
+        "<results>/report/summary.md",
+
+
+for k in FOLDS:
+
+    rule:
+        name:
+            f"fold_{k}"
+        input:
+            expand(
+                "<results>/teacher/{teacher}/fold{fold}/calibrated.npz",
+                teacher=TEACHERS,
+                fold=k,
+            ),
+            f"<results>/student/fold{k}/adapter_model.safetensors",
+            expand(
+                "<results>/predictions/fold{fold}_bf16/{view}.parquet",
+                fold=k,
+                view=VIEWS,
+            ),

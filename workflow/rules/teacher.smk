@@ -1,0 +1,88 @@
+"""Teachers: one shared adapter, fine-tuned on each fold, and its logits of all rows.
+
+in:  <results>/folds/*.parquet, <results>/base/{base}/manifest.json
+out: <results>/post_pretrain/{model}/, <results>/teacher/{teacher}/fold{fold}/
+
+A setting of how a job runs (token budget, recomputation, checkpoint and progress
+intervals) is read from the configuration by the script and is no parameter: a change
+of it reruns nothing. Checkpoints lie in the scratch folder.
+"""
+
+
+rule post_pretrain:
+    """Train the adapter that all folds of a model start from."""
+    input:
+        pairs="<results>/folds/post_pretrain.parquet",
+        base=base_manifest,
+    output:
+        adapter="<results>/post_pretrain/{model}/adapter_model.safetensors",
+        config="<results>/post_pretrain/{model}/adapter_config.json",
+        curve="<results>/post_pretrain/{model}/train.jsonl",
+    log:
+        "<logs>/post_pretrain/{model}.log",
+    benchmark:
+        "<benchmarks>/post_pretrain/{model}.tsv"
+    conda:
+        "../../environment.yml"
+    threads: 1
+    params:
+        precision=model_precision,
+        lora=model_lora,
+        settings=result_settings("post_pretrain"),
+        text=config["text"],
+        code=code_digest("post_pretrain.py"),
+    script:
+        "../scripts/post_pretrain.py"
+
+
+rule train_teacher:
+    """Fine-tune one adapter on a fold's train side; resumes from its scratch folder."""
+    input:
+        pairs="<results>/folds/fold{fold}.parquet",
+        init="<results>/post_pretrain/{teacher}/adapter_model.safetensors",
+        config="<results>/post_pretrain/{teacher}/adapter_config.json",
+        base=base_manifest,
+    output:
+        adapter="<results>/teacher/{teacher}/fold{fold}/adapter_model.safetensors",
+        config="<results>/teacher/{teacher}/fold{fold}/adapter_config.json",
+        curve="<results>/teacher/{teacher}/fold{fold}/train.jsonl",
+    log:
+        "<logs>/train_teacher/{teacher}.fold{fold}.log",
+    benchmark:
+        "<benchmarks>/train_teacher/{teacher}.fold{fold}.tsv"
+    conda:
+        "../../environment.yml"
+    threads: 1
+    params:
+        precision=model_precision,
+        training=result_settings("training"),
+        text=config["text"],
+        code=code_digest("train_teacher.py"),
+    script:
+        "../scripts/train_teacher.py"
+
+
+rule infer_logits:
+    """Score the rows of a fold, seen and unseen, in both orders."""
+    input:
+        pairs="<results>/folds/fold{fold}.parquet",
+        adapter="<results>/teacher/{teacher}/fold{fold}/adapter_model.safetensors",
+        config="<results>/teacher/{teacher}/fold{fold}/adapter_config.json",
+        base=base_manifest,
+    output:
+        logits="<results>/teacher/{teacher}/fold{fold}/logits.npz",
+    log:
+        "<logs>/infer_logits/{teacher}.fold{fold}.log",
+    benchmark:
+        "<benchmarks>/infer_logits/{teacher}.fold{fold}.tsv"
+    conda:
+        "../../environment.yml"
+    threads: 1
+    params:
+        precision=model_precision,
+        inference=result_settings("inference"),
+        text=config["text"],
+        seed=lookup("teachers/{teacher}/training/seed", within=config),
+        code=code_digest("infer_logits.py"),
+    script:
+        "../scripts/infer_logits.py"

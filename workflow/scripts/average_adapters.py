@@ -1,0 +1,84 @@
+"""Average the student's fold adapters into one adapter, exactly.
+
+``delta_mean`` (the default) concatenates ranks, so that the result is the weighted mean
+of the folds' weight changes. ``factor_mean`` averages A and B separately, as the
+BlackPearl solution did; its error against the exact mean is reported either way.
+"""
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from prefdistill.io import file_digest, read_json, write_json
+from prefdistill.job import UserError, run_job
+
+if TYPE_CHECKING:
+    from snakemake.iocontainers import snakemake
+
+logger = logging.getLogger(__name__)
+
+
+def main(
+    adapters: list[Path],
+    folds: list[int],
+    weights_path: Path,
+    method: str,
+    adapter_out: Path,
+    report: Path,
+) -> None:
+    """Read the adapters of the folds and their weights; write the average.
+
+    Args:
+        adapters: One adapter_model.safetensors per fold, its configuration beside it.
+        folds: Which fold each one is of.
+        weights_path: ``weights.json`` with ``folds`` and ``weights``.
+        method: ``delta_mean`` or ``factor_mean``.
+        adapter_out: The adapter's weights; its configuration is written beside them.
+        report: ``average.json``.
+    """
+    from prefdistill.adapters import (
+        delta_mean,
+        factor_mean,
+        read_adapter,
+        relative_errors,
+        write_adapter,
+    )
+
+    settings = read_json(weights_path)
+    weight_of = dict(zip(settings["folds"], settings["weights"], strict=True))
+    if set(weight_of) != set(folds):
+        raise UserError(f"{weights_path}: folds {settings['folds']}, expected {folds}")
+    weights = [float(weight_of[fold]) for fold in folds]
+    parts = [read_adapter(path.parent) for path in adapters]
+    exact = delta_mean(parts, weights)
+    same_rank = len({(part.rank, part.scaling) for part in parts}) == 1
+    factors = factor_mean(parts, weights) if same_rank else None
+    if method == "factor_mean" and factors is None:
+        raise UserError("ensemble.method factor_mean needs folds of one rank and alpha")
+    error = relative_errors(factors, exact) if factors else None
+    logger.info("relative error of factor_mean: %s", error)
+    write_adapter(exact if method == "delta_mean" else factors, adapter_out.parent)
+    write_json(
+        report,
+        {
+            "method": method,
+            "folds": folds,
+            "weights": weights,
+            "ranks": [part.rank for part in parts],
+            "n_modules": len(exact.layers),
+            "factor_mean_relative_error": error,
+            "adapters_sha256": [file_digest(path) for path in adapters],
+        },
+    )
+
+
+if __name__ == "__main__":
+    with run_job(snakemake.log[0], snakemake.threads):
+        main(
+            adapters=[Path(path) for path in snakemake.input.adapters],
+            folds=list(snakemake.params.folds),
+            weights_path=Path(snakemake.input.weights),
+            method=snakemake.params.method,
+            adapter_out=Path(snakemake.output.adapter),
+            report=Path(snakemake.output.report),
+        )

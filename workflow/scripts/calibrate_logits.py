@@ -1,0 +1,64 @@
+"""Fit a teacher's scaling on its dev rows and apply it to all of its logits."""
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from prefdistill.job import run_job
+
+if TYPE_CHECKING:
+    from snakemake.iocontainers import snakemake
+
+logger = logging.getLogger(__name__)
+
+
+def main(
+    logits_path: Path,
+    fold_path: Path,
+    calibrated_path: Path,
+    calibration_path: Path,
+    method: str,
+    tied: bool,
+) -> None:
+    """Read logits and labels, fit, write calibrated logits and the record."""
+    from dataclasses import replace
+
+    from prefdistill.calibration import calibrate_teacher, fingerprint
+    from prefdistill.io import VIEWS, file_digest, read_logits, write_json, write_logits
+    from prefdistill.metrics import read_labels
+
+    scores = read_logits(logits_path)
+    fit, record = calibrate_teacher(
+        scores, read_labels(fold_path), VIEWS, method=method, tied=tied
+    )
+    gate = record["gate"]
+    logger.info(
+        "log loss %.4f -> %.4f, ECE %.4f -> %.4f, information gain %.4f (%.4f to %.4f)",
+        record["nll_before"], record["nll_after"],
+        record["ece_before"], record["ece_after"],
+        gate["information_gain"], gate["low"], gate["high"],
+    )  # fmt: skip
+    scaled = scores.replace_logits(fit.apply(scores.logits))
+    applied = {
+        "method": fit.method,
+        "tied": fit.tied,
+        "a": fit.a,
+        "b": fit.b,
+        "fingerprint": fingerprint(fit, file_digest(logits_path)),
+    }
+    write_logits(
+        calibrated_path, replace(scaled, meta={**scores.meta, "calibration": applied})
+    )
+    write_json(calibration_path, record)
+
+
+if __name__ == "__main__":
+    with run_job(snakemake.log[0], snakemake.threads):
+        main(
+            logits_path=Path(snakemake.input.logits),
+            fold_path=Path(snakemake.input.fold),
+            calibrated_path=Path(snakemake.output.calibrated),
+            calibration_path=Path(snakemake.output.calibration),
+            method=snakemake.params.calibration["method"],
+            tied=snakemake.params.calibration["tied"],
+        )

@@ -1,0 +1,96 @@
+"""Drop rows that cannot train or score a judge, and count them by reason.
+
+A row stays if its target is exactly one-hot (an argmax would silently call a row
+without a winner A), and, by the ``cleaning`` settings, if it is not empty, its answers
+differ, and no earlier row has its prompt and answers in either order. Rows of the
+unlabelled test all stay. ``cleaning.json`` holds the counts.
+"""
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from prefdistill.job import UserError, run_job
+
+if TYPE_CHECKING:
+    from snakemake.iocontainers import snakemake
+
+logger = logging.getLogger(__name__)
+
+
+def log_table(counts: dict[str, Any]) -> None:
+    """Log the counts by reason and source."""
+    sources = list(counts["n_in"])
+    lines = {
+        "rows in": counts["n_in"],
+        **counts["dropped"],
+        "rows out": counts["n_out"],
+    }
+    logger.info("%-24s%s", "", "".join(f"{name:>9}" for name in sources))
+    for name, row in lines.items():
+        cells = "".join(f"{row[source]:>9}" for source in sources)
+        logger.info("%-24s%s", name, cells)
+
+
+def main(
+    pairs_path: Path,
+    import_path: Path,
+    clean_path: Path,
+    report_path: Path,
+    policy: dict[str, str],
+) -> None:
+    """Read typed pairs, write those that stay and the counts."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from prefdistill.cleaning import (
+        RowKeys,
+        add_group,
+        choose_rows,
+        clean_batch,
+        describe_rows,
+        summarise,
+    )
+    from prefdistill.io import CLEAN_SCHEMA, read_json, write_json
+    from prefdistill.pairs import BATCH_ROWS, open_parquet
+
+    parts, n_changed = [], 0
+    with pq.ParquetFile(pairs_path) as pairs:
+        for raw in pairs.iter_batches(BATCH_ROWS):
+            batch, n_here = clean_batch(raw)
+            parts.append(describe_rows(batch))
+            n_changed += n_here
+        keys = RowKeys.concatenate(parts)
+        kept, against = choose_rows(keys, policy)
+        counts = summarise(keys, kept, against)
+        log_table(counts)
+        if not counts["n_out"].get("train"):
+            raise UserError(
+                f"{pairs_path}: cleaning leaves no train row ({counts['dropped']}); "
+                "check the files under data.train and the cleaning settings"
+            )
+        start = 0
+        with open_parquet(clean_path, CLEAN_SCHEMA) as writer:
+            for raw in pairs.iter_batches(BATCH_ROWS):
+                rows = slice(start, start + len(raw))
+                start += len(raw)
+                batch, _ = clean_batch(raw)
+                batch = add_group(batch, keys.group[rows])
+                writer.write_batch(batch.filter(pa.array(kept[rows])))
+    imported = read_json(import_path)
+    counts["repaired"] = imported["repaired"] | {"control_characters": n_changed}
+    counts["helper_columns_removed"] = sorted(
+        {name for file in imported["files"] for name in file["ignored_columns"]}
+    )
+    write_json(report_path, counts)
+
+
+if __name__ == "__main__":
+    with run_job(snakemake.log[0], snakemake.threads):
+        main(
+            pairs_path=Path(snakemake.input.pairs),
+            import_path=Path(snakemake.input.report),
+            clean_path=Path(snakemake.output.pairs),
+            report_path=Path(snakemake.output.report),
+            policy=snakemake.params.cleaning,
+        )

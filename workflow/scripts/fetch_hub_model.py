@@ -1,0 +1,62 @@
+"""Fetch a model from the Hugging Face hub at a fixed revision.
+
+The download goes straight into the folder of the manifest, which the hub client
+resumes after an interruption; only the manifest, written last, is a declared output.
+A gated model needs a token in the environment variable ``HF_TOKEN``.
+"""
+
+import logging
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from prefdistill.bases import TOKENIZER_FILES, write_manifest
+from prefdistill.job import UserError, run_job
+
+if TYPE_CHECKING:
+    from snakemake.iocontainers import snakemake
+
+logger = logging.getLogger(__name__)
+
+ALLOWED_FILES = [
+    "model*.safetensors",
+    "model.safetensors.index.json",
+    "config.json",
+    "generation_config.json",
+    *TOKENIZER_FILES,
+]
+
+
+def main(repo: str, revision: str | None, manifest_path: Path) -> None:
+    """Resolve the revision to a commit, download that commit, write the manifest."""
+    import huggingface_hub
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    token = os.environ.get("HF_TOKEN") or False
+    folder = manifest_path.parent
+    try:
+        commit = huggingface_hub.model_info(repo, revision=revision, token=token).sha
+        logger.info("%s at commit %s", repo, commit)
+        huggingface_hub.snapshot_download(
+            repo,
+            revision=commit,
+            local_dir=folder,
+            allow_patterns=ALLOWED_FILES,
+            token=token,
+        )
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(
+            f"model {repo} at revision {revision}: {reason} (a gated model needs its "
+            "licence accepted and HF_TOKEN set)"
+        ) from error
+    write_manifest(folder, commit, manifest_path)
+
+
+if __name__ == "__main__":
+    with run_job(snakemake.log[0], snakemake.threads):
+        main(
+            repo=snakemake.params.repo,
+            revision=snakemake.params.revision,
+            manifest_path=Path(snakemake.output.manifest),
+        )

@@ -1,0 +1,53 @@
+"""Fit and score what needs no language model: class prior, length, surface trees."""
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from prefdistill.job import run_job
+
+if TYPE_CHECKING:
+    from snakemake.iocontainers import snakemake
+
+logger = logging.getLogger(__name__)
+
+
+def main(fold_paths: list[Path], baselines_path: Path, seed: int) -> None:
+    """Fit per fold for dev, and once on all but select and test for those two."""
+    import numpy as np
+    import pyarrow as pa
+
+    from prefdistill.baselines import (
+        BASELINES_SCHEMA,
+        baseline_table,
+        fit_baselines,
+        pair_features,
+    )
+    from prefdistill.io import FOLD_SCHEMA, read_table, write_table
+    from prefdistill.metrics import labels_of, null_rows
+
+    tables = []
+    for fold, path in enumerate(fold_paths):
+        table = read_table(path, FOLD_SCHEMA)
+        labels = labels_of(table)
+        used = null_rows(labels) | (labels.split != "train")
+        table, labels = table.filter(pa.array(used)), labels.rows(used)
+        features = pair_features(table)
+        parts = [(fold, labels.split == "train", labels.split == "dev")]
+        if fold == 0:
+            kept_aside = np.isin(labels.split, ["select", "test"])
+            parts.append((-1, ~kept_aside, kept_aside))
+        for number, train, scored in parts:
+            probs = fit_baselines(features, labels, train, scored, seed)
+            tables.append(baseline_table(number, labels.rows(scored), probs))
+        logger.info("fold %d: %d rows, baselines fitted", fold, len(labels.ids))
+    write_table(baselines_path, pa.concat_tables(tables), BASELINES_SCHEMA)
+
+
+if __name__ == "__main__":
+    with run_job(snakemake.log[0], snakemake.threads):
+        main(
+            fold_paths=[Path(path) for path in snakemake.input.folds],
+            baselines_path=Path(snakemake.output[0]),
+            seed=snakemake.params.seed,
+        )

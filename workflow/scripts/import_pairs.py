@@ -1,0 +1,65 @@
+"""Import preference pairs of all sources into one typed parquet file.
+
+Reads the Kaggle-schema files and Hub data sets of the ``data`` settings one after the
+other, in bounded memory, and refuses what it cannot read without guessing. Row ids
+become ``source:id``, as the files number their rows independently. ``import.json``
+counts rows and repairs by file and names the columns that were not used, among them any
+label-derived helper column.
+"""
+
+import logging
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from prefdistill.job import run_job
+
+if TYPE_CHECKING:
+    from snakemake.iocontainers import snakemake
+
+logger = logging.getLogger(__name__)
+
+
+def main(pairs_path: Path, report_path: Path, data: dict[str, Any]) -> None:
+    """Read every configured file and write the table and its counts."""
+    from prefdistill.io import PAIRS_SCHEMA, write_json
+    from prefdistill.pairs import ImportedFile, PairsWriter, list_entries, open_parquet
+    from prefdistill.readers import read_file_rows, read_hub_rows
+
+    files: list[ImportedFile] = []
+    with open_parquet(pairs_path, PAIRS_SCHEMA) as writer:
+        pairs = PairsWriter(writer)
+        for source, entry in list_entries(data):
+            is_hub = isinstance(entry, dict)
+            counts = ImportedFile(str(entry["hub"] if is_hub else entry), source)
+            if is_hub:
+                rows = read_hub_rows(entry, source, counts)
+            else:
+                rows = read_file_rows(Path(entry), source, counts)
+            pairs.add(rows, counts, integer_id=not is_hub)
+            counts.repaired = +counts.repaired
+            files.append(counts)
+            logger.info(
+                "%s: %d %s rows, repaired %s, ignored columns %s",
+                counts.file, counts.n_rows, source,
+                dict(counts.repaired) or "nothing",
+                ", ".join(counts.ignored_columns) or "none",
+            )  # fmt: skip
+    n_rows: Counter[str] = Counter()
+    repaired: Counter[str] = Counter()
+    for counts in files:
+        n_rows[counts.source] += counts.n_rows
+        repaired += counts.repaired
+    described = [{**vars(file), "repaired": dict(file.repaired)} for file in files]
+    write_json(
+        report_path, {"n_rows": n_rows, "repaired": repaired, "files": described}
+    )
+
+
+if __name__ == "__main__":
+    with run_job(snakemake.log[0], snakemake.threads):
+        main(
+            pairs_path=Path(snakemake.output.pairs),
+            report_path=Path(snakemake.output.report),
+            data=snakemake.params.data,
+        )

@@ -1,0 +1,97 @@
+"""Score the rows of a fold file with its teacher, in both orders."""
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from prefdistill.io import (
+    FOLD_SCHEMA,
+    VIEWS,
+    Logits,
+    file_digest,
+    read_table,
+    write_logits,
+)
+from prefdistill.job import hide_unused_imports, run_job
+
+if TYPE_CHECKING:
+    from snakemake.iocontainers import snakemake
+
+logger = logging.getLogger(__name__)
+
+
+def main(
+    fold_table: Path,
+    adapter_path: Path,
+    base: Path,
+    logits_path: Path,
+    precision: str,
+    inference: dict[str, Any],
+    text: dict[str, Any],
+    seed: int,
+) -> None:
+    """Score all rows but train rows outside the wanted range or sample.
+
+    Rows of split train are in-fold (the teacher was trained on that side), all others
+    are out of fold; which a row is shows in its split.
+    """
+    from prefdistill.inference import score_pairs, subset_rows
+    from prefdistill.models import (
+        base_folder,
+        load_adapter,
+        load_classifier,
+        load_merged,
+        load_tokenizer,
+    )
+    from prefdistill.prompts import encode_pairs, text_digest
+
+    table = read_table(fold_table, FOLD_SCHEMA)
+    split = np.array(table.column("split").to_pylist(), dtype=np.str_)
+    kept = subset_rows(split, inference["rows"], inference["n_rows"], seed)
+    table, split = table.filter(kept), split[kept]
+    folder = base_folder(base)
+    encoded = encode_pairs(table, load_tokenizer(folder), text)
+    if inference["weights"] == "merged":
+        model = load_merged(folder, adapter_path.parent, precision)
+    else:
+        model = load_classifier(folder, precision)
+        model = load_adapter(model, adapter_path.parent, trainable=False)
+    logits = score_pairs(
+        model,
+        encoded,
+        token_budget=inference["token_budget"],
+        progress_batches=inference["progress_batches"],
+    )
+    meta = {
+        "adapter": file_digest(adapter_path),
+        "base": file_digest(base),
+        "text": text_digest(text),
+        "max_length": text["max_length"],
+        "views": list(VIEWS),
+        "classes": ["first", "second", "tie"],
+        "weights": inference["weights"],
+        "precision": precision,
+        "n_truncated": encoded.n_truncated,
+    }
+    write_logits(logits_path, Logits(encoded.ids, split, logits, meta))
+    logger.info("%d of %d rows scored", len(split), len(kept))
+
+
+if __name__ == "__main__":
+    with run_job(snakemake.log[0], snakemake.threads):
+        from prefdistill.models import unused_packages
+
+        teacher = snakemake.config["teachers"][snakemake.wildcards.teacher]
+        hide_unused_imports(*unused_packages(snakemake.params.precision))
+        main(
+            fold_table=Path(snakemake.input.pairs),
+            adapter_path=Path(snakemake.input.adapter),
+            base=Path(snakemake.input.base),
+            logits_path=Path(snakemake.output.logits),
+            precision=snakemake.params.precision,
+            inference=teacher["inference"] | snakemake.params.inference,
+            text=snakemake.params.text,
+            seed=snakemake.params.seed,
+        )

@@ -1,0 +1,72 @@
+"""Split clean pairs into folds and held-out rows; write one file per fold.
+
+All files come from one pass over the clean table in bounded memory. A fold's file is
+self-contained: its train, dev, select and test rows with texts and targets, no model
+names, and no column derived from the labels.
+"""
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from prefdistill.job import run_job
+
+if TYPE_CHECKING:
+    from snakemake.iocontainers import snakemake
+
+logger = logging.getLogger(__name__)
+
+
+def main(
+    clean_path: Path,
+    fold_paths: list[Path],
+    post_pretrain_path: Path,
+    unlabelled_path: Path,
+    report_path: Path,
+    settings: dict[str, Any],
+) -> None:
+    """Plan the splits on a few columns, then stream the texts into the files."""
+    import numpy as np
+    import pyarrow.parquet as pq
+
+    from prefdistill.folds import SPLITS, describe_plan, plan_folds, write_splits
+    from prefdistill.io import TARGET_COLUMNS, write_json
+
+    with pq.ParquetFile(clean_path) as pairs:
+        keys = pairs.read(columns=["source", "group", *TARGET_COLUMNS])
+        source = np.array(keys.column("source").to_pylist())
+        groups = np.array(keys.column("group").to_pylist(), dtype="S16")
+        targets = [keys.column(name).fill_null(0).to_numpy() for name in TARGET_COLUMNS]
+        labels = np.argmax(targets, axis=0)
+        plan = plan_folds(source, labels, groups, settings)
+
+        names = np.array([*SPLITS, ""])
+        files = {
+            path: names[splits]
+            for path, splits in zip(fold_paths, plan.splits, strict=True)
+        }
+        files[post_pretrain_path] = np.where(plan.post_pretrain, "train", "")
+        files[unlabelled_path] = np.where(plan.unlabelled, "unlabelled", "")
+        write_splits(pairs, files)
+
+    report = describe_plan(plan, source, labels)
+    write_json(report_path, report)
+    for fold, splits in report["folds"].items():
+        counts = ", ".join(f"{name} {split['n']}" for name, split in splits.items())
+        logger.info("fold %s: %s", fold, counts)
+    logger.info(
+        "post-pretrain %d, unlabelled %d, %s",
+        report["post_pretrain"]["n"], report["n_unlabelled"], plan.report,
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    with run_job(snakemake.log[0], snakemake.threads):
+        main(
+            clean_path=Path(snakemake.input.pairs),
+            fold_paths=[Path(path) for path in snakemake.output.folds],
+            post_pretrain_path=Path(snakemake.output.post_pretrain),
+            unlabelled_path=Path(snakemake.output.unlabelled),
+            report_path=Path(snakemake.output.report),
+            settings=snakemake.params.folds,
+        )

@@ -1,0 +1,93 @@
+"""Train the adapter that every fold of a model starts from."""
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from prefdistill.io import FOLD_SCHEMA, read_table, table_targets, write_text
+from prefdistill.job import hide_unused_imports, run_job
+
+if TYPE_CHECKING:
+    from snakemake.iocontainers import snakemake
+
+logger = logging.getLogger(__name__)
+
+
+def main(
+    table_path: Path,
+    base: Path,
+    adapter_path: Path,
+    curve_path: Path,
+    precision: str,
+    lora: dict[str, Any],
+    settings: dict[str, Any],
+    text: dict[str, Any],
+    scratch: Path,
+    code: str,
+) -> None:
+    """Post-train a seeded adapter on the pairs, or save it as it is without any.
+
+    The seed is the ``post_pretrain`` block's own: one adapter and one head
+    initialisation for all folds.
+    """
+    from prefdistill.checkpoints import Checkpoints, identity_of
+    from prefdistill.losses import label_objective, next_token_objective
+    from prefdistill.models import (
+        add_adapter,
+        base_folder,
+        load_classifier,
+        load_language_model,
+        load_tokenizer,
+        save_adapter,
+        seeded_head,
+    )
+    from prefdistill.prompts import encode_pairs
+    from prefdistill.training import Trainer, result_settings
+
+    table = read_table(table_path, FOLD_SCHEMA)
+    folder, seed = base_folder(base), settings["seed"]
+    untrained = settings["objective"] == "none" or not len(table)
+    language = settings["objective"] == "causal_lm" and not untrained
+    if language:
+        model = load_language_model(folder, precision)
+        objective = next_token_objective()
+    else:
+        model = load_classifier(folder, precision, head_seed=seed)
+        objective = label_objective(table_targets(table))
+    fresh_head = seeded_head(model.config.hidden_size, seed)
+    model = add_adapter(model, lora, seed)
+    if untrained:
+        logger.info("no post-pretraining: the seeded adapter is saved as it is")
+        save_adapter(model, adapter_path.parent)
+        write_text(curve_path, "")
+        return
+    encoded = encode_pairs(table, load_tokenizer(folder), text)
+    known = [code, precision, lora, result_settings(settings), text]
+    checkpoints = Checkpoints(scratch, identity_of(known, table_path, base))
+    epochs = settings["fraction_of_epoch"]
+    trainer = Trainer(model, encoded, objective, settings, epochs, checkpoints)
+    trainer.run(curve_path)
+    drop_head = language or not settings["keep_head"]
+    save_adapter(model, adapter_path.parent, head=fresh_head if drop_head else None)
+    trainer.finish()
+
+
+if __name__ == "__main__":
+    with run_job(snakemake.log[0], snakemake.threads):
+        from prefdistill.models import unused_packages
+
+        name, config = snakemake.wildcards.model, snakemake.config
+        models = {**config["teachers"], "student": config["student"]}
+        hide_unused_imports(*unused_packages(snakemake.params.precision))
+        main(
+            table_path=Path(snakemake.input.pairs),
+            base=Path(snakemake.input.base),
+            adapter_path=Path(snakemake.output.adapter),
+            curve_path=Path(snakemake.output.curve),
+            precision=snakemake.params.precision,
+            lora=snakemake.params.lora,
+            settings=models[name]["post_pretrain"] | snakemake.params.settings,
+            text=snakemake.params.text,
+            scratch=Path(config["scratch"], snakemake.rule, name),
+            code=snakemake.params.code,
+        )

@@ -1,0 +1,86 @@
+"""Score tables with a judge, one predictions file for each order."""
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from prefdistill.io import FOLD_SCHEMA, read_table
+from prefdistill.job import UserError, hide_unused_imports, run_job
+
+if TYPE_CHECKING:
+    from snakemake.iocontainers import snakemake
+
+logger = logging.getLogger(__name__)
+
+
+def main(
+    tables: list[Path],
+    weights: Path,
+    base: Path | None,
+    outputs: dict[str, Path],
+    text: dict[str, Any],
+    precision: str,
+    token_budget: int,
+    splits: list[str],
+) -> None:
+    """Score the rows of the given splits and write each order's logits, as shown.
+
+    Args:
+        tables: Fold files; a row id may occur once in all.
+        weights: ``model.safetensors`` in a folder of its own, or, with a base,
+            ``adapter_model.safetensors``.
+        base: The adapter's base: its manifest, or a file in its folder.
+        outputs: Order (AB, BA) to predictions file.
+        text: The ``text`` settings.
+        precision: Of the base.
+        token_budget: Most tokens in a forward pass.
+        splits: Which rows.
+    """
+    import numpy as np
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    from prefdistill.inference import score_pairs, write_predictions
+    from prefdistill.models import (
+        base_folder,
+        load_adapter,
+        load_classifier,
+        load_tokenizer,
+    )
+    from prefdistill.prompts import encode_pairs
+
+    table = pa.concat_tables([read_table(path, FOLD_SCHEMA) for path in tables])
+    table = table.filter(pc.is_in(table.column("split"), pa.array(splits)))
+    if len(pc.unique(table.column("id"))) != len(table):
+        raise UserError(f"{', '.join(map(str, tables))}: a row id occurs twice")
+    folder = weights.parent if base is None else base_folder(base)
+    model = load_classifier(folder, precision)
+    if base is not None:
+        model = load_adapter(model, weights.parent, trainable=False)
+    encoded = encode_pairs(table, load_tokenizer(folder), text)
+    views = list(outputs)
+    logits = score_pairs(model, encoded, views=views, token_budget=token_budget)
+    split = np.array(table.column("split").to_pylist(), dtype=np.str_)
+    for column, view in enumerate(views):
+        write_predictions(outputs[view], encoded.ids, split, logits[:, column])
+    logger.info("%d rows scored in %s", len(split), " and ".join(views))
+
+
+if __name__ == "__main__":
+    with run_job(snakemake.log[0], snakemake.threads):
+        from prefdistill.models import base_folder, unused_packages
+
+        weights = Path(snakemake.input.weights)
+        base = Path(str(snakemake.input.base)) if snakemake.input.base else None
+        folder = weights.parent if base is None else base_folder(base)
+        hide_unused_imports(*unused_packages(snakemake.params.precision, folder))
+        main(
+            tables=[Path(path) for path in snakemake.input.tables],
+            weights=weights,
+            base=base,
+            outputs={Path(path).stem.upper(): Path(path) for path in snakemake.output},
+            text=snakemake.params.text,
+            precision=snakemake.params.precision,
+            token_budget=snakemake.config["predict"]["token_budget"],
+            splits=snakemake.params.splits,
+        )

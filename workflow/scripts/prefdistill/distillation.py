@@ -1,0 +1,113 @@
+"""What a student learns from: teachers' logits by row, and whether to trust them."""
+
+import logging
+from pathlib import Path
+
+import numpy as np
+
+from prefdistill.io import Logits, read_json, read_logits
+from prefdistill.job import UserError
+
+logger = logging.getLogger(__name__)
+
+
+def check_gates(gates: dict[str, list[Path]], policy: str) -> None:
+    """Refuse, or warn of, a teacher that has no clear out-of-fold information gain.
+
+    Args:
+        gates: Teacher to its ``calibration.json`` files, whose ``gate`` holds
+            ``information_gain`` in nats with interval ``low``, ``high``, and
+            ``passed``.
+        policy: ``refuse``, ``warn`` or ``off``.
+
+    Raises:
+        UserError: If a teacher fails under ``refuse``.
+    """
+    for teacher, paths in gates.items():
+        for path in paths if policy != "off" else []:
+            gate = read_json(path)["gate"]
+            if gate["passed"]:
+                continue
+            line = (
+                f"{path}: teacher {teacher} gains {gate['information_gain']:.4f} nats "
+                f"on rows it has not seen (interval {gate['low']:.4f} to "
+                f"{gate['high']:.4f}), not clearly above 0"
+            )
+            if policy == "refuse":
+                raise UserError(
+                    f"{line}; train it longer, leave it out, or set "
+                    "distillation.teacher_gate to warn"
+                )
+            logger.warning("%s; going on, as teacher_gate is warn", line)
+
+
+def out_of_fold(folds: list[Logits], own: Logits) -> Logits:
+    """Each row's logits from the teacher that left it out.
+
+    Rows of ``own`` that are dev in another fold take that fold's logits. The others
+    keep ``own``'s: the extra rows, which every teacher trained on.
+    """
+    logits = own.logits.copy()
+    position = {name: row for row, name in enumerate(own.ids.tolist())}
+    n_replaced = 0
+    for scores in folds:
+        for row in np.flatnonzero(scores.split == "dev").tolist():
+            place = position.get(str(scores.ids[row]))
+            if place is not None and own.split[place] == "train":
+                logits[place] = scores.logits[row]
+                n_replaced += 1
+    logger.info("%d rows take their out-of-fold teacher's logits", n_replaced)
+    return own.replace_logits(logits)
+
+
+def teacher_logits(
+    ids: np.ndarray, teachers: dict[str, list[Path]], fold: int, labels: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """Teachers' logits of both orders, joined to rows by id.
+
+    Args:
+        ids: ``(n,)`` row ids of the student.
+        teachers: Teacher to its logits files: one of the student's fold under
+            ``in_fold``, one of every fold, in order, under ``out_of_fold``.
+        fold: The student's fold.
+        labels: ``in_fold`` or ``out_of_fold``.
+
+    Returns:
+        ``(n, n_teachers, 2, 3)`` float32 logits, orders AB and BA, zero where missing,
+        and ``(n, n_teachers)`` bool, true where not missing.
+
+    Raises:
+        UserError: If a teacher has logits of none of the rows.
+    """
+    logits = np.zeros((len(ids), len(teachers), 2, 3), dtype=np.float32)
+    found = np.zeros((len(ids), len(teachers)), dtype=bool)
+    for column, (teacher, paths) in enumerate(teachers.items()):
+        folds = [read_logits(path) for path in paths]
+        scores = folds[0]
+        if labels == "out_of_fold":
+            scores = out_of_fold(folds, folds[fold])
+        position = {name: row for row, name in enumerate(scores.ids.tolist())}
+        places = np.array([position.get(name, -1) for name in ids.tolist()])
+        found[:, column] = places >= 0
+        if not found[:, column].any():
+            raise UserError(f"{paths[0]}: holds none of the student's rows")
+        logits[found[:, column], column] = scores.logits[places[places >= 0]]
+        n_missing = int((places < 0).sum())
+        if n_missing:
+            logger.warning(
+                "teacher %s scored %d of %d rows; the others are learnt without it",
+                teacher, len(ids) - n_missing, len(ids),
+            )  # fmt: skip
+    return logits, found
+
+
+def check_weights(weights: dict[str, float], n_teachers: int) -> None:
+    """Make sure that the loss has a term left.
+
+    Raises:
+        UserError: If there is nothing to learn from.
+    """
+    if weights["ce"] + n_teachers * (weights["kl"] + weights["cosine"]) <= 0:
+        raise UserError(
+            "distillation.weights: ce is 0 and no teacher counts; raise one of them"
+        )

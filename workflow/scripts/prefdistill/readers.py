@@ -1,0 +1,291 @@
+"""Rows of one input file: CSV, gzipped CSV, parquet, or a Hub data set.
+
+Every reader is a generator of ``RawRow`` in bounded memory that fills the counts of its
+file on the way; ``pairs`` parses the values. Python's csv module reads the CSV, as it
+is strict about quotes, knows cells with line breaks and tells its line.
+"""
+
+import csv
+import gzip
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from prefdistill.io import TARGET_COLUMNS
+from prefdistill.job import UserError
+from prefdistill.pairs import (
+    FIELDS,
+    LONE_SURROGATE,
+    TEXT_COLUMNS,
+    CellFault,
+    ImportedFile,
+    RawRow,
+    match_columns,
+)
+
+MAX_CELL_BYTES = 64 << 20
+
+# What a file that is no UTF-8 CSV begins with, and what to do about it.
+_FOREIGN_STARTS = {
+    b"\xff\xfe": "is UTF-16; save it as UTF-8",
+    b"\xfe\xff": "is UTF-16; save it as UTF-8",
+    b"\x00\x00\xfe\xff": "is UTF-32; save it as UTF-8",
+    b"\x1f\x8b": "is gzip-compressed; name it .csv.gz",
+    b"\x28\xb5\x2f\xfd": "is zstd-compressed; unpack it first",
+    b"PK\x03\x04": "is a zip archive or a spreadsheet; unpack or export it as CSV",
+    b"PAR1": "is a parquet file; name it .parquet",
+}
+_CSV_FAULTS = {
+    "unexpected end of data": "a quote is opened and never closed",
+    "expected after": "a quote inside a quoted cell is not doubled",
+    "field larger than": f"a cell is larger than {MAX_CELL_BYTES >> 20} MB; "
+    "probably a quote is opened and never closed",
+}
+
+
+def _open_csv(path: Path, encoding_errors: str) -> Any:
+    opener: Callable[..., Any] = gzip.open if path.suffix == ".gz" else open
+    return opener(path, "rt", encoding="utf-8-sig", errors=encoding_errors, newline="")
+
+
+def _inspect_start(path: Path, counts: ImportedFile) -> None:
+    """Refuse empty files and other formats by their first bytes; count BOM and CRLF."""
+    opener = gzip.open if path.suffix == ".gz" else open
+    with opener(path, "rb") as handle:
+        start = handle.read(65536)
+    if not start.strip(b"\xef\xbb\xbf \r\n"):
+        raise UserError(f"{path}: is empty")
+    for magic, text in _FOREIGN_STARTS.items():
+        if start.startswith(magic):
+            raise UserError(f"{path}: {text}")
+    header = start.split(b"\n", 1)[0]
+    if b"\x00" in header:
+        raise UserError(f"{path}: has NUL bytes in its header; save it as UTF-8")
+    counts.repaired["byte_order_mark"] += start.startswith(b"\xef\xbb\xbf")
+    counts.repaired["crlf_line_ends"] += header.endswith(b"\r")
+
+
+def _bad_byte(path: Path) -> str:
+    """Where the first byte that is not UTF-8 stands; a second, slower reading."""
+    with _open_csv(path, "surrogateescape") as handle:
+        rows = csv.reader(handle, strict=True)
+        names: list[str] = []
+        for number, row in enumerate(rows):
+            names = names or row
+            for place, cell in enumerate(row):
+                if LONE_SURROGATE.search(cell):
+                    column = names[place] if place < len(names) else place + 1
+                    where = f"row {number}" if number else "header"
+                    return f"{where} (line {rows.line_num}), column {column!s}"
+    return "at an unknown place"
+
+
+def read_csv_rows(path: Path, source: str, counts: ImportedFile) -> Iterator[RawRow]:
+    """Stream the rows of a Kaggle CSV, plain or gzipped.
+
+    Raises:
+        UserError: If the file cannot be read as UTF-8 CSV with the columns required,
+            or a row has another number of fields than the header.
+    """
+    csv.field_size_limit(MAX_CELL_BYTES)
+    number, line = 0, 1
+    try:
+        _inspect_start(path, counts)
+        with _open_csv(path, "strict") as handle:
+            rows = csv.reader(handle, strict=True)
+            names = next(rows)
+            columns = match_columns(names, source, str(path))
+            used = set(columns)
+            counts.ignored_columns = sorted(
+                name for place, name in enumerate(names) if place not in used
+            )
+            line = rows.line_num + 1
+            for row in rows:
+                where = f"row {number + 1} (line {line})"
+                line = rows.line_num + 1
+                if not row:
+                    counts.repaired["blank_line"] += 1
+                    continue
+                number += 1
+                if len(row) != len(names):
+                    raise UserError(
+                        f"{path}, {where}: has {len(row)} fields, the header has "
+                        f"{len(names)}; quote cells that hold commas or line breaks"
+                    )
+                row.append(None)
+                yield RawRow(number, where, [row[place] for place in columns])
+    except csv.Error as error:
+        known = [text for key, text in _CSV_FAULTS.items() if key in str(error)]
+        text = known[0] if known else str(error)
+        raise UserError(f"{path}, row {number + 1} (line {line}): {text}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{path}, {_bad_byte(path)}: is not UTF-8; save the file as UTF-8"
+        ) from error
+    except (EOFError, OSError, zlib.error) as error:
+        raise UserError(f"{path}: cannot be read to its end ({error})") from error
+
+
+def read_parquet_rows(
+    path: Path, source: str, counts: ImportedFile
+) -> Iterator[RawRow]:
+    """Stream the rows of a parquet file that has the Kaggle columns.
+
+    Raises:
+        UserError: If it is no readable parquet file or lacks a column.
+    """
+    try:
+        file = pq.ParquetFile(path)
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(f"{path}: not a readable parquet file ({error})") from error
+    with file:
+        names = file.schema_arrow.names
+        columns = match_columns(names, source, str(path))
+        used = [names[place] for place in columns if place < len(names)]
+        counts.ignored_columns = sorted(set(names) - set(used))
+        number = 0
+        for batch in file.iter_batches(1024, columns=used):
+            values = [
+                batch.column(name).to_pylist() if name in used else [None] * len(batch)
+                for name in FIELDS
+            ]
+            for row in zip(*values, strict=True):
+                number += 1
+                yield RawRow(number, f"row {number}", list(row))
+
+
+READERS = {
+    ".csv": read_csv_rows,
+    ".csv.gz": read_csv_rows,
+    ".parquet": read_parquet_rows,
+}
+
+
+def read_file_rows(path: Path, source: str, counts: ImportedFile) -> Iterator[RawRow]:
+    """Stream the rows of a local file by its kind.
+
+    Raises:
+        UserError: If the file is absent, or of another kind.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: is not a file; check the paths under data")
+    for suffix, reader in READERS.items():
+        if path.name.lower().endswith(suffix):
+            return reader(path, source, counts)
+    raise UserError(
+        f"{path}: cannot read this kind of file; give {', '.join(READERS)} instead"
+    )
+
+
+WINNERS = {
+    "model_a": (1, 0, 0),
+    "model_b": (0, 1, 0),
+    "tie": (0, 0, 1),
+    "tie (bothbad)": (0, 0, 1),
+}
+
+
+def _conversation_turns(turns: Any, role: str, column: str) -> list[str]:
+    try:
+        return [turn["content"] for turn in turns if turn["role"] == role]
+    except (TypeError, KeyError) as error:
+        raise CellFault(column, "is not a list of {role, content} turns") from error
+
+
+def _derive_fields(row: dict[str, Any]) -> None:
+    """Fill labels from ``winner``, and texts from ``conversation_a`` and ``_b``.
+
+    Raises:
+        CellFault: If the winner is unknown or the conversations' questions differ.
+    """
+    if "winner" in row:
+        winner = row["winner"]
+        if winner not in WINNERS:
+            raise CellFault("winner", f"{winner!r} is none of {', '.join(WINNERS)}")
+        row.update(zip(TARGET_COLUMNS, WINNERS[winner], strict=True))
+    if "conversation_a" in row:
+        for side in "ab":
+            name = f"conversation_{side}"
+            row[f"response_{side}"] = _conversation_turns(row[name], "assistant", name)
+        row["prompt"] = _conversation_turns(
+            row["conversation_a"], "user", "conversation_a"
+        )
+        asked = _conversation_turns(row["conversation_b"], "user", "conversation_b")
+        if asked != row["prompt"]:
+            raise CellFault(
+                "conversation_b", "its user turns differ from those of conversation_a"
+            )
+
+
+def load_hub(entry: dict[str, Any]) -> Any:
+    """Load one split of a Hub data set, or of a local directory of that shape.
+
+    Args:
+        entry: ``hub`` (repository or directory), ``split`` and ``revision``.
+
+    Raises:
+        UserError: If it cannot be loaded.
+    """
+    import datasets
+
+    datasets.disable_progress_bars()
+    try:
+        return datasets.load_dataset(
+            entry["hub"],
+            revision=entry.get("revision"),
+            split=entry.get("split") or "train",
+        )
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        raise UserError(
+            f"data set {entry['hub']}: cannot be loaded ({error}); check its name, "
+            "split and revision, the network, and that you have access to it"
+        ) from error
+
+
+def read_hub_rows(
+    entry: dict[str, Any], source: str, counts: ImportedFile
+) -> Iterator[RawRow]:
+    """Stream the rows of a Hub data set through its mapping of columns.
+
+    ``columns`` maps our names to the data set's; a name that is not mapped is its own.
+    ``winner`` may stand for the three labels, ``conversation_a`` and
+    ``conversation_b`` (lists of role and content) for the three texts. Where there is
+    no id, the row number is the id.
+
+    Raises:
+        UserError: If it cannot be loaded, lacks a column or has an unknown winner.
+    """
+    data = load_hub(entry)
+    origin = {name: name for name in data.column_names if name in FIELDS}
+    for ours, theirs in (entry.get("columns") or {}).items():
+        if theirs and theirs not in data.column_names:
+            raise UserError(
+                f"data set {entry['hub']}, columns.{ours}: it has no column {theirs}; "
+                f"it has {', '.join(data.column_names)}"
+            )
+        if theirs and not (source == "test" and ours == "winner"):
+            origin[ours] = theirs
+    available = {*origin, "id"}
+    if "winner" in origin:
+        available.update(TARGET_COLUMNS)
+    if {"conversation_a", "conversation_b"} <= origin.keys():
+        available.update(TEXT_COLUMNS)
+    match_columns(sorted(available), source, counts.file)
+    counts.ignored_columns = sorted(set(data.column_names) - set(origin.values()))
+
+    data = data.select_columns(sorted(set(origin.values()))).with_format("arrow")
+    number = 0
+    for batch in data.iter(batch_size=1024):
+        cells = {ours: batch.column(name).to_pylist() for ours, name in origin.items()}
+        for place in range(len(batch)):
+            number += 1
+            row = {"id": number} | {name: cells[name][place] for name in cells}
+            try:
+                _derive_fields(row)
+            except CellFault as fault:
+                raise fault.located(counts.file, f"row {number}") from fault
+            yield RawRow(number, f"row {number}", [row.get(name) for name in FIELDS])

@@ -1,0 +1,130 @@
+"""Both orders of a pair: reading their predictions, and combining them by id.
+
+A view shows the answers in one order, and its classes are (first answer, second
+answer, tie) as shown. Only this module turns them back into (A, B, tie).
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from scipy.special import softmax
+
+from prefdistill.io import Logits, read_table, write_table
+from prefdistill.job import UserError
+
+LOGIT_COLUMNS = ("logit_first", "logit_second", "logit_tie")
+PREDICTION_SCHEMA = pa.schema(
+    [
+        pa.field("id", pa.string()),
+        pa.field("split", pa.string()),
+        *[pa.field(name, pa.float32()) for name in LOGIT_COLUMNS],
+    ]
+)
+PROBABILITY_COLUMNS = ("p_a", "p_b", "p_tie")
+RAW_COLUMNS = ("raw_a", "raw_b", "raw_tie")
+SYMMETRISED_SCHEMA = pa.schema(
+    [
+        pa.field("id", pa.string()),
+        pa.field("split", pa.string()),
+        *[pa.field(name, pa.float64()) for name in PROBABILITY_COLUMNS + RAW_COLUMNS],
+    ]
+)
+
+
+def swap_classes(values: np.ndarray) -> np.ndarray:
+    """Exchange the first two classes of ``(..., 3)`` values; its own inverse."""
+    return values[..., [1, 0, 2]]
+
+
+def as_answers(values: np.ndarray, views: Sequence[str]) -> np.ndarray:
+    """Turn ``(n, n_views, 3)`` values as shown into (A, B, tie) for every view."""
+    turned = [
+        swap_classes(values[:, place]) if view == "BA" else values[:, place]
+        for place, view in enumerate(views)
+    ]
+    return np.stack(turned, axis=1)
+
+
+def symmetrise(logits: np.ndarray, views: Sequence[str]) -> np.ndarray:
+    """Probabilities of (A, B, tie): the mean over views, (p_AB + swap(p_BA)) / 2.
+
+    Args:
+        logits: ``(n, n_views, 3)``, classes as shown.
+        views: Which order each view shows, ``AB`` or ``BA``; one view will do.
+
+    Returns:
+        ``(n, 3)`` float64 whose rows sum to one.
+    """
+    probs = softmax(as_answers(logits.astype(np.float64), views), axis=2)
+    return probs.mean(axis=1)
+
+
+def columns_of(table: pa.Table, names: Sequence[str]) -> np.ndarray:
+    """Numeric columns side by side, ``(n, n_names)``."""
+    return np.stack([table.column(name).to_numpy() for name in names], axis=1)
+
+
+def read_predictions(paths: Sequence[Path], views: Sequence[str]) -> Logits:
+    """Read one file per view and join them by id, in the first file's order.
+
+    Raises:
+        UserError: If a row of one view is missing in another.
+    """
+    joined: Logits | None = None
+    for path in paths:
+        table = read_table(path, PREDICTION_SCHEMA)
+        view = Logits(
+            ids=np.array(table.column("id").to_pylist(), dtype=np.str_),
+            split=np.array(table.column("split").to_pylist(), dtype=np.str_),
+            logits=columns_of(table, LOGIT_COLUMNS)[:, None],
+            meta={"views": list(views)},
+        )
+        if joined is None:
+            joined = view
+            continue
+        odd = np.setxor1d(joined.ids, view.ids)
+        if len(odd):
+            where = path if odd[0] in joined.ids else paths[0]
+            raise UserError(f"{where}: lacks row id {odd[0]} of the other view")
+        both = [joined.logits, view.logits[view.rows_of(joined.ids)]]
+        joined = joined.replace_logits(np.concatenate(both, axis=1))
+    if joined is None:
+        raise UserError("no view was given; set predict.views")
+    return joined
+
+
+def write_predictions(paths: Sequence[Path], scores: Logits) -> None:
+    """Write each view of the scores to its own file, in the order of the views."""
+    for place, path in enumerate(paths):
+        columns = [pa.array(scores.ids.tolist()), pa.array(scores.split.tolist())]
+        columns += [pa.array(scores.logits[:, place, c]) for c in range(3)]
+        write_table(
+            path,
+            pa.Table.from_arrays(columns, names=PREDICTION_SCHEMA.names),
+            PREDICTION_SCHEMA,
+        )
+
+
+def average_logits(models: Sequence[Logits], weights: Sequence[float]) -> Logits:
+    """Weighted mean of several models' logits, row by row and view by view.
+
+    A fold model's own dev rows are left out, as no other model scored them.
+
+    Args:
+        models: One ``Logits`` per model, the same views in each.
+        weights: One positive weight per model; they are normalised here.
+
+    Raises:
+        UserError: If the models differ in their other rows.
+    """
+    outside = [model.select(model.split != "dev") for model in models]
+    first = outside[0]
+    for model in outside[1:]:
+        odd = np.setxor1d(first.ids, model.ids)
+        if len(odd):
+            raise UserError(f"row id {odd[0]} was not scored by every averaged model")
+    stacked = np.stack([model.logits[model.rows_of(first.ids)] for model in outside])
+    mean = np.average(stacked.astype(np.float64), axis=0, weights=weights)
+    return first.replace_logits(mean)

@@ -1,0 +1,61 @@
+"""Weights of the folds in the ensemble, and the choice of a single fold."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from prefdistill.io import Logits
+from prefdistill.job import UserError
+from prefdistill.metrics import Labels, log_loss
+from prefdistill.tta import symmetrise
+
+
+def fold_weights(setting: str | Sequence[float], n_folds: int) -> np.ndarray:
+    """Weights that sum to one, ``(n_folds,)`` float64.
+
+    Args:
+        setting: ``equal``, or one positive number per fold.
+        n_folds: Number of folds.
+
+    Raises:
+        UserError: If the list has another length, or a weight is not positive.
+    """
+    if isinstance(setting, str):
+        if setting != "equal":
+            raise UserError(f"ensemble.fold_weights: {setting!r} is not known")
+        return np.full(n_folds, 1 / n_folds)
+    weights = np.array(setting, dtype=np.float64)
+    if weights.shape != (n_folds,):
+        raise UserError(
+            f"ensemble.fold_weights: {len(setting)} weights for {n_folds} folds"
+        )
+    if not (np.isfinite(weights).all() and (weights > 0).all()):
+        raise UserError("ensemble.fold_weights: every weight must be positive")
+    return weights / weights.sum()
+
+
+def best_fold(
+    folds: Sequence[int], models: Sequence[Logits], labels: Labels, views: Sequence[str]
+) -> int:
+    """The fold whose model has the lowest log loss on the split select.
+
+    Args:
+        folds: Fold numbers.
+        models: Each fold model's logits, select rows among them.
+        labels: Labels that cover select.
+        views: The views of the logits.
+
+    Raises:
+        UserError: If select has no labelled rows.
+    """
+    known = labels.rows(labels.split == "select")
+    if not len(known.ids):
+        raise UserError(
+            "the split select has no labelled rows to choose the best fold on; raise "
+            "folds.select_fraction or set predict.folds"
+        )
+    losses = [
+        log_loss(symmetrise(m.logits[m.rows_of(known.ids)], views), known.label)
+        for m in models
+    ]
+    return list(folds)[int(np.argmin(losses))]

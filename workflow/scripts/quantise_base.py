@@ -1,0 +1,53 @@
+"""Quantise the student's base, without any adapter, for fold adapters to run on.
+
+A fold's adapter belongs on the base that it was trained on: on the merged model it
+would count twice. The folder is a classifier with a seeded head, which each adapter
+replaces with its own.
+"""
+
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from prefdistill.bases import base_folder
+from prefdistill.io import read_json
+from prefdistill.job import run_job
+
+if TYPE_CHECKING:
+    from snakemake.iocontainers import snakemake
+
+
+def main(
+    manifest: Path,
+    fold_path: Path,
+    bits: int,
+    settings: dict[str, Any],
+    text: dict[str, Any],
+    scratch: Path,
+    model_out: Path,
+) -> None:
+    """Write the quantised base's folder, with ``quantisation.json``."""
+    from prefdistill.merging import write_classifier
+    from prefdistill.models import seeded_head
+    from prefdistill.quantisation import export_quantised
+
+    base = base_folder(manifest)
+    head = seeded_head(read_json(base / "config.json")["hidden_size"], settings["seed"])
+    scratch.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=scratch) as temporary:
+        source = Path(temporary)
+        write_classifier(base, source, head)
+        export_quantised(source, model_out.parent, fold_path, bits, settings, text)
+
+
+if __name__ == "__main__":
+    with run_job(snakemake.log[0], snakemake.threads):
+        main(
+            manifest=Path(snakemake.input.base),
+            fold_path=Path(snakemake.input.fold),
+            bits=int(snakemake.wildcards.bits),
+            settings=snakemake.params.settings,
+            text=snakemake.params.text,
+            scratch=Path(snakemake.config["scratch"]),
+            model_out=Path(snakemake.output.model),
+        )

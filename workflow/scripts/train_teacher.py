@@ -1,0 +1,84 @@
+"""Fine-tune a teacher's adapter on one fold's train side."""
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from prefdistill.io import FOLD_SCHEMA, read_table, table_targets
+from prefdistill.job import hide_unused_imports, run_job
+
+if TYPE_CHECKING:
+    from snakemake.iocontainers import snakemake
+
+logger = logging.getLogger(__name__)
+
+
+def main(
+    fold_table: Path,
+    init_adapter: Path,
+    base: Path,
+    adapter_path: Path,
+    curve_path: Path,
+    precision: str,
+    training: dict[str, Any],
+    text: dict[str, Any],
+    scratch: Path,
+    code: str,
+) -> None:
+    """Train on the fold's train rows, both orders of a pair in the same step."""
+    from prefdistill.checkpoints import Checkpoints, identity_of
+    from prefdistill.losses import label_objective
+    from prefdistill.models import (
+        base_folder,
+        load_adapter,
+        load_classifier,
+        load_tokenizer,
+        save_adapter,
+    )
+    from prefdistill.prompts import encode_pairs
+    from prefdistill.training import Trainer, choose_rows, result_settings, train_rows
+
+    table = train_rows(read_table(fold_table, FOLD_SCHEMA), fold_table)
+    rows = choose_rows(len(table), training["n_rows"], training["seed"])
+    table = table.take(rows)
+    folder = base_folder(base)
+    model = load_classifier(folder, precision)
+    model = load_adapter(model, init_adapter.parent, trainable=True)
+    encoded = encode_pairs(table, load_tokenizer(folder), text)
+    logger.info("%d rows, %d truncated", len(table), encoded.n_truncated)
+    known = [code, precision, result_settings(training), text]
+    identity = identity_of(known, fold_table, base, init_adapter)
+    trainer = Trainer(
+        model,
+        encoded,
+        label_objective(table_targets(table)),
+        training,
+        training["epochs"],
+        Checkpoints(scratch, identity),
+    )
+    trainer.run(curve_path)
+    save_adapter(model, adapter_path.parent)
+    trainer.finish()
+
+
+if __name__ == "__main__":
+    with run_job(snakemake.log[0], snakemake.threads):
+        from prefdistill.models import unused_packages
+
+        teacher, fold = snakemake.wildcards.teacher, snakemake.wildcards.fold
+        settings = snakemake.config["teachers"][teacher]["training"]
+        hide_unused_imports(*unused_packages(snakemake.params.precision))
+        main(
+            fold_table=Path(snakemake.input.pairs),
+            init_adapter=Path(snakemake.input.init),
+            base=Path(snakemake.input.base),
+            adapter_path=Path(snakemake.output.adapter),
+            curve_path=Path(snakemake.output.curve),
+            precision=snakemake.params.precision,
+            training=settings | snakemake.params.training,
+            text=snakemake.params.text,
+            scratch=Path(
+                snakemake.config["scratch"], snakemake.rule, teacher, f"fold{fold}"
+            ),
+            code=snakemake.params.code,
+        )

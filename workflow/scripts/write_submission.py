@@ -1,0 +1,55 @@
+"""Write the submission: one row of probabilities per unlabelled pair, Kaggle form."""
+
+import csv
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from prefdistill.job import UserError, run_job
+
+if TYPE_CHECKING:
+    from snakemake.iocontainers import snakemake
+
+
+def main(symmetrised_path: Path, unlabelled_path: Path, submission_path: Path) -> None:
+    """Write rows in the order of the unlabelled table, ids as in its source file.
+
+    Raises:
+        UserError: If there are no unlabelled rows, or one has no sound prediction.
+    """
+    import numpy as np
+
+    from prefdistill.io import TARGET_COLUMNS, atomic_path, read_table
+    from prefdistill.tta import PROBABILITY_COLUMNS, SYMMETRISED_SCHEMA, columns_of
+
+    table = read_table(symmetrised_path, SYMMETRISED_SCHEMA)
+    probs = columns_of(table, PROBABILITY_COLUMNS)
+    rows = {name: row for row, name in enumerate(table.column("id").to_pylist())}
+    wanted = read_table(unlabelled_path).column("id").to_pylist()
+    if not wanted:
+        raise UserError(f"{unlabelled_path}: no rows to predict; set data.test")
+    missing = [name for name in wanted if name not in rows]
+    if missing:
+        raise UserError(f"{symmetrised_path}: lacks row id {missing[0]}")
+    chosen = probs[[rows[name] for name in wanted]]
+    sound = np.isfinite(chosen).all(axis=1) & (chosen >= 0).all(axis=1)
+    sound &= np.abs(chosen.sum(axis=1) - 1) < 1e-6
+    if not sound.all():
+        worst = wanted[int(np.flatnonzero(~sound)[0])]
+        raise UserError(f"{symmetrised_path}: row id {worst} is not a distribution")
+    with (
+        atomic_path(submission_path) as temporary,
+        open(temporary, "w", encoding="utf-8", newline="") as handle,
+    ):
+        writer = csv.writer(handle, lineterminator="\n")
+        writer.writerow(["id", *TARGET_COLUMNS])
+        for name, row in zip(wanted, chosen.tolist(), strict=True):
+            writer.writerow([name.removeprefix("test:"), *row])
+
+
+if __name__ == "__main__":
+    with run_job(snakemake.log[0], snakemake.threads):
+        main(
+            symmetrised_path=Path(snakemake.input.symmetrised),
+            unlabelled_path=Path(snakemake.input.unlabelled),
+            submission_path=Path(snakemake.output[0]),
+        )
