@@ -30,9 +30,8 @@ def read_dot(text: str) -> nx.DiGraph:
         raise ValueError("no rule graph on standard input")
     graph = nx.DiGraph()
     graph.add_nodes_from(sorted(names.values()))
-    graph.add_edges_from(
-        sorted((names[m[1]], names[m[2]]) for m in map(EDGE.match, lines) if m)
-    )
+    edges = {(names[m[1]], names[m[2]]) for m in map(EDGE.match, lines) if m}
+    graph.add_edges_from(sorted(edge for edge in edges if edge[0] != edge[1]))
     return nx.transitive_reduction(graph)
 
 

@@ -3,7 +3,10 @@
 import numpy as np
 import pytest
 import torch
+from torch.nn.attention.flex_attention import flex_attention
+
 from prefdistill.attention import PackedLayout, packed_attention
+from prefdistill.attention import _flex as flex
 from prefdistill.models import add_adapter, classify, load_classifier
 from prefdistill.packing import collate
 
@@ -36,23 +39,25 @@ def plain_attention(query, key, value, scaling, softcap, window):
 
 @pytest.mark.parametrize("softcap", [None, 3.0])
 @pytest.mark.parametrize("window", [None, 4])
-def test_packed_equals_the_definition(softcap, window):
+@pytest.mark.parametrize("path", ["cpu", "flex"])
+def test_packed_equals_the_definition(path, softcap, window, monkeypatch):
+    """Flex is CUDA's path; here it runs uncompiled on the CPU."""
+    monkeypatch.setattr(
+        "prefdistill.attention._compiled_flex_attention", lambda: flex_attention
+    )
     generator = torch.Generator().manual_seed(0)
     n_tokens = sum(LENGTHS)
     query = torch.randn(1, 4, n_tokens, 8, generator=generator)
     key, value = torch.randn(2, 1, 2, n_tokens, 8, generator=generator)
     layout = PackedLayout(np.array(LENGTHS), torch.device("cpu"))
-    output, _ = packed_attention(
-        None,
-        query,
-        key,
-        value,
-        None,
-        scaling=0.7,
-        softcap=softcap,
-        sliding_window=window,
-        packed=layout,
-    )
+    if path == "flex":
+        output = flex(query, key, value, 0.7, softcap, window, layout)
+    else:
+        arguments = {"softcap": softcap, "sliding_window": window, "packed": layout}
+        output, _ = packed_attention(
+            None, query, key, value, None, scaling=0.7, **arguments
+        )
+    assert output.shape == (1, n_tokens, 4, 8)
     start = 0
     for length in LENGTHS:
         row = slice(start, start + length)

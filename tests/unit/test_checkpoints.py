@@ -2,6 +2,7 @@ import logging
 
 import pytest
 import torch
+
 from prefdistill.checkpoints import Checkpoints, identity_of
 
 

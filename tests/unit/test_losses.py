@@ -1,6 +1,9 @@
 import numpy as np
 import pytest
 import torch
+from scipy.spatial.distance import cosine
+from scipy.special import log_softmax, softmax
+
 from prefdistill.losses import (
     cross_entropy,
     distillation_loss,
@@ -11,8 +14,6 @@ from prefdistill.losses import (
 )
 from prefdistill.models import classify, load_classifier, load_language_model
 from prefdistill.packing import collate
-from scipy.spatial.distance import cosine
-from scipy.special import log_softmax, softmax
 
 WEIGHTS = {"ce": 0.5, "kl": 1.0, "cosine": 2.0}
 

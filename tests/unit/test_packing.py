@@ -1,6 +1,7 @@
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
+
 from prefdistill.packing import collate, pack
 
 
@@ -8,9 +9,7 @@ def slow_pack(lengths, budget):
     """Best-fit decreasing as a textbook says it."""
     bins = []
     for row in sorted(range(len(lengths)), key=lambda row: (-lengths[row], row)):
-        fits = [
-            b for b in bins if sum(lengths[r] for r in b) + lengths[row] <= budget
-        ]
+        fits = [b for b in bins if sum(lengths[r] for r in b) + lengths[row] <= budget]
         if fits:
             fullest = max(fits, key=lambda b: sum(lengths[r] for r in b))
             fullest.append(row)
@@ -19,9 +18,7 @@ def slow_pack(lengths, budget):
     return bins
 
 
-@given(
-    lengths=st.lists(st.integers(1, 120), max_size=40), budget=st.integers(1, 100)
-)
+@given(lengths=st.lists(st.integers(1, 120), max_size=40), budget=st.integers(1, 100))
 def test_pack_agrees_with_its_slow_twin(lengths, budget):
     bins = pack(np.array(lengths, dtype=np.int32), budget)
     assert sorted(r for b in bins for r in b.tolist()) == list(range(len(lengths)))

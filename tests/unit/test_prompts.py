@@ -6,6 +6,7 @@ import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from prefdistill.job import UserError
 from prefdistill.prompts import (
     Template,
@@ -197,9 +198,7 @@ def test_rejects_a_template_with_other_fields(template):
 
 def test_rejects_b_before_a_and_no_room(tiny_tokenizer):
     with pytest.raises(UserError, match="must come before"):
-        Template.from_settings(
-            TEXT | {"template": "{response_b}{response_a}{prompt}"}
-        )
+        Template.from_settings(TEXT | {"template": "{response_b}{response_a}{prompt}"})
     with pytest.raises(UserError, match=r"text\.max_length: 40 tokens"):
         encode_pairs(table_of(PAIRS), tiny_tokenizer, TEXT | {"max_length": 40})
     with pytest.raises(ValueError, match="view must be"):

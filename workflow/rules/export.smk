@@ -27,6 +27,8 @@ rule quantise_model:
     conda:
         "../../environment.yml"
     threads: 1
+    resources:
+        gpu=config["student"]["gpus"],
     params:
         settings=quantisation_settings,
         text=config["text"],
@@ -56,6 +58,8 @@ rule quantise_base:
     conda:
         "../../environment.yml"
     threads: 1
+    resources:
+        gpu=config["student"]["gpus"],
     params:
         settings=quantisation_settings,
         text=config["text"],

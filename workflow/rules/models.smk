@@ -96,7 +96,7 @@ rule link_local_model:
 rule check_models:
     """Tabulate each configured model and its verdicts on a few pairs."""
     input:
-        bases=model_manifests,
+        bases=[base_manifest({"model": model}) for model in MODELS],
     output:
         table="<results>/report/models.csv",
     log:
@@ -106,6 +106,8 @@ rule check_models:
     conda:
         "../../environment.yml"
     threads: 1
+    resources:
+        gpu=1,
     params:
         models=MODELS,
         settings={model: model_config({"model": model}) for model in MODELS},

@@ -18,6 +18,8 @@ rule predict_view:
     conda:
         "../../environment.yml"
     threads: 1
+    resources:
+        gpu=config["student"]["gpus"],
     params:
         views=VIEWS,
         splits=prediction_splits,

@@ -26,6 +26,8 @@ rule distill_student:
     conda:
         "../../environment.yml"
     threads: 1
+    resources:
+        gpu=config["student"]["gpus"],
     params:
         teachers=TEACHERS,
         precision=model_precision,

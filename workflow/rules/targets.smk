@@ -1,13 +1,4 @@
-"""What to ask for: everything, one stage, or everything of one fold."""
-
-
-rule all:
-    default_target: True
-    """The judge's weights, the report and the submission."""
-    input:
-        expand("<results>/gptq/{bits}bit/model.safetensors", bits=BITS),
-        "<results>/report/summary.md",
-        SUBMISSION,
+"""What to ask for beside everything: one stage, or everything of one fold."""
 
 
 rule folds:

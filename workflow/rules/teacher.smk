@@ -25,6 +25,8 @@ rule post_pretrain:
     conda:
         "../../environment.yml"
     threads: 1
+    resources:
+        gpu=model_gpus,
     params:
         precision=model_precision,
         lora=model_lora,
@@ -53,6 +55,8 @@ rule train_teacher:
     conda:
         "../../environment.yml"
     threads: 1
+    resources:
+        gpu=model_gpus,
     params:
         precision=model_precision,
         training=result_settings("training"),
@@ -78,6 +82,8 @@ rule infer_logits:
     conda:
         "../../environment.yml"
     threads: 1
+    resources:
+        gpu=model_gpus,
     params:
         precision=model_precision,
         inference=result_settings("inference"),

@@ -102,7 +102,7 @@ def main(
 
 if __name__ == "__main__":
     with run_job(snakemake.log[0], snakemake.threads):
-        hide_unused_imports("gptqmodel", "optimum", "torchao", "sklearn", "pandas")
+        hide_unused_imports("gptqmodel", "optimum", "torchao", "sklearn")
         names = snakemake.params.models
         main(
             bases=dict(zip(names, map(Path, snakemake.input.bases), strict=True)),

@@ -16,19 +16,20 @@ logger = logging.getLogger(__name__)
 N_GENERATIONS = 2
 
 
-def identity_of(settings: dict[str, Any], *files: Path) -> str:
+def identity_of(settings: Any, *files: Path) -> str:
     """Fingerprint of all that decides a job's result: its settings and input files."""
-    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
-    for path in files:
-        digest.update(file_digest(path).encode())
-    return digest.hexdigest()[:16]
+    return _digest([settings, *map(file_digest, files)])[:16]
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 class Checkpoints:
     """The checkpoints of one job in a folder of its own.
 
     A generation is ``step-<n>.safetensors`` and, written after it, ``step-<n>.json``
-    with the tensors' SHA-256. Both appear by rename.
+    with the SHA-256 of the tensors and its own. Both appear by rename.
 
     Args:
         folder: Made when first needed, removed by ``remove``.
@@ -48,8 +49,14 @@ class Checkpoints:
         with atomic_path(path) as temporary:
             save_file(whole, temporary)
             digest = file_digest(temporary)
-        sidecar = {"step": step, "identity": self.identity, "sha256": digest}
-        write_json(path.with_suffix(".json"), {**sidecar, "info": info})
+        content = {
+            "step": step,
+            "identity": self.identity,
+            "tensors_sha256": digest,
+            "info": info,
+        }
+        sidecar = {"content": content, "sha256": _digest(content)}
+        write_json(path.with_suffix(".json"), sidecar)
         for old in self._steps()[N_GENERATIONS:]:
             for suffix in (".json", ".safetensors"):
                 old.with_suffix(suffix).unlink(missing_ok=True)
@@ -63,12 +70,15 @@ class Checkpoints:
             problem = None
             try:
                 sidecar = json.loads(path.with_suffix(".json").read_text())
-                if sidecar["identity"] != self.identity:
+                content = sidecar["content"]
+                if sidecar["sha256"] != _digest(content):
+                    problem = "is damaged"
+                elif content["identity"] != self.identity:
                     problem = "belongs to other code, settings or inputs"
-                elif file_digest(path) != sidecar["sha256"]:
+                elif content["tensors_sha256"] != file_digest(path):
                     problem = "is damaged"
                 else:
-                    return sidecar["step"], load_file(path), sidecar["info"]
+                    return content["step"], load_file(path), content["info"]
             except FileNotFoundError:
                 problem = "is incomplete"
             except (ValueError, KeyError, TypeError):

@@ -233,10 +233,10 @@ def _check_folds(config: dict[str, Any]) -> None:
             "keep their sum <= 0.6"
         )
     weights = config["ensemble"]["fold_weights"]
-    if weights != "equal" and (len(weights) != folds["n"] or not sum(weights)):
+    if weights != "equal" and len(weights) != folds["n"]:
         raise UserError(
             f"config: ensemble.fold_weights: {weights} must be one weight for each of "
-            f"the {folds['n']} folds, not all 0"
+            f"the {folds['n']} folds"
         )
     named = config["predict"]["folds"]
     if isinstance(named, list) and max(named) >= folds["n"]:

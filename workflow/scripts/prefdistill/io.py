@@ -23,6 +23,9 @@ from prefdistill.job import UserError
 VIEWS = ("AB", "BA")
 TARGET_COLUMNS = ("winner_model_a", "winner_model_b", "winner_tie")
 
+_UMASK = os.umask(0)  # the only way to read it is to set it
+os.umask(_UMASK)
+
 TEXT_FIELDS = [
     pa.field("prompt", pa.list_(pa.string())),
     pa.field("response_a", pa.list_(pa.string())),
@@ -67,6 +70,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     try:
         yield temporary
         with open(temporary, "rb+") as handle:
+            os.fchmod(handle.fileno(), 0o666 & ~_UMASK)  # safetensors writes 0600
             os.fsync(handle.fileno())
         os.replace(temporary, path)
         folder = os.open(path.parent, os.O_RDONLY)

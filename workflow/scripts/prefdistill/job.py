@@ -47,7 +47,7 @@ def hide_unused_imports(*names: str) -> None:
 
     Call before ``peft`` is imported and never in a job that quantises.
     """
-    for name in names or ("gptqmodel", "optimum", "torchao", "sklearn", "pandas"):
+    for name in names or ("gptqmodel", "optimum", "torchao", "sklearn"):
         sys.modules.setdefault(name, None)
 
 

@@ -5,6 +5,7 @@ optional packages whose import would cost it seconds (``unused_packages``).
 """
 
 import logging
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from prefdistill.attention import ATTENTION, PackedLayout, register
+from prefdistill.bases import base_folder as manifest_folder
 from prefdistill.io import atomic_path, read_json, write_json
 from prefdistill.job import UserError
 from prefdistill.packing import PackedBatch
@@ -28,9 +30,7 @@ DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 def base_folder(path: Path) -> Path:
     """Folder of a model, from its manifest or from a file inside the folder."""
     path = Path(path)
-    if path.name != "manifest.json":
-        return path.parent
-    return path.parent / read_json(path)["path"]
+    return manifest_folder(path) if path.name == "manifest.json" else path.parent
 
 
 def is_gptq(folder: Path) -> bool:
@@ -46,8 +46,8 @@ def unused_packages(precision: str, folder: Path | None = None) -> list[str]:
     with ``job.hide_unused_imports`` before the first model is loaded.
     """
     if folder is not None and is_gptq(folder):
-        return ["sklearn", "pandas"]
-    names = ["gptqmodel", "optimum", "torchao", "sklearn", "pandas", "scipy"]
+        return ["sklearn"]
+    names = ["gptqmodel", "optimum", "torchao", "sklearn", "scipy"]
     return names if precision == "nf4" else [*names, "bitsandbytes"]
 
 
@@ -67,14 +67,12 @@ def resolve_precision(precision: str, device: torch.device) -> tuple[torch.dtype
     The CPU always computes in fp32, as its 16-bit products are about ten times slower.
     """
     if device.type == "cpu":
-        dtype = torch.float32
-    elif precision in DTYPES:
-        dtype = DTYPES[precision]
-    else:
-        dtype = torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
-    if dtype is torch.bfloat16 and not torch.cuda.is_bf16_supported(False):
+        return torch.float32, precision == "nf4"
+    has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+    if precision == "bf16" and not has_bf16:
         raise UserError("precision bf16: this GPU has no bf16; use auto, fp16 or nf4")
-    return dtype, precision == "nf4"
+    auto = torch.bfloat16 if has_bf16 else torch.float16
+    return DTYPES.get(precision, auto), precision == "nf4"
 
 
 def load_tokenizer(folder: Path) -> Any:
@@ -99,6 +97,7 @@ def _load(auto_class: Any, folder: Path, precision: str, device: Any, **settings
 
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
+    warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)
     register()
     device = torch.device(device) if device is not None else _default_device()
     config = AutoConfig.from_pretrained(folder, local_files_only=True, **settings)
@@ -123,6 +122,10 @@ def _load(auto_class: Any, folder: Path, precision: str, device: Any, **settings
         **{key: value for key, value in settings.items() if key != "num_labels"},
     )
     model.requires_grad_(False)
+    if gptq and device.type == "cpu":
+        from prefdistill.gptq_check import use_eager_kernels
+
+        use_eager_kernels(model)
     kind = "GPTQ" if gptq else "NF4" if nf4 else "plain"
     logger.info(
         "%s: %s, %s weights, computing in %s on %s (precision %s)",
@@ -175,8 +178,7 @@ def load_classifier(
     )
     model.config.id2label = dict(CLASSES)
     model.config.label2id = {name: label for label, name in CLASSES.items()}
-    if missing - {"score.weight"}:
-        raise UserError(f"{folder}: {len(missing)} weights missing: {min(missing)}, …")
+    _check_missing(folder, missing - {"score.weight"})
     model.score.to(torch.float32)
     if missing:
         head = seeded_head(model.config.hidden_size, head_seed)
@@ -189,9 +191,16 @@ def load_language_model(folder: Path, precision: str) -> torch.nn.Module:
     from transformers import AutoModelForCausalLM
 
     model, missing = _load(AutoModelForCausalLM, folder, precision, None)
-    if missing - {"lm_head.weight"}:
-        raise UserError(f"{folder}: {len(missing)} weights missing: {min(missing)}, …")
+    _check_missing(folder, missing)
     return model.eval()
+
+
+def _check_missing(folder: Path, missing: set[str]) -> None:
+    if missing:
+        raise UserError(
+            f"{folder}: {len(missing)} weights are missing, such as {min(missing)}; "
+            "make or fetch the model again"
+        )
 
 
 def core_model(model: torch.nn.Module) -> torch.nn.Module:

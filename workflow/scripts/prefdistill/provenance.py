@@ -179,7 +179,9 @@ def _bindings(statement: ast.stmt) -> list[tuple[str, ast.stmt]] | None:
     if isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
         return [(statement.name, statement)]
     if isinstance(statement, ast.Import | ast.ImportFrom):
-        if getattr(statement, "module", None) == "__future__":
+        if getattr(statement, "module", None) == "__future__" or any(
+            alias.name == "*" for alias in statement.names
+        ):
             return None
         return [
             (alias.asname or alias.name.partition(".")[0], _one(statement, alias))

@@ -22,11 +22,13 @@ TOPIC_NAMES = tuple(TOPICS)
 NOUNS = tuple(noun for nouns in TOPICS.values() for noun in nouns.split())
 N_NOUNS = len(NOUNS) // len(TOPICS)
 VERBS = (
-    "check choose clean compare describe explain find keep measure prepare test use"
-).split()
+    *("check", "choose", "clean", "compare", "describe", "explain"),
+    *("find", "keep", "measure", "prepare", "test", "use"),
+)
 MISSPELT = (
-    "chekc choos claen comapre descibe expalin fnid kepe mesure prepair tset ues"
-).split()
+    *("chekc", "choos", "claen", "comapre", "descibe", "expalin"),
+    *("fnid", "kepe", "mesure", "prepair", "tset", "ues"),
+)
 HEDGES = ("", "maybe ", "perhaps ", "possibly ", "probably ")
 DETERMINERS = ("the", "your", "every", "one")
 OPENINGS = ("", "Fine.", "Look:", "Happy to help!", "Great question!", "Sure, friend!")

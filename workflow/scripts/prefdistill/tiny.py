@@ -1,16 +1,14 @@
-"""Tiny language models of real architectures, taught to see what the judge looks at.
+"""Tiny language models of real architectures, with a tokenizer of their own.
 
 LoRA on a frozen base of random weights learns nothing, so every weight of a tiny base
-is first trained on simulated text with dense labels: a tag for every token (on topic,
-hedge, misspelt, ...) and ratings of the six observable qualities of each answer. No
-verdict is shown. What is left for LoRA to learn is how the judge weighs the qualities
-and when it calls a tie. The heads of the dense labels are thrown away.
+is first taught the observable qualities of answers: see ``dense_labels`` and
+``dense_training``. Everything here is fixed by the settings and a seed.
 """
 
 import logging
-import re
+import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,24 +16,22 @@ import pyarrow as pa
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors
 from tokenizers.trainers import BpeTrainer
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
-from transformers import Gemma2Config, LlamaConfig, Qwen2Config
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma2Config,
+    LlamaConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+)
 
-from prefdistill.job import Progress
-from prefdistill.prompts import EncodedPairs, encode_pairs
+from prefdistill.bases import write_manifest
+from prefdistill.dense_labels import make_dense_labels
+from prefdistill.dense_training import BATCH_PAIRS, pretrain
+from prefdistill.prompts import encode_pairs
 from prefdistill.simulate import (
-    CLOSINGS,
-    HEDGES,
-    MISSPELT,
-    N_BLUNT,
-    N_NOUNS,
     N_PROMPTS,
-    NOUNS,
-    OPENINGS,
-    PROMPT_SHAPE,
-    QUALITIES,
     Answers,
-    answer_qualities,
     answer_texts,
     draw_answers,
     prompt_texts,
@@ -44,32 +40,28 @@ from prefdistill.simulate import (
 logger = logging.getLogger(__name__)
 
 CONFIGS = {"llama": LlamaConfig, "qwen2": Qwen2Config, "gemma2": Gemma2Config}
-# bos (Qwen2 has none), eos, pad and two markers of chat, as the real tokenizers spell
-# them.
+# bos (Qwen2 has none), eos, pad and two markers of chat, spelt as in the real ones.
 SPECIAL_TOKENS = {
     "llama": (
-        "<|begin_of_text|>", "<|end_of_text|>", "<|finetune_right_pad_id|>",
-        "<|start_header_id|>", "<|eot_id|>",
+        *("<|begin_of_text|>", "<|end_of_text|>", "<|finetune_right_pad_id|>"),
+        *("<|start_header_id|>", "<|eot_id|>"),
     ),
-    "qwen2": (None, "<|im_end|>", "<|endoftext|>", "<|im_start|>", "<|tool_call|>"),
+    "qwen2": (None, "<|im_end|>", "<|endoftext|>", "<|im_start|>", "<|fim_pad|>"),
     "gemma2": ("<bos>", "<eos>", "<pad>", "<start_of_turn>", "<end_of_turn>"),
-}  # fmt: skip
+}
 VOCABULARY_SIZE = 1024
 # A marker of the template is one piece; words, digits, signs and blanks as in GPT-2.
 PIECES = r"\s*<[a-z_]+>:\s?| ?\p{L}+| ?\p{N}| ?[^\s\p{L}\p{N}<]+| ?<|\s+(?!\S)|\s+"
-N_TOKENIZER_PAIRS = 4_000
-
-TAGS = ("other", "on_topic", "off_topic", "hedge", "misspelt", "polite", "blunt")
-BATCH_PAIRS = 32
-WINDOW_BATCHES = 16
-LEARNING_RATE = {"llama": 3e-3, "qwen2": 3e-3, "gemma2": 4e-3}
-WARMUP_SHARE = 0.1
+N_TOKENIZER_PAIRS = 3_000
+MAX_PRETRAIN_PAIRS = 8_000
+LEARNING_RATES = {"llama": 3e-3, "qwen2": 3e-3, "gemma2": 4e-3}
+WEIGHT_FILES = ("model.safetensors", "config.json")
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 
 
 def train_tokenizer(texts: Iterator[str], architecture: str) -> PreTrainedTokenizerFast:
     """Byte-level BPE: every Unicode text has tokens, and decoding gives it back."""
     bos, eos, pad, *others = SPECIAL_TOKENS[architecture]
-    special = [token for token in (pad, eos, bos, *others) if token]
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -80,7 +72,7 @@ def train_tokenizer(texts: Iterator[str], architecture: str) -> PreTrainedTokeni
     tokenizer.decoder = decoders.ByteLevel()
     trainer = BpeTrainer(
         vocab_size=VOCABULARY_SIZE,
-        special_tokens=special,
+        special_tokens=[token for token in (pad, eos, bos, *others) if token],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
@@ -94,10 +86,20 @@ def train_tokenizer(texts: Iterator[str], architecture: str) -> PreTrainedTokeni
         bos_token=bos,
         eos_token=eos,
         pad_token=pad,
-        additional_special_tokens=others,
+        extra_special_tokens=others,
         clean_up_tokenization_spaces=False,
         model_max_length=8192,
     )
+
+
+def tokenizer_corpus(table: pa.Table, text: dict[str, Any]) -> Iterator[str]:
+    """The template filled with every pair, and every turn on its own."""
+    for row in table.to_pylist():
+        fields = {name: "\n".join(row[name]) for name in row if name != "id"}
+        yield text["template"].format(**fields)
+        for turns in (row[name] for name in fields):
+            yield from turns
+    yield from (text["turn"].format(n=number) for number in range(2, 10))
 
 
 def build_model(
@@ -105,8 +107,13 @@ def build_model(
 ) -> PreTrainedModel:
     """A causal model of the real architecture with random weights, in float32.
 
-    Grouped-query attention with two query heads to a key head throughout; Gemma-2
-    keeps its soft caps, its scaled embeddings and its alternating sliding window.
+    Two query heads share a key head, and the embeddings are tied throughout; Gemma-2
+    keeps its soft caps, scaled embeddings and alternating sliding window.
+
+    Args:
+        settings: ``architecture``, ``hidden_size``, ``n_layers``, ``n_heads`` and
+            ``seed``.
+        tokenizer: Gives the vocabulary and the ids of its special tokens.
     """
     architecture, hidden_size = settings["architecture"], settings["hidden_size"]
     n_heads = settings["n_heads"]
@@ -128,9 +135,10 @@ def build_model(
     if architecture == "gemma2":
         shape["query_pre_attn_scalar"] = hidden_size // n_heads
     torch.manual_seed(settings["seed"])
-    attention = "eager" if architecture == "gemma2" else "sdpa"
     return AutoModelForCausalLM.from_config(
-        CONFIGS[architecture](**shape), attn_implementation=attention
+        CONFIGS[architecture](**shape),
+        # Only eager attention applies Gemma-2's soft cap.
+        attn_implementation="eager" if architecture == "gemma2" else "sdpa",
     )
 
 
@@ -147,183 +155,52 @@ def draw_pairs(seed: int, n_pairs: int) -> tuple[Answers, pa.Table]:
     return answers, pa.table(columns)
 
 
-def tokenizer_corpus(table: pa.Table, text: dict[str, Any]) -> Iterator[str]:
-    """The template filled with every pair, and every turn on its own."""
-    for row in table.to_pylist():
-        fields = {name: "\n".join(row[name]) for name in row if name != "id"}
-        yield text["template"].format(**fields)
-        for field in fields.values():
-            yield from field.split("\n")
-    yield from (text["turn"].format(n=number) for number in range(2, 10))
+def save_base(
+    folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    """Write weights in bfloat16, configuration and tokenizer, then the manifest."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder) as name:
+        scratch = Path(name)
+        model.to(torch.bfloat16).save_pretrained(scratch)
+        tokenizer.save_pretrained(scratch)
+        for file_name in WEIGHT_FILES + TOKENIZER_FILES:
+            (scratch / file_name).replace(folder / file_name)
+    write_manifest(folder)
 
 
-@dataclass(frozen=True)
-class DenseLabels:
-    """What the base is taught about encoded pairs.
+def make_tiny_base(
+    folder: Path, settings: dict[str, Any], text: dict[str, Any]
+) -> list[float]:
+    """Make, pre-train and save one tiny base model.
 
-    Attributes:
-        tags: One ``(length,)`` int64 array a row of indices into ``TAGS``.
-        ratings: ``(n, 2, 6)`` float32, the qualities of both answers, standardised.
-        first_end: ``(n,)`` int64 position of the first token after answer A.
-    """
-
-    tags: list[np.ndarray]
-    ratings: np.ndarray
-    first_end: np.ndarray
-
-
-def _word_tags() -> dict[str, int]:
-    """Tags of words that do not depend on the prompt."""
-    tags = {}
-    for words, tag in (
-        (HEDGES, "hedge"),
-        (MISSPELT, "misspelt"),
-        (OPENINGS[:N_BLUNT] + CLOSINGS[:N_BLUNT], "blunt"),
-        (OPENINGS[N_BLUNT:] + CLOSINGS[N_BLUNT:], "polite"),
-    ):
-        for word in re.findall("[a-z]+", " ".join(words).lower()):
-            tags.setdefault(word, TAGS.index(tag))
-    return tags
-
-
-def token_tags(tokenizer: PreTrainedTokenizerFast) -> tuple[np.ndarray, np.ndarray]:
-    """Tag and topic of every entry of the vocabulary.
+    Args:
+        folder: Receives model.safetensors, config.json, the tokenizer's two files and
+            manifest.json.
+        settings: See ``build_model``, and ``pretrain_steps``.
+        text: The ``text`` settings: the base is taught on rows as later stages see
+            them.
 
     Returns:
-        ``(vocabulary,)`` int64 tags without on_topic and off_topic, and ``(vocabulary,)``
-        int64 topic of a noun, -1 for any other token.
+        The loss of every pre-training step.
     """
-    tags = np.zeros(len(tokenizer), dtype=np.int64)
-    topics = np.full(len(tokenizer), -1)
-    words = _word_tags()
-    for token, number in tokenizer.get_vocab().items():
-        word = token.removeprefix("Ġ").lower()
-        tags[number] = words.get(word, 0)
-        if word in NOUNS:
-            topics[number] = NOUNS.index(word) // N_NOUNS
-    return tags, topics
-
-
-def dense_labels(
-    answers: Answers, encoded: EncodedPairs, tokenizer: PreTrainedTokenizerFast
-) -> DenseLabels:
-    """Tags of all tokens and ratings of both answers, for view AB."""
-    vocabulary_tags, vocabulary_topics = token_tags(tokenizer)
-    asked = np.unravel_index(answers.prompt, PROMPT_SHAPE)[3]
-    tags, first_end = [], []
-    for row, topic in enumerate(asked):
-        tokens = encoded.tokens(row, "AB")
-        noun_topic = vocabulary_topics[tokens]
-        tag = np.where(noun_topic == topic, TAGS.index("on_topic"), vocabulary_tags[tokens])
-        off_topic = (noun_topic >= 0) & (noun_topic != topic)
-        tags.append(np.where(off_topic, TAGS.index("off_topic"), tag))
-        after = encoded.fields.index("response_a") + 1
-        first_end.append(
-            sum(len(literal) for literal in encoded.literals[:after])
-            + sum(len(encoded.segments[name][row]) for name in encoded.fields[:after])
-        )
-    ratings = answer_qualities(answers)
-    ratings = (ratings - ratings.mean((0, 1))) / ratings.std((0, 1))
-    return DenseLabels(tags, ratings.astype(np.float32), np.array(first_end))
-
-
-class DenseHeads(torch.nn.Module):
-    """Linear heads of the dense labels, thrown away after pre-training."""
-
-    def __init__(self, hidden_size: int) -> None:
-        super().__init__()
-        self.tags = torch.nn.Linear(hidden_size, len(TAGS))
-        self.first = torch.nn.Linear(hidden_size, len(QUALITIES))
-        self.both = torch.nn.Linear(hidden_size, 2 * len(QUALITIES))
-
-    def loss(
-        self, hidden: torch.Tensor, tags: torch.Tensor, ratings: torch.Tensor,
-        first_end: torch.Tensor, last: torch.Tensor,
-    ) -> torch.Tensor:  # fmt: skip
-        """Cross-entropy of the tags plus squared errors of the standardised ratings.
-
-        Args:
-            hidden: ``(rows, length, hidden_size)`` float.
-            tags: ``(rows, length)`` int64, -100 at padding.
-            ratings: ``(rows, 2, 6)`` float.
-            first_end: ``(rows,)`` int64, where answer A alone is rated.
-            last: ``(rows,)`` int64 last tokens, where both answers are rated.
-        """
-        rows = torch.arange(len(hidden))
-        tag_loss = torch.nn.functional.cross_entropy(
-            self.tags(hidden).flatten(0, 1), tags.flatten(), ignore_index=-100
-        )
-        first = (self.first(hidden[rows, first_end]) - ratings[:, 0]).square().mean()
-        both = self.both(hidden[rows, last]) - ratings.flatten(1)
-        return tag_loss + first + 2 * both.square().mean()
-
-
-def batches(
-    encoded: EncodedPairs, rng: np.random.Generator, n_steps: int
-) -> Iterator[np.ndarray]:
-    """Row indices of ``n_steps`` batches; a batch's rows have about the same length."""
-    n_done, window = 0, BATCH_PAIRS * WINDOW_BATCHES
-    while True:
-        order = rng.permutation(len(encoded.ids))
-        for start in range(0, len(order), window):
-            rows = order[start : start + window]
-            rows = rows[np.argsort(encoded.lengths[rows], kind="stable")]
-            parts = np.array_split(rows, -(-len(rows) // BATCH_PAIRS))
-            for part in rng.permutation(len(parts)):
-                if n_done == n_steps:
-                    return
-                n_done += 1
-                yield parts[part]
-
-
-def padded(arrays: list[np.ndarray], fill: int) -> torch.Tensor:
-    """Right-padded ``(rows, longest)`` int64."""
-    result = np.full((len(arrays), max(map(len, arrays))), fill, dtype=np.int64)
-    for row, array in enumerate(arrays):
-        result[row, : len(array)] = array
-    return torch.from_numpy(result)
-
-
-def pretrain(
-    model: PreTrainedModel,
-    encoded: EncodedPairs,
-    labels: DenseLabels,
-    *,
-    n_steps: int,
-    learning_rate: float,
-    seed: int,
-) -> list[float]:
-    """Train all weights on dense labels; returns the loss of every step.
-
-    Rows are padded on the right, where causal attention does not look.
-    """
-    torch.manual_seed(seed)
-    heads = DenseHeads(model.config.hidden_size)
-    parameters = [*model.model.parameters(), *heads.parameters()]
-    optimizer = torch.optim.AdamW(parameters, learning_rate, (0.9, 0.98), weight_decay=0)
-    n_warmup = max(1, round(WARMUP_SHARE * n_steps))
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer,
-        lambda step: min((step + 1) / n_warmup, 1)
-        * (0.5 + 0.5 * np.cos(np.pi * step / n_steps)),
+    n_steps = settings["pretrain_steps"]
+    n_pairs = min(max(n_steps * BATCH_PAIRS, N_TOKENIZER_PAIRS), MAX_PRETRAIN_PAIRS)
+    answers, table = draw_pairs(settings["seed"], n_pairs)
+    architecture = settings["architecture"]
+    corpus = tokenizer_corpus(table.slice(0, N_TOKENIZER_PAIRS), text)
+    tokenizer = train_tokenizer(corpus, architecture)
+    logger.info("tokenizer of %d entries", len(tokenizer))
+    model = build_model(settings, tokenizer)
+    logger.info("%s, %d parameters", architecture, model.num_parameters())
+    encoded = encode_pairs(table, tokenizer, text)
+    losses = pretrain(
+        model,
+        encoded,
+        make_dense_labels(answers, encoded, tokenizer),
+        n_steps=n_steps,
+        learning_rate=LEARNING_RATES[architecture],
+        seed=settings["seed"],
     )
-    progress, losses = Progress(n_steps, "steps"), []
-    model.train()
-    for rows in batches(encoded, np.random.default_rng([seed, 8]), n_steps):
-        tokens = [encoded.tokens(row, "AB") for row in rows]
-        hidden = model.model(padded(tokens, 0), use_cache=False).last_hidden_state
-        loss = heads.loss(
-            hidden,
-            padded([labels.tags[row] for row in rows], -100),
-            torch.from_numpy(labels.ratings[rows]),
-            torch.from_numpy(labels.first_end[rows]),
-            torch.from_numpy(encoded.lengths[rows].astype(np.int64) - 1),
-        )
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
-        schedule.step()
-        losses.append(loss.item())
-        progress.update(1, int(encoded.lengths[rows].sum()), f"loss {losses[-1]:.3f}")
+    save_base(folder, model, tokenizer)
     return losses

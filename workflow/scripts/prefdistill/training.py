@@ -154,7 +154,7 @@ class Trainer:
         fp16 = core_model(model).dtype == torch.float16
         self.loss_scale = FP16_LOSS_SCALE if fp16 else 1.0
         if must_recompute(model, settings):
-            core_model(model).gradient_checkpointing_enable({"use_reentrant": False})
+            core_model(model).activation_checkpointing_enable({"use_reentrant": False})
 
     def run(self, curve_path: Path) -> None:
         """Train to the last step, resuming if there is a checkpoint.

@@ -1,0 +1,319 @@
+"""The mains of the engine's scripts on toy files, one feeding the next."""
+
+import csv
+import json
+
+import check_models
+import distill_student
+import infer_logits
+import numpy as np
+import post_pretrain
+import predict_view
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import train_teacher
+from safetensors.numpy import load_file
+
+from prefdistill.io import FOLD_SCHEMA, read_logits, write_json, write_table
+from prefdistill.job import UserError
+
+TEXT = {
+    "template": "<prompt>: {prompt}<response_a>: {response_a}"
+    "<response_b>: {response_b}<verdict>:",
+    "turn": "<turn {n}>: ",
+    "max_length": 80,
+    "prompt_share": 0.25,
+    "head_share": 0.5,
+}
+LORA = {
+    "r": 2,
+    "alpha": 4,
+    "dropout": 0.0,
+    "targets": ["q_proj", "up_proj"],
+    "lowest_layer": 0,
+}
+STEPS = {
+    "learning_rate": 0.01,
+    "max_steps": 3,
+    "pairs_per_step": 4,
+    "token_budget": 256,
+    "warmup_steps": None,
+    "warmup_fraction": 0.1,
+    "schedule": "cosine",
+    "min_lr_ratio": 0.0,
+    "weight_decay": 0.0,
+    "max_grad_norm": 1.0,
+    "seed": 7,
+    "checkpoint_steps": 100,
+    "recompute": "auto",
+}
+TRAINING = STEPS | {"epochs": 1.0, "n_rows": None}
+POST = STEPS | {
+    "objective": "classification",
+    "fraction_of_epoch": 1.0,
+    "keep_head": True,
+}
+INFERENCE = {
+    "token_budget": 512,
+    "rows": None,
+    "n_rows": None,
+    "weights": "adapter",
+    "progress_batches": 5,
+}
+DISTILLATION = {
+    "weights": {"ce": 1.0, "kl": 1.0, "cosine": 1.0},
+    "temperature": 1.0,
+    "labels": "in_fold",
+    "logits": "calibrated",
+    "teacher_gate": "refuse",
+    "n_labelled_rows": None,
+}
+
+
+def table_of(splits, source="train"):
+    n_rows = len(splits)
+    labels = np.eye(3, dtype=np.int8)[np.arange(n_rows) % 3]
+    columns = {
+        "id": [f"{source}:{n}" for n in range(n_rows)],
+        "source": [source] * n_rows,
+        "split": splits,
+        "group": [f"g{n}" for n in range(n_rows)],
+        "prompt": [["river " * (1 + n % 3)] for n in range(n_rows)],
+        "response_a": [["yes " * (n % 5)] for n in range(n_rows)],
+        "response_b": [["no " * (n % 7)] for n in range(n_rows)],
+        "winner_model_a": labels[:, 0],
+        "winner_model_b": labels[:, 1],
+        "winner_tie": labels[:, 2],
+    }
+    return pa.table(columns, schema=FOLD_SCHEMA)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory, tiny_model_folder):
+    """Tables and manifests, a Llama teacher and a Gemma-2 student."""
+    folder = tmp_path_factory.mktemp("world")
+    splits = ["train"] * 8 + ["dev"] * 3 + ["select", "test"]
+    write_table(folder / "fold0.parquet", table_of(splits), FOLD_SCHEMA)
+    write_table(folder / "ultra.parquet", table_of(["train"] * 6, "ultra"), FOLD_SCHEMA)
+    write_table(folder / "empty.parquet", table_of([]), FOLD_SCHEMA)
+    write_table(
+        folder / "unlabelled.parquet",
+        table_of(["unlabelled"] * 2, "new"),
+        FOLD_SCHEMA,
+    )
+    return {
+        "folder": folder,
+        "llama": tiny_model_folder("llama") / "manifest.json",
+        "gemma2": tiny_model_folder("gemma2") / "manifest.json",
+    }
+
+
+def run_post_pretrain(world, name, base, table="ultra.parquet", **changes):
+    folder = world["folder"] / name
+    post_pretrain.main(
+        table_path=world["folder"] / table,
+        base=world[base],
+        adapter_path=folder / "adapter_model.safetensors",
+        curve_path=folder / "train.jsonl",
+        precision="fp32",
+        lora=LORA,
+        settings=POST | changes,
+        text=TEXT,
+        scratch=world["folder"] / "scratch" / name,
+        code="c",
+    )
+    return folder
+
+
+@pytest.fixture(scope="module")
+def teacher(world):
+    init = run_post_pretrain(world, "llama_init", "llama")
+    folder = world["folder"] / "teacher"
+    train_teacher.main(
+        fold_table=world["folder"] / "fold0.parquet",
+        init_adapter=init / "adapter_model.safetensors",
+        base=world["llama"],
+        adapter_path=folder / "adapter_model.safetensors",
+        curve_path=folder / "train.jsonl",
+        precision="fp32",
+        training=TRAINING | {"n_rows": 6},
+        text=TEXT,
+        scratch=world["folder"] / "scratch" / "teacher",
+        code="c",
+    )
+    return folder
+
+
+def run_infer_logits(world, teacher, **changes):
+    path = world["folder"] / "logits.npz"
+    infer_logits.main(
+        fold_table=world["folder"] / "fold0.parquet",
+        adapter_path=teacher / "adapter_model.safetensors",
+        base=world["llama"],
+        logits_path=path,
+        precision="fp32",
+        inference=INFERENCE | changes,
+        text=TEXT,
+        seed=0,
+    )
+    return read_logits(path)
+
+
+def lora_part(folder):
+    tensors = load_file(folder / "adapter_model.safetensors")
+    return {name: value for name, value in tensors.items() if "lora_" in name}
+
+
+def head(folder):
+    tensors = load_file(folder / "adapter_model.safetensors")
+    return tensors["base_model.model.score.weight"]
+
+
+def test_post_pretraining(world):
+    seeded = run_post_pretrain(world, "none", "gemma2", objective="none")
+    empty = run_post_pretrain(world, "empty", "gemma2", table="empty.parquet")
+    trained = run_post_pretrain(world, "trained", "gemma2")
+    fresh_head = run_post_pretrain(world, "fresh", "gemma2", keep_head=False)
+    language = run_post_pretrain(world, "lm", "gemma2", objective="causal_lm")
+    assert (seeded / "train.jsonl").read_text() == ""
+    assert len((trained / "train.jsonl").read_text().splitlines()) == 2
+    whole = (seeded / "adapter_model.safetensors").read_bytes()
+    assert (empty / "adapter_model.safetensors").read_bytes() == whole
+    for folder in (trained, fresh_head, language):
+        moved = [
+            not np.array_equal(value, lora_part(seeded)[name])
+            for name, value in lora_part(folder).items()
+        ]
+        assert any(moved)
+    assert not np.array_equal(head(trained), head(seeded))
+    assert np.array_equal(head(fresh_head), head(seeded))
+    assert np.array_equal(head(language), head(seeded))
+    assert (language / "adapter_config.json").read_text() == (
+        seeded / "adapter_config.json"
+    ).read_text()
+
+
+def test_teacher_and_logits(world, teacher):
+    assert len((teacher / "train.jsonl").read_text().splitlines()) == 2
+    scores = run_infer_logits(world, teacher)
+    assert scores.logits.shape == (13, 2, 3)
+    assert scores.meta["max_length"] == 80
+    assert len(scores.meta["adapter"]) == 64
+    some = run_infer_logits(world, teacher, rows=[2, 4])
+    assert some.ids.tolist() == [f"train:{n}" for n in (2, 3, *range(8, 13))]
+    np.testing.assert_allclose(
+        some.logits, scores.select(scores.rows_of(some.ids)).logits, atol=1e-5
+    )
+    merged = run_infer_logits(world, teacher, weights="merged")
+    np.testing.assert_allclose(merged.logits, scores.logits, atol=1e-5)
+
+
+def run_distill(world, teachers, gates, name="student", **changes):
+    init = world["folder"] / "none"
+    if not init.exists():
+        run_post_pretrain(world, "none", "gemma2", objective="none")
+    folder = world["folder"] / name
+    distill_student.main(
+        fold_table=world["folder"] / "fold0.parquet",
+        fold=0,
+        teachers=teachers,
+        gates=gates,
+        init_adapter=init / "adapter_model.safetensors",
+        base=world["gemma2"],
+        adapter_path=folder / "adapter_model.safetensors",
+        curve_path=folder / "train.jsonl",
+        precision="fp32",
+        training=TRAINING,
+        distillation=DISTILLATION | changes,
+        text=TEXT,
+        scratch=world["folder"] / "scratch" / name,
+        code="c",
+    )
+    return folder
+
+
+def test_student_and_predictions(world, teacher):
+    run_infer_logits(world, teacher)
+    logits = {"llama": [world["folder"] / "logits.npz"]}
+    gate = {"information_gain": 0.001, "low": -0.01, "high": 0.01, "passed": False}
+    write_json(world["folder"] / "calibration.json", {"gate": gate})
+    gates = {"llama": [world["folder"] / "calibration.json"]}
+    with pytest.raises(UserError, match="teacher_gate to warn"):
+        run_distill(world, logits, gates)
+    student = run_distill(world, logits, gates, teacher_gate="warn")
+    alone = run_distill(world, {}, {}, name="alone")
+    few = run_distill(
+        world, logits, gates, name="few", teacher_gate="off", n_labelled_rows=2
+    )
+    losses = [
+        json.loads((folder / "train.jsonl").read_text().splitlines()[0])["loss"]
+        for folder in (student, alone, few)
+    ]
+    assert losses[2] < losses[0] < losses[1]
+
+    out = world["folder"] / "predictions"
+    predict_view.main(
+        tables=[
+            world["folder"] / "fold0.parquet",
+            world["folder"] / "unlabelled.parquet",
+        ],
+        weights=student / "adapter_model.safetensors",
+        base=world["gemma2"],
+        outputs={"AB": out / "ab.parquet", "BA": out / "ba.parquet"},
+        text=TEXT,
+        precision="auto",
+        token_budget=512,
+        splits=["select", "test", "unlabelled"],
+    )
+    table = pq.read_table(out / "ba.parquet")
+    assert table.column("split").to_pylist() == ["select", "test", *["unlabelled"] * 2]
+    assert table.column("id").to_pylist()[-1] == "new:1"
+
+
+def test_predicting_with_a_whole_model(world, tmp_path):
+    from prefdistill.models import load_classifier, load_tokenizer
+
+    model = load_classifier(world["gemma2"].parent, "fp32", head_seed=1)
+    model.save_pretrained(tmp_path)
+    load_tokenizer(world["gemma2"].parent).save_pretrained(tmp_path)
+    arguments = {
+        "tables": [world["folder"] / "fold0.parquet"],
+        "weights": tmp_path / "model.safetensors",
+        "base": None,
+        "text": TEXT,
+        "precision": "auto",
+        "token_budget": 512,
+        "splits": ["test"],
+    }
+    predict_view.main(**arguments, outputs={"BA": tmp_path / "ba.parquet"})
+    assert pq.read_table(tmp_path / "ba.parquet").num_rows == 1
+    arguments["tables"] *= 2
+    with pytest.raises(UserError, match="a row id occurs twice"):
+        predict_view.main(**arguments, outputs={"BA": tmp_path / "ba.parquet"})
+
+
+def test_check_models(world, tmp_path):
+    settings = {
+        "base": "tiny",
+        "precision": "nf4",
+        "lora": LORA,
+        "training": TRAINING,
+        "post_pretrain": POST,
+    }
+    pair = {"prompt": "Which?", "response_a": "yes", "response_b": "no"}
+    check_models.main(
+        bases={"llama": world["llama"], "student": world["gemma2"]},
+        settings={"llama": settings, "student": settings | {"precision": "fp32"}},
+        text=TEXT,
+        pairs=[pair, pair],
+        output=tmp_path / "models.csv",
+    )
+    rows = list(csv.DictReader((tmp_path / "models.csv").read_text().splitlines()))
+    assert [row["architecture"] for row in rows] == [
+        "LlamaForSequenceClassification",
+        "Gemma2ForSequenceClassification",
+    ]
+    assert rows[0]["head_shape"] == "3x32"
+    probs = np.array(rows[1]["pair2_BA"].split(), dtype=float)
+    assert probs.sum() == pytest.approx(1, abs=1e-3)

@@ -1,0 +1,111 @@
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from prefdistill import inference
+from prefdistill.inference import score_pairs, subset_rows, write_predictions
+from prefdistill.job import Interrupted, UserError
+from prefdistill.models import classify, load_classifier
+from prefdistill.packing import collate
+from prefdistill.prompts import encode_pairs
+
+TEXT = {
+    "template": "{prompt} A: {response_a} B: {response_b} =",
+    "turn": "<turn {n}>: ",
+    "max_length": 60,
+    "prompt_share": 0.25,
+    "head_share": 0.5,
+}
+
+
+@pytest.fixture(scope="module")
+def encoded(tiny_tokenizer):
+    sizes = np.random.default_rng(0).integers(0, 20, (9, 3)).tolist()
+    table = pa.table(
+        {
+            "id": [str(n) for n in range(9)],
+            "prompt": [["tall " * p] for p, _, _ in sizes],
+            "response_a": [["one " * a] for _, a, _ in sizes],
+            "response_b": [["two " * b] for _, _, b in sizes],
+        }
+    )
+    return encode_pairs(table, tiny_tokenizer, TEXT)
+
+
+@pytest.fixture(scope="module")
+def model(tiny_model_folder):
+    return load_classifier(tiny_model_folder("qwen2"), "fp32")
+
+
+@pytest.mark.parametrize("views", [("AB", "BA"), ("BA",)])
+def test_scores_equal_those_of_single_rows(model, encoded, views):
+    logits = score_pairs(model, encoded, views=views, token_budget=100)
+    assert logits.shape == (9, len(views), 3)
+    assert logits.dtype == np.float32
+    for row in range(9):
+        for column, view in enumerate(views):
+            with torch.no_grad():
+                expected = classify(model, collate([encoded.tokens(row, view)]))[0]
+            np.testing.assert_allclose(
+                logits[row, column], expected.numpy(), atol=1e-5, rtol=1e-5
+            )
+
+
+def test_scores_do_not_depend_on_the_token_budget(model, encoded):
+    small = score_pairs(model, encoded, token_budget=10)
+    large = score_pairs(model, encoded, token_budget=10_000)
+    np.testing.assert_allclose(small, large, atol=1e-5, rtol=1e-5)
+
+
+def test_a_logit_that_is_not_finite_is_an_error(tiny_model_folder, encoded):
+    model = load_classifier(tiny_model_folder("llama"), "fp32")
+    model.score.weight.data[0, 0] = float("nan")
+    with pytest.raises(UserError, match=r"row id 0: .* \(18 rows\)"):
+        score_pairs(model, encoded)
+
+
+def test_a_signal_ends_scoring(model, encoded, monkeypatch):
+    monkeypatch.setattr(inference, "stop_requested", lambda: True)
+    with pytest.raises(Interrupted, match="0 of"):
+        score_pairs(model, encoded)
+
+
+def test_no_rows_score_to_nothing(model, encoded, tiny_tokenizer):
+    names = ("id", "prompt", "response_a", "response_b")
+    empty = pa.table({name: pa.array([], pa.string()) for name in names})
+    logits = score_pairs(model, encode_pairs(empty, tiny_tokenizer, TEXT))
+    assert logits.shape == (0, 2, 3)
+
+
+def test_subset_rows():
+    split = np.array(["dev", "train", "train", "test", "train"])
+    assert subset_rows(split, None, None, 0).all()
+    assert subset_rows(split, [1, 2], None, 0).tolist() == [
+        True,
+        False,
+        True,
+        True,
+        False,
+    ]
+    sampled = subset_rows(split, None, 1, 0)
+    assert sampled.sum() == 3
+    assert sampled[[0, 3]].all()
+    assert (sampled == subset_rows(split, None, 1, 0)).all()
+    assert subset_rows(split, None, 7, 0).all()
+    with pytest.raises(UserError, match=r"inference\.rows"):
+        subset_rows(split, [5, 9], None, 0)
+
+
+def test_predictions_keep_their_order(tmp_path):
+    path = tmp_path / "ab.parquet"
+    logits = np.arange(6, dtype=np.float32).reshape(2, 3)
+    write_predictions(path, np.array(["a", "b"]), np.array(["dev", "test"]), logits)
+    assert pq.read_table(path).to_pylist()[1] == {
+        "id": "b",
+        "split": "test",
+        "logit_first": 3.0,
+        "logit_second": 4.0,
+        "logit_tie": 5.0,
+    }

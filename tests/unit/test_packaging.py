@@ -1,0 +1,213 @@
+"""The pins, the Makefile and the profiles agree with each other and with the rules."""
+
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def pins_of(text):
+    return {line for line in map(str.strip, text.splitlines()) if re.match(r"\w", line)}
+
+
+@pytest.fixture(scope="module")
+def lock():
+    return pins_of((ROOT / "requirements.lock").read_text())
+
+
+@pytest.fixture
+def make(tmp_path):
+    """Run make in a copy of what set-up needs; the copy's folder is ``make.folder``."""
+    for name in ("Makefile", "requirements.lock"):
+        shutil.copy(ROOT / name, tmp_path)
+
+    def run(*arguments):
+        environment = {k: v for k, v in os.environ.items() if not k.startswith("MAKE")}
+        return subprocess.run(
+            ["make", *arguments],
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+        )
+
+    run.folder = tmp_path
+    return run
+
+
+def load_tool(name):
+    spec = importlib.util.spec_from_file_location(name, ROOT / "tools" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_lock_pins_exactly_and_each_package_once(lock):
+    assert all(re.fullmatch(r"[A-Za-z0-9_.-]+==[0-9][\w.]*", pin) for pin in lock)
+    names = [re.sub(r"[-_.]+", "-", pin.split("==")[0]).lower() for pin in lock]
+    assert len(set(names)) == len(names)
+    assert "torch==2.13.0" in lock
+
+
+def test_conda_users_get_the_same_pins(lock):
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
+    *conda, pip = environment["dependencies"]
+    after = (ROOT / "environment.post-deploy.sh").read_text()
+    added = set(re.findall(r"pip install --no-deps (\S+)", after))
+    assert conda == ["python=3.11", "pip"]
+    assert set(pip["pip"]) | added == lock
+    assert not set(pip["pip"]) & added
+
+
+def test_what_is_installed_here_is_the_lock(lock):
+    from importlib.metadata import version
+
+    installed = {pin: version(pin.split("==")[0]).split("+")[0] for pin in lock}
+    assert installed == {pin: pin.split("==")[1] for pin in lock}
+
+
+def test_only_the_known_pin_conflict_is_reported():
+    done = subprocess.run(
+        [sys.executable, "-m", "pip", "check"], capture_output=True, text=True
+    )
+    assert re.fullmatch(r"gptqmodel 7\.6\.0 .*numpy.*\n", done.stdout), done.stdout
+
+
+@pytest.mark.slow
+def test_the_heavy_packages_import_together():
+    code = "import torch, bitsandbytes, gptqmodel, peft, snakemake"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_help_lists_every_public_target(make):
+    text = (ROOT / "Makefile").read_text()
+    targets = set(re.findall(r"^\.PHONY: ([\w-]+)", text, re.MULTILINE)) - {"install"}
+    listed = re.findall(r"^  ([\w-]+) {2,}\w", make("help").stdout, re.MULTILINE)
+    assert sorted(listed) == sorted(targets)
+    wanted = "setup demo run plan dag report test lint clean unlock help"
+    assert targets >= set(wanted.split())
+
+
+def test_set_up_does_nothing_when_it_is_done(make):
+    venv = make.folder / ".venv"
+    venv.mkdir()
+    shutil.copy(ROOT / "requirements.lock", venv / "installed.lock")
+    os.utime(make.folder / "requirements.lock")
+    done = make("setup", "PYTHON=/bin/false")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_set_up_runs_again_when_the_lock_has_changed(make):
+    (make.folder / ".venv").mkdir()
+    (make.folder / ".venv/installed.lock").write_text("numpy==1.0\n")
+    done = make("--dry-run", "install", f"PYTHON={sys.executable}")
+    steps = [line for line in done.stdout.splitlines() if "pip install" in line]
+    assert "-c requirements.lock" in steps[0]
+    assert "^torch==" in steps[0]
+    assert "--no-deps -r requirements.lock" in steps[1]
+    assert make("setup", "PYTHON=/bin/false").returncode != 0
+
+
+@pytest.mark.parametrize(
+    ("version", "message"),
+    [
+        ("raise SystemExit(1)", "the pins are for Python 3.11"),
+        ("", "has no venv module: apt-get install python3.11-venv"),
+    ],
+)
+def test_another_python_is_refused_in_one_line(make, version, message):
+    python = make.folder / "python3"
+    python.write_text(
+        "#!/bin/sh\n"
+        'case "$2" in *version_info*) '
+        + ("exit 1" if version else "exit 0")
+        + ";; *ensurepip*) exit 1;; esac\necho Python 3.12.0\n"
+    )
+    python.chmod(0o755)
+    done = make("setup", f"PYTHON={python}")
+    errors = [line for line in done.stderr.splitlines() if "error" in line.lower()]
+    assert done.returncode == 2
+    assert message in errors[0]
+    assert not (make.folder / ".venv").exists()
+
+
+def test_run_passes_configurations_target_and_profile(make):
+    def command(*arguments):
+        lines = make("--dry-run", "run", *arguments).stdout.splitlines()
+        line = next(line for line in lines if "snakemake" in line)
+        return " ".join(line.split())
+
+    slurm = command("CONFIG=a.yaml b.yaml", "PROFILE=slurm", "TARGET=all", "ARGS=-q")
+    assert "all --configfile a.yaml b.yaml --profile slurm -q" in slurm
+    assert "--cores" not in slurm
+    local = command("CORES=3", "TARGET=teachers")
+    assert "teachers --profile profiles/default --cores 3" in local
+
+
+def test_a_key_in_both_profiles_has_one_value():
+    """Snakemake lays profiles/default over any other profile, key by key."""
+    default, slurm = (
+        yaml.safe_load((ROOT / "profiles" / name / "config.yaml").read_text())
+        for name in ("default", "slurm")
+    )
+    assert {key: slurm[key] for key in default} == default
+
+
+def test_the_slurm_link_leads_to_the_profile():
+    assert os.readlink(ROOT / "slurm") == "profiles/slurm"
+    assert (ROOT / "slurm/config.yaml").exists()
+
+
+def test_the_slurm_profile_names_exactly_the_rules_that_use_a_gpu():
+    profile = yaml.safe_load((ROOT / "profiles/slurm/config.yaml").read_text())
+    on_gpus = set()
+    for path in (ROOT / "workflow/rules").glob("*.smk"):
+        for name, body in re.findall(
+            r"^rule (\w+):\n((?:[ \t].*\n|\n)*)", path.read_text(), re.MULTILINE
+        ):
+            if re.search(r"^\s+gpu=", body, re.MULTILINE):
+                on_gpus.add(name)
+    assert set(profile["set-resources"]) == on_gpus
+
+
+def test_scores_are_printed_with_their_interval(tmp_path, monkeypatch, capsys):
+    report = tmp_path / "results/report"
+    report.mkdir(parents=True)
+    (report / "scores.csv").write_text(
+        "stage,model,fold,split,views,n,log_loss,log_loss_low,log_loss_high,accuracy,"
+        "brier,ece,swap_agreement\n"
+        "prior,,,test,AB+BA,720,1.07,1.06,1.08,0.4,0.6,0.01,1\n"
+        "teacher,llama,0,dev,AB+BA,720,0.9,0.8,1.0,0.5,0.5,0.02,0.9\n"
+        "teacher,llama,0,test,AB,720,0.9,0.8,1.0,0.5,0.5,0.02,0.9\n"
+    )
+    (tmp_path / "results/submission.csv").touch()
+    monkeypatch.chdir(tmp_path)
+    load_tool("show_scores").main()
+    out = capsys.readouterr().out
+    assert re.search(r"prior +AB\+BA +720 +1\.0700 +1\.0600 1\.0800 +0\.4000", out)
+    assert "teacher" not in out
+    assert out.endswith("submission: results/submission.csv\n")
+
+
+def test_the_rule_graph_is_drawn_without_implied_edges():
+    tool = load_tool("draw_rulegraph")
+    dot = "".join(
+        f'\t{i}[label = "{name}", color = "0 1 1", style="rounded"];\n'
+        for i, name in enumerate(["all", "evaluate", "train"])
+    )
+    graph = tool.read_dot(dot + "\t1 -> 0\n\t2 -> 0\n\t2 -> 1\n\t1 -> 1\n")
+    assert set(graph.edges) == {("train", "evaluate"), ("evaluate", "all")}
+    svg = tool.draw(graph)
+    assert [svg.index(f">{name}<") for name in ("all", "evaluate", "train")]
+    assert svg.count("<path") == 2
+    with pytest.raises(ValueError, match="no rule graph"):
+        tool.read_dot("error")

@@ -1,0 +1,271 @@
+import json
+import logging
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+
+from prefdistill import training
+from prefdistill.checkpoints import Checkpoints
+from prefdistill.job import Interrupted, UserError
+from prefdistill.losses import label_objective
+from prefdistill.models import add_adapter, load_classifier, save_adapter
+from prefdistill.prompts import encode_pairs
+from prefdistill.training import (
+    Plan,
+    Trainer,
+    choose_rows,
+    result_settings,
+    train_rows,
+)
+
+TEXT = {
+    "template": "<prompt>: {prompt}<response_a>: {response_a}"
+    "<response_b>: {response_b}<verdict>:",
+    "turn": "<turn {n}>: ",
+    "max_length": 80,
+    "prompt_share": 0.25,
+    "head_share": 0.5,
+}
+LORA = {
+    "r": 2,
+    "alpha": 4,
+    "dropout": 0.2,
+    "targets": ["q_proj", "up_proj"],
+    "lowest_layer": 0,
+}
+SETTINGS = {
+    "learning_rate": 0.01,
+    "max_steps": None,
+    "pairs_per_step": 4,
+    "token_budget": 128,
+    "warmup_steps": None,
+    "warmup_fraction": 0.2,
+    "schedule": "cosine",
+    "min_lr_ratio": 0.1,
+    "weight_decay": 0.01,
+    "max_grad_norm": 1.0,
+    "seed": 7,
+    "checkpoint_steps": 3,
+    "recompute": "auto",
+}
+N_PAIRS = 14
+TARGETS = np.eye(3, dtype=np.float32)[np.arange(N_PAIRS) % 3]
+
+
+@pytest.fixture(scope="module")
+def encoded(tiny_tokenizer):
+    words = ["river ", "list ", "poem "]
+    table = pa.table(
+        {
+            "id": [f"train:{n}" for n in range(N_PAIRS)],
+            "prompt": [[words[n % 3] * (1 + n % 4)] for n in range(N_PAIRS)],
+            "response_a": [["yes " * (1 + n % 5)] for n in range(N_PAIRS)],
+            "response_b": [["no " * (1 + n % 7)] for n in range(N_PAIRS)],
+        }
+    )
+    return encode_pairs(table, tiny_tokenizer, TEXT)
+
+
+@pytest.fixture
+def start(tiny_model_folder, encoded, tmp_path):
+    """Function that starts a trainer on a fresh model; its folder is shared."""
+
+    def start(precision="fp32", lora=LORA, objective=None, folder="job", **changes):
+        model = load_classifier(tiny_model_folder("gemma2"), precision)
+        model = add_adapter(model, lora, seed=1)
+        return Trainer(
+            model,
+            encoded,
+            objective or label_objective(TARGETS),
+            SETTINGS | changes,
+            3.0,
+            Checkpoints(tmp_path / folder, "abc"),
+        )
+
+    return start
+
+
+def stop_at(monkeypatch, trainer, step):
+    monkeypatch.setattr(training, "stop_requested", lambda: trainer.step == step)
+
+
+def adapter_bytes(trainer, folder):
+    save_adapter(trainer.model, folder)
+    return (folder / "adapter_model.safetensors").read_bytes()
+
+
+def test_plan_steps_and_warmup():
+    plan = Plan.from_settings(SETTINGS, 100, 0.5)
+    assert (plan.n_steps, plan.n_warmup, plan.pairs_per_step) == (12, 2, 4)
+    assert Plan.from_settings(SETTINGS, 100, 0.001).n_steps == 1
+    assert Plan.from_settings(SETTINGS | {"max_steps": 5}, 100, 1).n_steps == 5
+    assert Plan.from_settings(SETTINGS | {"warmup_steps": 9}, 100, 1).n_warmup == 9
+    assert Plan.from_settings(SETTINGS, 3, 2).pairs_per_step == 3
+
+
+def test_every_epoch_sees_every_pair_once():
+    plan = Plan.from_settings(SETTINGS, 10, 4)
+    assert plan.n_steps == 10
+    seen = np.concatenate([plan.pairs(step) for step in range(10)]).reshape(4, 10)
+    assert (np.sort(seen, axis=1) == np.arange(10)).all()
+    assert not (seen[0] == seen[1]).all()
+    other = Plan.from_settings(SETTINGS | {"seed": 8}, 10, 4)
+    assert not (other.pairs(0) == plan.pairs(0)).all()
+
+
+@pytest.mark.parametrize(
+    ("schedule", "middle", "end"),
+    [("constant", 1, 1), ("linear", 0.55, 0.1), ("cosine", 0.55, 0.1)],
+)
+def test_learning_rate(schedule, middle, end):
+    settings = SETTINGS | {"schedule": schedule, "learning_rate": 1.0}
+    plan = Plan(100, 4, 110, 10, 0)
+    rates = [plan.learning_rate(step, settings) for step in range(111)]
+    assert rates[:10] == pytest.approx(np.arange(1, 11) / 10)
+    assert rates[10] == 1
+    assert rates[60] == pytest.approx(middle)
+    assert rates[110] == pytest.approx(end)
+
+
+def test_it_learns_and_logs(start, tmp_path):
+    trainer = start(lora=LORA | {"dropout": 0.0}, schedule="constant", max_steps=None)
+    trainer.run(tmp_path / "train.jsonl")
+    trainer.finish()
+    curve = [json.loads(x) for x in (tmp_path / "train.jsonl").read_text().splitlines()]
+    assert [record["step"] for record in curve] == list(range(1, 11))
+    assert set(curve[0]) == {"step", "loss", "lr", "grad_norm", "n_tokens", "seconds"}
+    assert curve[-1]["loss"] < curve[0]["loss"]
+    assert not (tmp_path / "job").exists()
+
+
+def test_the_step_does_not_depend_on_the_token_budget(start):
+    weights = []
+    for budget in (40, 4096):
+        trainer = start(lora=LORA | {"dropout": 0.0}, token_budget=budget)
+        record = trainer._take_step()
+        weights.append((record["loss"], record["grad_norm"]))
+    assert weights[0] == pytest.approx(weights[1], rel=1e-5)
+
+
+def test_recomputation_changes_nothing(start):
+    one, two = start(), start(recompute="full")
+    for trainer in (one, two):
+        trainer.model.train()
+    records = [trainer._take_step() for trainer in (one, two)]
+    assert records[0]["loss"] == pytest.approx(records[1]["loss"], rel=1e-6)
+    assert records[0]["grad_norm"] == pytest.approx(records[1]["grad_norm"], rel=1e-5)
+
+
+def test_the_gradient_is_that_of_the_mean_loss_over_both_orders(start, encoded):
+    from prefdistill.packing import collate
+
+    trainer = start(lora=LORA | {"dropout": 0.0}, max_grad_norm=1e9)
+    trainer.model.zero_grad()
+    pairs = trainer.plan.pairs(0)
+    for view, name in enumerate(("AB", "BA")):
+        batch = collate([encoded.tokens(pair, name) for pair in pairs])
+        losses = trainer.row_losses(
+            trainer.model, batch, pairs, np.full(len(pairs), view)
+        )
+        (losses.sum() / 8).backward()
+    norm = torch.nn.utils.clip_grad_norm_(trainer.weights.values(), 1e9)
+    trainer.model.zero_grad()
+    assert trainer._take_step()["grad_norm"] == pytest.approx(float(norm), rel=1e-4)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "nf4"])
+@pytest.mark.parametrize("step", [1, 5, 9])
+def test_a_resumed_run_is_byte_identical(start, precision, step, tmp_path, monkeypatch):
+    whole = start(precision, folder="whole")
+    whole.run(tmp_path / "whole.jsonl")
+    first = start(precision)
+    stop_at(monkeypatch, first, step)
+    with pytest.raises(Interrupted, match=f"saved at step {step} of 10"):
+        first.run(tmp_path / "train.jsonl")
+    assert not (tmp_path / "train.jsonl").exists()
+    monkeypatch.undo()
+    second = start(precision)
+    second.run(tmp_path / "train.jsonl")
+    assert adapter_bytes(second, tmp_path / "a") == adapter_bytes(whole, tmp_path / "b")
+    curves = [
+        [
+            {key: value for key, value in json.loads(line).items() if key != "seconds"}
+            for line in (tmp_path / name).read_text().splitlines()
+        ]
+        for name in ("whole.jsonl", "train.jsonl")
+    ]
+    assert curves[0] == curves[1]
+
+
+def test_a_truncated_checkpoint_resumes_from_the_one_before(
+    start, tmp_path, monkeypatch
+):
+    whole = start(folder="whole")
+    whole.run(tmp_path / "whole.jsonl")
+    first = start()
+    stop_at(monkeypatch, first, 8)
+    with pytest.raises(Interrupted):
+        first.run(tmp_path / "train.jsonl")
+    newest = tmp_path / "job" / "step-000000008.safetensors"
+    newest.write_bytes(newest.read_bytes()[:100])
+    monkeypatch.undo()
+    second = start()
+    second.run(tmp_path / "train.jsonl")
+    assert adapter_bytes(second, tmp_path / "a") == adapter_bytes(whole, tmp_path / "b")
+    assert len((tmp_path / "train.jsonl").read_text().splitlines()) == 10
+
+
+def broken_at(steps):
+    """The label objective, not finite at the n-th calls given."""
+    good, calls = label_objective(TARGETS), iter(range(1000))
+
+    def row_losses(*arguments):
+        factor = float("nan") if next(calls) in steps else 1.0
+        return good(*arguments) * factor
+
+    return row_losses
+
+
+def test_a_step_without_finite_loss_is_skipped(start, tmp_path, caplog):
+    trainer = start(objective=broken_at({2}), token_budget=4096)
+    with caplog.at_level(logging.WARNING):
+        trainer.run(tmp_path / "train.jsonl")
+    assert "step 3 skipped: loss nan" in caplog.text
+    assert f"train:{trainer.plan.pairs(2)[0]}" in caplog.text
+    assert trainer.n_updates == 9
+    assert all(torch.isfinite(weight).all() for weight in trainer.weights.values())
+    lines = (tmp_path / "train.jsonl").read_text().splitlines()
+    assert json.loads(lines[2])["loss"] is None
+
+
+def test_five_bad_steps_in_a_row_end_the_job(start, tmp_path):
+    trainer = start(objective=broken_at(set(range(2, 7))), token_budget=4096)
+    with pytest.raises(UserError, match="steps 3 to 7 had no finite loss"):
+        trainer.run(tmp_path / "train.jsonl")
+
+
+def test_choose_rows_is_seeded_and_sorted():
+    rows = choose_rows(100, 10, 3)
+    assert len(set(rows.tolist())) == 10
+    assert (np.sort(rows) == rows).all()
+    assert (rows == choose_rows(100, 10, 3)).all()
+    assert (choose_rows(5, 10, 3) == np.arange(5)).all()
+    assert (choose_rows(5, None, 3) == np.arange(5)).all()
+
+
+def test_train_rows(tmp_path):
+    table = pa.table({"id": ["a", "b"], "split": ["dev", "train"]})
+    assert train_rows(table, tmp_path).column("id").to_pylist() == ["b"]
+    with pytest.raises(UserError, match="no row has split train"):
+        train_rows(table.slice(0, 1), tmp_path)
+
+
+def test_how_a_job_runs_is_not_its_result():
+    kept = result_settings(SETTINGS)
+    assert set(SETTINGS) - set(kept) == {
+        "token_budget",
+        "recompute",
+        "checkpoint_steps",
+    }

@@ -1,0 +1,40 @@
+"""Make a tiny base model: tokenizer, random weights, pre-training on dense labels.
+
+The embedded default runs without downloads, so its models are made here. They are
+handed the observable qualities of simulated answers, never a verdict.
+"""
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from prefdistill.job import run_job
+
+if TYPE_CHECKING:
+    from snakemake.iocontainers import snakemake
+
+logger = logging.getLogger(__name__)
+
+
+def main(manifest_path: Path, settings: dict[str, Any], text: dict[str, Any]) -> None:
+    """Write model, configuration, tokenizer and manifest beside one another."""
+    from prefdistill.tiny import make_tiny_base
+
+    losses = make_tiny_base(manifest_path.parent, settings, text)
+    n_last = max(1, len(losses) // 20)
+    logger.info(
+        "dense loss %.3f at first, %.3f over the last %d of %d steps",
+        losses[0],
+        sum(losses[-n_last:]) / n_last,
+        n_last,
+        len(losses),
+    )
+
+
+if __name__ == "__main__":
+    with run_job(snakemake.log[0], snakemake.threads):
+        main(
+            manifest_path=Path(snakemake.output.manifest),
+            settings=dict(snakemake.params.settings),
+            text=dict(snakemake.params.text),
+        )
