@@ -2,7 +2,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prefdistill.packing import collate, pack
+from prefdistill.packing import collate, next_shape, pack, pad_batch
 
 
 def slow_pack(lengths, budget):
@@ -44,3 +44,19 @@ def test_collate():
     assert batch.cu_lengths.tolist() == [0, 3, 4, 6]
     assert batch.last.tolist() == [2, 3, 5]
     assert batch.lengths.tolist() == [3, 1, 2]
+
+
+def test_a_padded_batch_only_gains_a_row_that_nobody_scores():
+    batch = collate([np.arange(5), np.arange(7)])
+    padded = pad_batch(batch, next_shape(12))
+    assert padded.input_ids.shape == (1, 256)
+    assert padded.lengths.tolist() == [5, 7, 244]
+    assert padded.last.tolist() == batch.last.tolist()
+    assert (padded.input_ids[:, :12] == batch.input_ids).all()
+
+
+def test_shapes_are_few_and_never_too_small():
+    shapes = {next_shape(n) for n in range(1, 16385)}
+    assert sorted(shapes)[:5] == [256, 384, 512, 768, 1024]
+    assert len(shapes) == 13
+    assert all(next_shape(n) >= n for n in range(1, 16385))

@@ -76,12 +76,15 @@ class PackedLayout:
             rows = torch.from_numpy(numbers).to(self.device)
 
             def visible(_batch, _head, query, key):
-                seen = (rows[query] == rows[key]) & (query >= key)
-                return seen if window is None else seen & (query - key < window)
+                return (rows[query] == rows[key]) & (query >= key)
+
+            def visible_in_window(batch, head, query, key):
+                return visible(batch, head, query, key) & (query - key < window)
 
             n_tokens = len(rows)
+            mask_mod = visible if window is None else visible_in_window
             self._masks[window] = create_block_mask(
-                visible, None, None, n_tokens, n_tokens, device=self.device
+                mask_mod, None, None, n_tokens, n_tokens, device=self.device
             )
         return self._masks[window]
 
@@ -171,9 +174,12 @@ def _flex(query, key, value, scaling, softcap, window, packed):
 
 @cache
 def _compiled_flex_attention() -> Any:
+    import torch._dynamo
     from torch.nn.attention.flex_attention import flex_attention
 
-    return torch.compile(flex_attention)
+    # One build for each shape of ``packing.next_shape``, mask and gradient mode.
+    torch._dynamo.config.recompile_limit = 64
+    return torch.compile(flex_attention, dynamic=False)
 
 
 def register() -> None:

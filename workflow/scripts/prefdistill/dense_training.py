@@ -24,7 +24,7 @@ UNTAGGED_WEIGHT = 0.1
 ASKED_WEIGHT = 0.6
 LAST_WEIGHT = 2.0
 # The qualities that compare an answer with its prompt are the harder ones to learn.
-RATING_WEIGHTS = (2.0, 1.0, 1.0, 1.0, 2.0, 2.0)
+RATING_WEIGHTS = (4.0, 1.0, 1.0, 1.0, 2.0, 2.0)
 N_ASKED = (len(TOPIC_NAMES), len(FORMAT_NAMES), 2)
 
 

@@ -17,7 +17,7 @@ from prefdistill.attention import ATTENTION, PackedLayout, register
 from prefdistill.bases import base_folder as manifest_folder
 from prefdistill.io import atomic_path, read_json, write_json
 from prefdistill.job import UserError
-from prefdistill.packing import PackedBatch
+from prefdistill.packing import PackedBatch, next_shape, pad_batch
 
 logger = logging.getLogger(__name__)
 
@@ -212,6 +212,9 @@ def hidden_states(model: torch.nn.Module, batch: PackedBatch) -> torch.Tensor:
     """Last hidden states of a packed batch, ``(n_tokens, hidden_size)``."""
     device = device_of(model)
     dtype = core_model(model).dtype
+    n_tokens = batch.input_ids.shape[1]
+    if device.type == "cuda":
+        batch = pad_batch(batch, next_shape(n_tokens))
     with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
         output = core_model(model).model(
             input_ids=torch.from_numpy(batch.input_ids).to(device),
@@ -219,7 +222,7 @@ def hidden_states(model: torch.nn.Module, batch: PackedBatch) -> torch.Tensor:
             use_cache=False,
             packed=PackedLayout(batch.lengths, device),
         )
-    return output.last_hidden_state[0]
+    return output.last_hidden_state[0, :n_tokens]
 
 
 def classify(model: torch.nn.Module, batch: PackedBatch) -> torch.Tensor:

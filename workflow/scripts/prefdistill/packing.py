@@ -69,3 +69,29 @@ def collate(rows: Sequence[np.ndarray]) -> PackedBatch:
         cu_lengths=cu_lengths.astype(np.int64),
         last=cu_lengths[1:].astype(np.int64) - 1,
     )
+
+
+def pad_batch(batch: PackedBatch, n_tokens: int) -> PackedBatch:
+    """Append one dummy row, so that the batch has ``n_tokens``; nobody scores it."""
+    missing = n_tokens - batch.input_ids.shape[1]
+    if missing <= 0:
+        return batch
+    zeros = np.zeros((1, missing), dtype=np.int64)
+    return PackedBatch(
+        input_ids=np.concatenate([batch.input_ids, zeros], axis=1),
+        position_ids=np.concatenate([batch.position_ids, zeros], axis=1),
+        cu_lengths=np.append(batch.cu_lengths, n_tokens),
+        last=batch.last,
+    )
+
+
+def next_shape(n_tokens: int) -> int:
+    """The smallest of 256, 384, 512, 768, 1024, 1536, ... that is not below a length.
+
+    Compiled attention is built once a shape; with these there are few, and a bin that
+    nearly fills its budget wastes nearly nothing.
+    """
+    shape = 256
+    while shape < n_tokens:
+        shape = shape * 3 // 2 if shape & (shape - 1) == 0 else shape * 4 // 3
+    return shape

@@ -16,7 +16,6 @@ TOPICS = {
     "gardening": "soil seed root leaf compost shovel flower weed",
     "music": "melody rhythm chord guitar piano drum concert singer",
     "astronomy": "planet star orbit comet moon galaxy telescope rocket",
-    "cycling": "bike wheel pedal helmet chain saddle brake road",
 }
 TOPIC_NAMES = tuple(TOPICS)
 NOUNS = tuple(noun for nouns in TOPICS.values() for noun in nouns.split())

@@ -54,7 +54,7 @@ VOCABULARY_SIZE = 1024
 PIECES = r"\s*<[a-z_]+>:\s?| ?\p{L}+| ?\p{N}| ?[^\s\p{L}\p{N}<]+| ?<|\s+(?!\S)|\s+"
 N_TOKENIZER_PAIRS = 3_000
 MAX_PRETRAIN_PAIRS = 8_000
-LEARNING_RATES = {"llama": 3e-3, "qwen2": 3e-3, "gemma2": 4e-3}
+LEARNING_RATES = {"llama": 4e-3, "qwen2": 4e-3, "gemma2": 6e-3}
 WEIGHT_FILES = ("model.safetensors", "config.json")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 
