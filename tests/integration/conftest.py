@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from workflow import snakemake
+from running import snakemake
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,7 @@ import time
 
 import pytest
 import yaml
-from workflow import checkout, planned
+from running import checkout, planned
 
 DATA = {"simulate_pairs", "import_pairs", "clean_pairs", "make_folds"}
 BASES = {"make_tiny_model"}
@@ -16,10 +16,8 @@ AFTER_STUDENT = {
     "merge_adapter",
     "quantise_model",
     "predict_view",
-    "average_predictions",
     "calibrate_judge",
-    "calibrate_judge_gptq",
-    "calibrate_judge_predictions",
+    "calibrate_quantised_judge",
     "symmetrise",
     "write_submission",
     "evaluate",
@@ -58,7 +56,7 @@ def test_a_fresh_clone_with_copied_results_does_nothing(finished, tmp_path):
 CHANGES = {
     "student learning rate": (
         {"student": {"training": {"learning_rate": 1e-3}}},
-        {"distill_student": 3} | dict.fromkeys(AFTER_STUDENT - {"quantise_model"}),
+        {"distill_student": 3} | dict.fromkeys(AFTER_STUDENT),
         DATA | BASES | TEACHERS | {"post_pretrain", "fit_baselines"},
     ),
     "a teacher's learning rate": (

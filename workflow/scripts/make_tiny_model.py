@@ -21,14 +21,9 @@ def main(manifest_path: Path, settings: dict[str, Any], text: dict[str, Any]) ->
     from prefdistill.tiny import make_tiny_base
 
     losses = make_tiny_base(manifest_path.parent, settings, text)
-    n_last = max(1, len(losses) // 20)
-    logger.info(
-        "dense loss %.3f at first, %.3f over the last %d of %d steps",
-        losses[0],
-        sum(losses[-n_last:]) / n_last,
-        n_last,
-        len(losses),
-    )
+    if losses:
+        last = losses[-max(1, len(losses) // 20) :]
+        logger.info("dense loss %.3f -> %.3f", losses[0], sum(last) / len(last))
 
 
 if __name__ == "__main__":

@@ -33,7 +33,8 @@ TAGS = (
 )
 N_TAGS = 1 + 2 * len(TAGS)  # none, the tags of answer A, those of answer B
 FIRST_MARKS = {"1": "list", '{"': "json"}  # prose: the stop after the first noun
-NEXT_MARKS = ("2", "3", '",', "then")  # what opens an item after the first
+NEXT_MARKS = ('",', "then")  # what opens an item after the first
+NEXT_NUMBERS = ("2", "3")  # if a stop follows; else it is a turn marker's
 
 
 @dataclass(frozen=True)
@@ -58,19 +59,23 @@ class DenseLabels:
 
 @dataclass(frozen=True)
 class TokenKinds:
-    """What a token says by itself: four ``(vocabulary,)`` arrays.
+    """What a token says by itself: ``(vocabulary,)`` arrays.
 
     Attributes:
         tag: int64, 1 + index into ``TAGS`` of hedge, misspelt, polite and blunt words.
         noun_topic: int64, 1 + topic of a noun, 0 for other tokens.
         first_mark: int64, 1 + format that the token reveals, 0 for other tokens.
         next_mark: bool, the token opens an item after the first.
+        next_number: bool, the token does so if a stop follows it.
+        stop: bool, the token is a stop.
     """
 
     tag: np.ndarray
     noun_topic: np.ndarray
     first_mark: np.ndarray
     next_mark: np.ndarray
+    next_number: np.ndarray
+    stop: np.ndarray
 
 
 def token_kinds(tokenizer: PreTrainedTokenizerFast) -> TokenKinds:
@@ -86,7 +91,7 @@ def token_kinds(tokenizer: PreTrainedTokenizerFast) -> TokenKinds:
             word_tags.setdefault(word, 1 + TAGS.index(tag))
     n_tokens = len(tokenizer)
     kinds = TokenKinds(
-        *np.zeros((3, n_tokens), dtype=np.int64), np.zeros(n_tokens, bool)
+        *np.zeros((3, n_tokens), dtype=np.int64), *np.zeros((3, n_tokens), dtype=bool)
     )
     for token, number in tokenizer.get_vocab().items():
         word = token.removeprefix("Ġ").lower()
@@ -95,7 +100,9 @@ def token_kinds(tokenizer: PreTrainedTokenizerFast) -> TokenKinds:
             kinds.noun_topic[number] = 1 + NOUNS.index(word) // N_NOUNS
         if token in FIRST_MARKS:
             kinds.first_mark[number] = 1 + FORMAT_NAMES.index(FIRST_MARKS[token])
-        kinds.next_mark[number] = word in NEXT_MARKS and token != "Ġ2"
+        kinds.next_mark[number] = word in NEXT_MARKS
+        kinds.next_number[number] = word in NEXT_NUMBERS
+        kinds.stop[number] = word == "."
     return kinds
 
 
@@ -121,7 +128,9 @@ def answer_tags(
     right = "right_format" if layout == asked_layout else "wrong_format"
     tags[marks] = 1 + TAGS.index(right)
     wanted = "wanted_item" if is_long else "unwanted_item"
-    tags[kinds.next_mark[tokens]] = 1 + TAGS.index(wanted)
+    stops = np.append(kinds.stop[tokens[1:]], False)
+    opens_item = kinds.next_mark[tokens] | (kinds.next_number[tokens] & stops)
+    tags[opens_item] = 1 + TAGS.index(wanted)
     return tags
 
 

@@ -14,7 +14,15 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import torch
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors
+from tokenizers import (
+    Regex,
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+)
 from tokenizers.trainers import BpeTrainer
 from transformers import (
     AutoModelForCausalLM,
@@ -24,6 +32,7 @@ from transformers import (
     PreTrainedTokenizerFast,
     Qwen2Config,
 )
+from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
 
 from prefdistill.bases import write_manifest
 from prefdistill.dense_labels import make_dense_labels
@@ -60,12 +69,20 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 
 
 def train_tokenizer(texts: Iterator[str], architecture: str) -> PreTrainedTokenizerFast:
-    """Byte-level BPE: every Unicode text has tokens, and decoding gives it back."""
+    """Byte-level BPE: every Unicode text has tokens, and decoding gives it back.
+
+    For Qwen2 the text is brought to NFC and split as the real one does it: when a
+    folder's model is a Qwen2, transformers puts that in place of what was saved.
+    """
     bos, eos, pad, *others = SPECIAL_TOKENS[architecture]
     tokenizer = Tokenizer(models.BPE())
+    pieces = PIECES
+    if architecture == "qwen2":
+        pieces = PRETOKENIZE_REGEX
+        tokenizer.normalizer = normalizers.NFC()
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split(Regex(PIECES), behavior="isolated"),
+            pre_tokenizers.Split(Regex(pieces), behavior="isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )

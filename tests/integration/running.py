@@ -14,9 +14,14 @@ SOURCES = ("workflow", "config", "profiles", "environment.yml")
 
 
 def snakemake(
-    directory: Path, *arguments: str, overlays: tuple[Path, ...] = (), root: Path = ROOT
+    directory: Path,
+    *arguments: str,
+    overlays: tuple[Path, ...] = (),
+    root: Path = ROOT,
+    config: Path | None = None,
 ) -> subprocess.CompletedProcess:
-    """Run Snakemake on the reduced demo with its results in ``directory``."""
+    """Run Snakemake in ``directory``: the reduced demo, or a configuration given."""
+    configs = [config] if config else [root / "config/demo.yaml", REDUCED]
     command = [
         *(
             sys.executable,
@@ -26,7 +31,7 @@ def snakemake(
             root / "workflow/Snakefile",
         ),
         *("--profile", root / "profiles/default", "--directory", directory),
-        *("--configfile", root / "config/demo.yaml", REDUCED, *overlays, "--"),
+        *("--cores", "2", "--configfile", *configs, *overlays, "--"),
     ]
     flags = [each for each in arguments if each.startswith("-")]
     targets = [each for each in arguments if not each.startswith("-")]
