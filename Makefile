@@ -55,7 +55,7 @@ install:
 demo: setup ## run config/demo.yaml: tiny models, simulated pairs, minutes on two cores
 	$(SNAKEMAKE) all --configfile config/demo.yaml --profile profiles/default $(LOCAL) \
 		$(ARGS)
-	@$(VENV)/bin/python tools/show_scores.py
+	@cat results/report/summary.md
 
 .PHONY: run
 run: setup ## run TARGET with CONFIG (config/config.yaml if not given) through PROFILE
@@ -68,7 +68,7 @@ plan: setup ## show the jobs that `make run` would run, and why
 .PHONY: report
 report: setup ## bring results/report up to date and print its score table
 	$(SNAKEMAKE) report $(if $(CONFIG),--configfile $(CONFIG)) $(WHERE) $(ARGS)
-	@$(VENV)/bin/python tools/show_scores.py
+	@cat results/report/summary.md
 
 .PHONY: dag
 dag: setup ## draw the rule graph of config/demo.yaml, or of CONFIG, to docs/rulegraph.svg

@@ -1,11 +1,15 @@
 """The configuration: shipped files are valid, mistakes get one clear line."""
 
+# A table reads best with one case a line.
+# ruff: noqa: E501
+
 import copy
 import runpy
 from pathlib import Path
 
 import pytest
 import yaml
+
 from prefdistill.config import validate_config
 from prefdistill.job import UserError
 
