@@ -79,7 +79,7 @@ use rule distill_student as train_arm with:
 
 use rule predict_view as predict_arm with:
     input:
-        tables="<results>/folds/fold{fold}.parquet",
+        tables=["<results>/folds/fold{fold}.parquet"],
         weights="<results>/ablation/{arm}/seed{seed}/fold{fold}/adapter_model.safetensors",
         base=base_manifest,
     output:
