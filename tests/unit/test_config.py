@@ -149,3 +149,15 @@ def test_null_in_an_overlay_takes_a_key_away():
     filled = validate_config(config, SCHEMA)
     assert list(filled["teachers"]) == ["llama"]
     assert filled["calibration"]["method"] == "vector"
+
+
+def test_the_order_of_keys_does_not_matter():
+    def backwards(value):
+        if not isinstance(value, dict):
+            return value
+        return {key: backwards(each) for key, each in reversed(value.items())}
+
+    turned = {key: backwards(each) for key, each in DEMO.items()}
+    turned["teachers"] = {k: backwards(DEMO["teachers"][k]) for k in DEMO["teachers"]}
+    settings = validate_config(DEMO, SCHEMA)["student"]
+    assert repr(validate_config(turned, SCHEMA)["student"]) == repr(settings)

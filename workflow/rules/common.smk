@@ -88,7 +88,7 @@ def result_settings(section):
 
     def settings(wildcards):
         values = model_config(wildcards)[section]
-        return {key: values[key] for key in values.keys() - RUN_TIME_KEYS}
+        return {key: values[key] for key in sorted(values) if key not in RUN_TIME_KEYS}
 
     return settings
 

@@ -81,7 +81,9 @@ def fill_defaults(value: Any, schema: dict[str, Any], root: dict[str, Any]) -> A
         if isinstance(extra, dict):
             for key in filled.keys() - schema.get("properties", {}).keys():
                 filled[key] = fill_defaults(filled[key], extra, root)
-        return filled
+        # In the schema's order, as a job's settings are compared as text.
+        known = [key for key in schema.get("properties", {}) if key in filled]
+        return {key: filled[key] for key in dict.fromkeys([*known, *filled])}
     if isinstance(value, list) and "items" in schema:
         return [fill_defaults(item, schema["items"], root) for item in value]
     return value
