@@ -183,7 +183,10 @@ REFUSED = {
         ),
         "row 2 (line 3), column prompt: is not UTF-8",
     ),
-    "gzip_as_csv": (gzip.compress(lines(GOOD)), "is gzip-compressed; name it .csv.gz"),
+    "gzip_as_csv": (
+        gzip.compress(lines(GOOD), mtime=0),
+        "is gzip-compressed; name it .csv.gz",
+    ),
     "spreadsheet": (b"PK\x03\x04rest", "spreadsheet"),
     "empty": (b"", "is empty"),
     "blank": (b"\xef\xbb\xbf\r\n\n", "is empty"),
@@ -279,7 +282,11 @@ def test_refuses_an_oversized_cell(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("t.csv.gz", gzip.compress(lines(GOOD))[:-9], "cannot be read to its end"),
+        (
+            "t.csv.gz",
+            gzip.compress(lines(GOOD), mtime=0)[:-9],
+            "cannot be read to its end",
+        ),
         ("t.csv.gz", lines(GOOD), "cannot be read to its end"),
         ("t.parquet", b"PAR1 no", "not a readable parquet file"),
         ("t.jsonl", b"{}", r"cannot read this kind of file; give \.csv"),
