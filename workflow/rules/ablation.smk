@@ -8,47 +8,6 @@ labels_only_few_long trains four times as many epochs, about as many steps as it
 distilled counterpart, which sees every row.
 """
 
-FEW = config["ablation"]["n_few_labels"]
-ARMS = {
-    "distilled": {},
-    "labels_only": {"teachers": []},
-    "distilled_few": {"distillation": {"n_labelled_rows": FEW}},
-    "labels_only_few": {"teachers": [], "training": {"n_rows": FEW}},
-    "labels_only_few_long": {
-        "teachers": [],
-        "training": {
-            "n_rows": FEW,
-            "epochs": 4 * config["student"]["training"]["epochs"],
-        },
-    },
-}
-
-
-def arm_teachers(wildcards):
-    """The teachers of an arm; none for one that learns from labels alone."""
-    return ARMS[wildcards.arm].get("teachers", TEACHERS)
-
-
-def arm_inputs(files_of):
-    """An input function: the student's teacher files, if the arm has teachers."""
-
-    def files(wildcards):
-        return files_of(wildcards) if arm_teachers(wildcards) else []
-
-    return files
-
-
-def arm_training(wildcards):
-    """The student's training settings with the arm's changes and seed."""
-    changes = ARMS[wildcards.arm].get("training", {})
-    settings = result_settings("training")(wildcards) | changes
-    return settings | {"seed": int(wildcards.seed)}
-
-
-def arm_distillation(wildcards):
-    """The distillation settings with the arm's changes."""
-    return config["distillation"] | ARMS[wildcards.arm].get("distillation", {})
-
 
 use rule distill_student as train_arm with:
     input:
