@@ -155,21 +155,28 @@ def _group(query, key, value, scaling, dropout, softcap, window, packed):
 
 
 def _flex(query, key, value, scaling, softcap, window, packed):
-    def capped(score, _batch, _head, _query, _key):
-        return softcap * torch.tanh(score / softcap)
-
     if window is not None and window >= packed.lengths.max():
         window = None
     output = _compiled_flex_attention()(
         query,
         key,
         value,
-        score_mod=None if softcap is None else capped,
+        score_mod=None if softcap is None else _soft_cap(softcap),
         block_mask=packed.block_mask(window),
         scale=scaling,
         enable_gqa=query.shape[1] != key.shape[1],
     )
     return output.transpose(1, 2)
+
+
+@cache
+def _soft_cap(bound: float) -> Any:
+    """The same function for the same bound, as another one would be compiled anew."""
+
+    def capped(score, _batch, _head, _query, _key):
+        return bound * torch.tanh(score / bound)
+
+    return capped
 
 
 @cache
