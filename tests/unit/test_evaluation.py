@@ -41,7 +41,7 @@ from prefdistill.tta import (
     read_predictions,
     swap_classes,
     symmetrise,
-    write_predictions,
+    write_views,
 )
 
 VIEWS = ["AB", "BA"]
@@ -142,12 +142,12 @@ def toy(tmp_path_factory):
     for fold in range(N_FOLDS):
         split = toy.split(fold)
         scores = toy.logits(50 + fold, 0.9, 1.0, split != "train", split)
-        write_predictions(toy.views(f"fold{fold}_bf16"), toy.with_unlabelled(scores))
+        write_views(toy.views(f"fold{fold}_bf16"), toy.with_unlabelled(scores))
     for number, name in enumerate(JUDGES):
         scores = toy.logits(
             70, 0.6 + 0.2 * number, 2.0, toy.common != "dev", toy.common
         )
-        write_predictions(toy.views(name), toy.with_unlabelled(scores))
+        write_views(toy.views(name), toy.with_unlabelled(scores))
         judge = toy.path(f"{name}.json")
         calibrate_judge(toy.views(name), toy.path("fold0.parquet"), judge, VIEWS)
     weigh_folds([0, 1, 2], "equal", toy.path("weights.json"))

@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from prefdistill import inference
-from prefdistill.inference import score_pairs, subset_rows, write_predictions
+from prefdistill.inference import score_pairs, subset_rows
+from prefdistill.io import write_predictions
 from prefdistill.job import Interrupted, UserError
 from prefdistill.models import classify, load_classifier
 from prefdistill.packing import collate

@@ -10,7 +10,7 @@ from prefdistill.tta import (
     read_predictions,
     swap_classes,
     symmetrise,
-    write_predictions,
+    write_views,
 )
 
 VIEWS = ["AB", "BA"]
@@ -55,9 +55,9 @@ def test_as_answers_turns_only_the_swapped_view():
 def test_views_are_joined_by_id(tmp_path):
     whole = scores()
     paths = [tmp_path / "AB.parquet", tmp_path / "BA.parquet"]
-    write_predictions(paths, whole)
+    write_views(paths, whole)
     shuffled = whole.select(np.array([3, 1, 5, 0, 2, 4]))
-    write_predictions([tmp_path / "other.parquet", paths[1]], shuffled)
+    write_views([tmp_path / "other.parquet", paths[1]], shuffled)
     joined = read_predictions(paths, VIEWS)
     assert joined.ids.tolist() == whole.ids.tolist()
     assert (joined.logits == whole.logits).all()
@@ -67,10 +67,10 @@ def test_views_are_joined_by_id(tmp_path):
 def test_a_missing_row_is_named(tmp_path, short):
     paths = [tmp_path / "AB.parquet", tmp_path / "BA.parquet"]
     whole = scores()
-    write_predictions(paths, whole)
+    write_views(paths, whole)
     part = [tmp_path / "x.parquet", tmp_path / "y.parquet"]
     part[short] = paths[short]
-    write_predictions(part, whole.select(np.arange(5)))
+    write_views(part, whole.select(np.arange(5)))
     name = paths[short].name
     with pytest.raises(UserError, match=rf"{name}: lacks row id train:5"):
         read_predictions(paths, VIEWS)

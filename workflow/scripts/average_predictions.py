@@ -33,7 +33,7 @@ def main(
     """
     from prefdistill.io import read_json
     from prefdistill.metrics import read_labels
-    from prefdistill.tta import average_logits, read_predictions, write_predictions
+    from prefdistill.tta import average_logits, read_predictions, write_views
     from prefdistill.weights import best_fold
 
     models = {
@@ -49,7 +49,7 @@ def main(
     record = read_json(weights_path)
     weights = dict(zip(record["folds"], record["weights"], strict=True))
     averaged = average_logits(list(models.values()), [weights[k] for k in models])
-    write_predictions(output_paths, averaged)
+    write_views(output_paths, averaged)
 
 
 if __name__ == "__main__":

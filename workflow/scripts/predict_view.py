@@ -4,7 +4,7 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prefdistill.io import FOLD_SCHEMA, read_table
+from prefdistill.io import FOLD_SCHEMA, read_table, write_predictions
 from prefdistill.job import UserError, hide_unused_imports, run_job
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def main(
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    from prefdistill.inference import score_pairs, write_predictions
+    from prefdistill.inference import score_pairs
     from prefdistill.models import (
         base_folder,
         load_adapter,

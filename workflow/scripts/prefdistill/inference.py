@@ -1,29 +1,17 @@
-"""Scoring pairs in both orders, packed, and files of the scores."""
+"""Scoring pairs in both orders, packed."""
 
 import logging
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
-from prefdistill.io import VIEWS, write_table
+from prefdistill.io import VIEWS
 from prefdistill.job import Interrupted, Progress, UserError, stop_requested
 from prefdistill.packing import collate, pack
 from prefdistill.prompts import EncodedPairs
 
 logger = logging.getLogger(__name__)
-
-PREDICTION_SCHEMA = pa.schema(
-    [
-        pa.field("id", pa.string()),
-        pa.field("split", pa.string()),
-        pa.field("logit_first", pa.float32()),
-        pa.field("logit_second", pa.float32()),
-        pa.field("logit_tie", pa.float32()),
-    ]
-)
 
 
 def score_pairs(
@@ -107,17 +95,3 @@ def subset_rows(
         kept[train] = False
         kept[np.random.default_rng(seed).choice(train, n_rows, replace=False)] = True
     return kept
-
-
-def write_predictions(
-    path: Path, ids: np.ndarray, split: np.ndarray, logits: np.ndarray
-) -> None:
-    """Write one view's logits, ``(n, 3)`` as shown, with ids and splits."""
-    columns = [ids, split, *logits.T]
-    arrays = [
-        pa.array(column, field.type)
-        for column, field in zip(columns, PREDICTION_SCHEMA, strict=True)
-    ]
-    write_table(
-        path, pa.Table.from_arrays(arrays, schema=PREDICTION_SCHEMA), PREDICTION_SCHEMA
-    )

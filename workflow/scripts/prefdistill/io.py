@@ -57,6 +57,16 @@ FOLD_SCHEMA = pa.schema(
 )
 
 
+LOGIT_COLUMNS = ("logit_first", "logit_second", "logit_tie")
+PREDICTION_SCHEMA = pa.schema(
+    [
+        pa.field("id", pa.string()),
+        pa.field("split", pa.string()),
+        *[pa.field(name, pa.float32()) for name in LOGIT_COLUMNS],
+    ]
+)
+
+
 @contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside ``path``; on success fsync it and rename it there.
@@ -150,6 +160,20 @@ def read_table(path: str | Path, schema: pa.Schema | None = None) -> pa.Table:
             f"{path}: columns are {table.schema.names}, expected {schema.names}"
         )
     return table.cast(schema)
+
+
+def write_predictions(
+    path: Path, ids: np.ndarray, split: np.ndarray, logits: np.ndarray
+) -> None:
+    """Write one view's logits, ``(n, 3)`` as shown, with ids and splits."""
+    arrays = [
+        pa.array(column, field.type)
+        for column, field in zip(
+            [ids, split, *logits.T], PREDICTION_SCHEMA, strict=True
+        )
+    ]
+    table = pa.Table.from_arrays(arrays, schema=PREDICTION_SCHEMA)
+    write_table(path, table, PREDICTION_SCHEMA)
 
 
 def table_targets(table: pa.Table) -> np.ndarray:

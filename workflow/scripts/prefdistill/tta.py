@@ -11,17 +11,15 @@ import numpy as np
 import pyarrow as pa
 from scipy.special import softmax
 
-from prefdistill.io import Logits, read_table, write_table
+from prefdistill.io import (
+    LOGIT_COLUMNS,
+    PREDICTION_SCHEMA,
+    Logits,
+    read_table,
+    write_predictions,
+)
 from prefdistill.job import UserError
 
-LOGIT_COLUMNS = ("logit_first", "logit_second", "logit_tie")
-PREDICTION_SCHEMA = pa.schema(
-    [
-        pa.field("id", pa.string()),
-        pa.field("split", pa.string()),
-        *[pa.field(name, pa.float32()) for name in LOGIT_COLUMNS],
-    ]
-)
 PROBABILITY_COLUMNS = ("p_a", "p_b", "p_tie")
 RAW_COLUMNS = ("raw_a", "raw_b", "raw_tie")
 SYMMETRISED_SCHEMA = pa.schema(
@@ -95,16 +93,10 @@ def read_predictions(paths: Sequence[Path], views: Sequence[str]) -> Logits:
     return joined
 
 
-def write_predictions(paths: Sequence[Path], scores: Logits) -> None:
+def write_views(paths: Sequence[Path], scores: Logits) -> None:
     """Write each view of the scores to its own file, in the order of the views."""
     for place, path in enumerate(paths):
-        columns = [pa.array(scores.ids.tolist()), pa.array(scores.split.tolist())]
-        columns += [pa.array(scores.logits[:, place, c]) for c in range(3)]
-        write_table(
-            path,
-            pa.Table.from_arrays(columns, names=PREDICTION_SCHEMA.names),
-            PREDICTION_SCHEMA,
-        )
+        write_predictions(path, scores.ids, scores.split, scores.logits[:, place])
 
 
 def average_logits(models: Sequence[Logits], weights: Sequence[float]) -> Logits:
