@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from prefdistill.checkpoints import Checkpoints, identity_of
+from prefdistill.job import UserError
 
 
 @pytest.fixture
@@ -18,7 +19,7 @@ def saved(tmp_path):
 def test_two_generations_are_kept_and_the_newest_is_loaded(saved):
     names = sorted(path.name for path in saved.folder.iterdir())
     assert names == [
-        f"step-{step:09d}.{suffix}"
+        f"abc-step-{step:09d}.{suffix}"
         for step in (10, 15)
         for suffix in ("json", "safetensors")
     ]
@@ -27,20 +28,41 @@ def test_two_generations_are_kept_and_the_newest_is_loaded(saved):
     assert torch.equal(tensors["w"], torch.full((3,), 15.0))
 
 
-def truncate(path):
-    path.write_bytes(path.read_bytes()[:-4])
+def truncate(share):
+    def damage(path):
+        data = path.read_bytes()
+        path.write_bytes(data[: int(share * len(data))])
+
+    return damage
 
 
-def flip(path):
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 1
-    path.write_bytes(bytes(data))
+def flip(share, bit):
+    def damage(path):
+        data = bytearray(path.read_bytes())
+        data[int(share * len(data))] ^= 1 << bit
+        path.write_bytes(bytes(data))
+
+    return damage
+
+
+DAMAGES = {
+    "missing": lambda path: path.unlink(),
+    "empty": lambda path: path.write_bytes(b""),
+    "zeros": lambda path: path.write_bytes(bytes(path.stat().st_size)),
+    "longer": lambda path: path.write_bytes(path.read_bytes() + b"0"),
+    **{f"cut at {share}": truncate(share) for share in (0.02, 0.3, 0.6, 0.99)},
+    **{
+        f"bit {bit} at {share}": flip(share, bit)
+        for share in (0, 0.25, 0.5, 0.75, 0.98)
+        for bit in (0, 4)
+    },
+}
 
 
 @pytest.mark.parametrize("suffix", ["json", "safetensors"])
-@pytest.mark.parametrize("damage", [truncate, flip, lambda path: path.unlink()])
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
 def test_a_broken_newest_falls_back_with_one_warning(saved, damage, suffix, caplog):
-    damage(saved.folder / f"step-{15:09d}.{suffix}")
+    damage(saved.folder / f"abc-step-{15:09d}.{suffix}")
     with caplog.at_level(logging.WARNING):
         step, tensors, _ = saved.load()
     assert step == 10
@@ -54,7 +76,24 @@ def test_a_checkpoint_of_other_code_is_not_used(saved, caplog):
     assert "belongs to other code, settings or inputs" in caplog.text
 
 
+def test_a_longer_run_of_other_settings_is_left_alone(saved, caplog):
+    other = Checkpoints(saved.folder, "other")
+    for step in (1, 2, 3):
+        other.save(step, {"w": torch.ones(3)}, {})
+    assert other.load()[0] == 3
+    assert len(caplog.records) == 1
+    assert saved.load()[0] == 15
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_what_is_not_finite_is_not_saved(saved, value):
+    with pytest.raises(UserError, match="step 20: w is not finite"):
+        saved.save(20, {"w": torch.tensor([1.0, value])}, {})
+    assert saved.load()[0] == 15
+
+
 def test_remove_leaves_nothing(saved):
+    (saved.folder / ".abc-step-000000020.safetensors.1.tmp").touch()
     saved.remove()
     assert not saved.folder.exists()
     assert saved.load() is None

@@ -156,6 +156,8 @@ def run_infer_logits(world, teacher, **changes):
         inference=INFERENCE | changes,
         text=TEXT,
         seed=0,
+        scratch=world["folder"] / "scratch" / "logits",
+        code="c",
     )
     return read_logits(path)
 
@@ -254,6 +256,8 @@ def test_student_and_predictions(world, teacher):
 
     out = world["folder"] / "predictions"
     predict_view.main(
+        scratch=world["folder"] / "scratch" / "view",
+        code="c",
         tables=[
             world["folder"] / "fold0.parquet",
             world["folder"] / "unlabelled.parquet",
@@ -285,6 +289,8 @@ def test_predicting_with_a_whole_model(world, tmp_path):
         "precision": "auto",
         "token_budget": 512,
         "splits": ["test"],
+        "scratch": tmp_path / "scratch",
+        "code": "c",
     }
     predict_view.main(**arguments, outputs={"BA": tmp_path / "ba.parquet"})
     assert pq.read_table(tmp_path / "ba.parquet").num_rows == 1

@@ -5,11 +5,12 @@ import pytest
 import torch
 
 from prefdistill import inference
+from prefdistill.checkpoints import Checkpoints
 from prefdistill.inference import score_pairs, subset_rows
 from prefdistill.io import write_predictions
 from prefdistill.job import Interrupted, UserError
 from prefdistill.models import classify, load_classifier
-from prefdistill.packing import collate
+from prefdistill.packing import collate, pack
 from prefdistill.prompts import encode_pairs
 
 TEXT = {
@@ -63,13 +64,65 @@ def test_scores_do_not_depend_on_the_token_budget(model, encoded):
 def test_a_logit_that_is_not_finite_is_an_error(tiny_model_folder, encoded):
     model = load_classifier(tiny_model_folder("llama"), "fp32")
     model.score.weight.data[0, 0] = float("nan")
-    with pytest.raises(UserError, match=r"row id 0: .* \(18 rows\)"):
+    with pytest.raises(UserError, match=r"row id \d: .* \(18 of 18 rows"):
         score_pairs(model, encoded)
 
 
 def test_a_signal_ends_scoring(model, encoded, monkeypatch):
     monkeypatch.setattr(inference, "stop_requested", lambda: True)
-    with pytest.raises(Interrupted, match="0 of"):
+    with pytest.raises(Interrupted, match="0 of") as stop:
+        score_pairs(model, encoded)
+    assert not stop.value.progressed
+
+
+@pytest.mark.parametrize("stop_after", [1, 3, 6])
+def test_interrupted_scoring_goes_on(model, encoded, tmp_path, monkeypatch, stop_after):
+    whole = score_pairs(model, encoded, token_budget=60)
+    checkpoints = Checkpoints(tmp_path / "job", "abc")
+    calls = iter(range(1000))
+    monkeypatch.setattr(inference, "stop_requested", lambda: next(calls) == stop_after)
+    with pytest.raises(Interrupted, match=f"{stop_after} of") as stop:
+        score_pairs(model, encoded, token_budget=60, checkpoints=checkpoints)
+    assert stop.value.progressed
+    monkeypatch.undo()
+    passes = []
+
+    def counted(*arguments):
+        passes.append(arguments)
+        return classify(*arguments)
+
+    monkeypatch.setattr(inference, "classify", counted)
+    resumed = score_pairs(model, encoded, token_budget=999, checkpoints=checkpoints)
+    assert (resumed == whole).all()
+    n_bins = len(pack(np.repeat(encoded.lengths, 2), 60))
+    assert len(passes) == n_bins - stop_after
+
+
+@pytest.mark.parametrize("call", range(5))
+def test_half_the_token_budget_gives_the_same_scores(
+    model, encoded, monkeypatch, call, caplog
+):
+    whole = score_pairs(model, encoded, token_budget=160)
+    calls = iter(range(1000))
+
+    def short(*arguments):
+        if next(calls) == call:
+            raise torch.OutOfMemoryError("tried to allocate 2 GiB")
+        return classify(*arguments)
+
+    monkeypatch.setattr(inference, "classify", short)
+    with caplog.at_level("WARNING"):
+        halved = score_pairs(model, encoded, token_budget=160)
+    assert "token_budget lowered to 80" in caplog.text
+    np.testing.assert_allclose(halved, whole, rtol=1e-6, atol=1e-6)
+
+
+def test_memory_that_is_short_for_one_row_is_one_line(model, encoded, monkeypatch):
+    def never_enough(*_):
+        raise torch.OutOfMemoryError("tried to allocate 2 GiB")
+
+    monkeypatch.setattr(inference, "classify", never_enough)
+    with pytest.raises(UserError, match="out of memory with one row"):
         score_pairs(model, encoded)
 
 

@@ -8,6 +8,7 @@ import torch
 
 from prefdistill import training
 from prefdistill.checkpoints import Checkpoints
+from prefdistill.config import result_settings
 from prefdistill.job import Interrupted, UserError
 from prefdistill.losses import label_objective
 from prefdistill.models import add_adapter, load_classifier, save_adapter
@@ -16,7 +17,6 @@ from prefdistill.training import (
     Plan,
     Trainer,
     choose_rows,
-    result_settings,
     train_rows,
 )
 
@@ -208,7 +208,7 @@ def test_a_truncated_checkpoint_resumes_from_the_one_before(
     stop_at(monkeypatch, first, 8)
     with pytest.raises(Interrupted):
         first.run(tmp_path / "train.jsonl")
-    newest = tmp_path / "job" / "step-000000008.safetensors"
+    newest = tmp_path / "job" / "abc-step-000000008.safetensors"
     newest.write_bytes(newest.read_bytes()[:100])
     monkeypatch.undo()
     second = start()
@@ -244,6 +244,83 @@ def test_five_bad_steps_in_a_row_end_the_job(start, tmp_path):
     trainer = start(objective=broken_at(set(range(2, 7))), token_budget=4096)
     with pytest.raises(UserError, match="steps 3 to 7 had no finite loss"):
         trainer.run(tmp_path / "train.jsonl")
+
+
+def out_of_memory_at(call):
+    """The label objective, out of memory at its n-th call and only there."""
+    good, calls = label_objective(TARGETS), iter(range(1000))
+
+    def row_losses(*arguments):
+        if next(calls) == call:
+            raise torch.OutOfMemoryError("tried to allocate 2 GiB")
+        return good(*arguments)
+
+    return row_losses
+
+
+@pytest.mark.parametrize("call", range(24))
+def test_half_the_token_budget_gives_the_same_steps(start, tmp_path, call, caplog):
+    """24 calls reach the first, middle and last passes of several steps."""
+    settings = {"lora": LORA | {"dropout": 0.0}, "token_budget": 160}
+    whole = start(folder="whole", **settings)
+    whole.run(tmp_path / "whole.jsonl")
+    halved = start(objective=out_of_memory_at(call), **settings)
+    with caplog.at_level(logging.WARNING):
+        halved.run(tmp_path / "train.jsonl")
+    assert "token_budget lowered to 80" in caplog.text
+    assert halved.token_budget == 80
+    for first, second in zip(whole.curve, halved.curve, strict=True):
+        assert second["loss"] == pytest.approx(first["loss"], rel=1e-6)
+        assert second["n_tokens"] == first["n_tokens"]
+
+
+def test_a_halved_budget_is_kept_over_an_interruption(start, tmp_path, monkeypatch):
+    objective = out_of_memory_at(0)
+    whole = start(folder="whole", objective=objective, token_budget=160)
+    whole.run(tmp_path / "whole.jsonl")
+    first = start(objective=out_of_memory_at(0), token_budget=160)
+    stop_at(monkeypatch, first, 2)
+    with pytest.raises(Interrupted):
+        first.run(tmp_path / "train.jsonl")
+    monkeypatch.undo()
+    second = start(token_budget=160)
+    second.run(tmp_path / "train.jsonl")
+    assert second.token_budget == 80
+    assert adapter_bytes(second, tmp_path / "a") == adapter_bytes(whole, tmp_path / "b")
+
+
+def test_memory_that_is_short_for_one_row_is_one_line(start, tmp_path):
+    def never_enough(*_):
+        raise torch.OutOfMemoryError("tried to allocate 2 GiB\nmore\nlines")
+
+    trainer = start(objective=never_enough)
+    with pytest.raises(UserError, match=r"out of memory with one row of .* recompute"):
+        trainer.run(tmp_path / "train.jsonl")
+
+
+def test_a_stop_before_the_first_step_made_no_progress(start, tmp_path, monkeypatch):
+    trainer = start()
+    stop_at(monkeypatch, trainer, 0)
+    with pytest.raises(Interrupted) as stop:
+        trainer.run(tmp_path / "train.jsonl")
+    assert not stop.value.progressed
+    assert not trainer.checkpoints.folder.exists()
+
+
+def test_a_weight_that_is_not_finite_is_never_saved(start, tmp_path):
+    def poison(*arguments):
+        if trainer.step == 4:
+            next(iter(trainer.weights.values())).data[0, 0] = float("inf")
+        return label_objective(TARGETS)(*arguments)
+
+    trainer = start(objective=poison, checkpoint_steps=1)
+    trainer._skip = lambda *_: None
+    with pytest.raises(
+        UserError, match=r"step 5: .* is not finite, so it is not saved"
+    ):
+        trainer.run(tmp_path / "train.jsonl")
+    assert trainer.checkpoints.load()[0] == 4
+    assert not (tmp_path / "train.jsonl").exists()
 
 
 def test_choose_rows_is_seeded_and_sorted():

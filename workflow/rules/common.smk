@@ -7,7 +7,7 @@ import yaml
 
 sys.path.insert(0, str(Path(workflow.basedir) / "scripts"))
 
-from prefdistill.config import SIMULATED_FOLDER, validate_config
+from prefdistill.config import SIMULATED_FOLDER, result_settings, validate_config
 from prefdistill.job import UserError
 from prefdistill.provenance import code_digest
 
@@ -68,9 +68,6 @@ def base_names(source):
 
 # --- what a model is made of, and how it is trained --------------------------------
 
-# These say how a job runs, not what comes out: a change reruns nothing.
-RUN_TIME_KEYS = {"token_budget", "recompute", "checkpoint_steps", "progress_batches"}
-
 
 def model_config(wildcards):
     """The configuration of the teacher or student that a job is about."""
@@ -83,12 +80,11 @@ def base_manifest(wildcards):
     return f"results/base/{model_config(wildcards)['base']}/manifest.json"
 
 
-def result_settings(section):
+def settings_of(section):
     """An input function for the settings of one section that change the result."""
 
     def settings(wildcards):
-        values = model_config(wildcards)[section]
-        return {key: values[key] for key in sorted(values) if key not in RUN_TIME_KEYS}
+        return result_settings(model_config(wildcards)[section])
 
     return settings
 
@@ -266,7 +262,7 @@ def arm_inputs(files_of):
 def arm_training(wildcards):
     """The student's training settings with the arm's changes and seed."""
     changes = ARMS[wildcards.arm].get("training", {})
-    settings = result_settings("training")(wildcards) | changes
+    settings = settings_of("training")(wildcards) | changes
     return settings | {"seed": int(wildcards.seed)}
 
 

@@ -31,7 +31,7 @@ rule distill_student:
     params:
         teachers=TEACHERS,
         precision=model_precision,
-        training=result_settings("training"),
+        training=settings_of("training"),
         distillation=config["distillation"],
         text=config["text"],
         code=code_digest("distill_student.py"),

@@ -30,7 +30,7 @@ rule post_pretrain:
     params:
         precision=model_precision,
         lora=model_lora,
-        settings=result_settings("post_pretrain"),
+        settings=settings_of("post_pretrain"),
         text=config["text"],
         code=code_digest("post_pretrain.py"),
     script:
@@ -59,7 +59,7 @@ rule train_teacher:
         gpu=model_gpus,
     params:
         precision=model_precision,
-        training=result_settings("training"),
+        training=settings_of("training"),
         text=config["text"],
         code=code_digest("train_teacher.py"),
     script:
@@ -86,7 +86,7 @@ rule infer_logits:
         gpu=model_gpus,
     params:
         precision=model_precision,
-        inference=result_settings("inference"),
+        inference=settings_of("inference"),
         text=config["text"],
         seed=lookup("teachers/{teacher}/training/seed", within=config),
         code=code_digest("infer_logits.py"),

@@ -73,7 +73,7 @@ def main(
 
 
 if __name__ == "__main__":
-    with run_job(snakemake.log[0], snakemake.threads):
+    with run_job(snakemake):
         main(
             adapters=[Path(path) for path in snakemake.input.adapters],
             folds=list(snakemake.params.folds),

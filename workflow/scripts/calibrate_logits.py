@@ -53,7 +53,7 @@ def main(
 
 
 if __name__ == "__main__":
-    with run_job(snakemake.log[0], snakemake.threads):
+    with run_job(snakemake):
         main(
             logits_path=Path(snakemake.input.logits),
             fold_path=Path(snakemake.input.fold),

@@ -101,7 +101,7 @@ def main(
 
 
 if __name__ == "__main__":
-    with run_job(snakemake.log[0], snakemake.threads):
+    with run_job(snakemake):
         hide_unused_imports("gptqmodel", "optimum", "torchao", "sklearn")
         names = snakemake.params.models
         main(

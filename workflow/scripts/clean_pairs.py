@@ -86,7 +86,7 @@ def main(
 
 
 if __name__ == "__main__":
-    with run_job(snakemake.log[0], snakemake.threads):
+    with run_job(snakemake):
         main(
             pairs_path=Path(snakemake.input.pairs),
             import_path=Path(snakemake.input.report),

@@ -93,7 +93,7 @@ def main(
 
 
 if __name__ == "__main__":
-    with run_job(snakemake.log[0], snakemake.threads):
+    with run_job(snakemake):
         params = snakemake.params
         files = iter(map(Path, snakemake.input.predictions))
         main(

@@ -71,7 +71,7 @@ def main(package: str, version: str, scratch: Path, manifest_path: Path) -> None
 
 
 if __name__ == "__main__":
-    with run_job(snakemake.log[0], snakemake.threads):
+    with run_job(snakemake):
         main(
             package=snakemake.params.package,
             version=snakemake.params.version,

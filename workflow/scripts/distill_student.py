@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from prefdistill.io import FOLD_SCHEMA, read_table, table_targets
-from prefdistill.job import hide_unused_imports, run_job
+from prefdistill.job import hide_unused_imports, run_job, scratch_folder
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
@@ -36,6 +36,7 @@ def main(
     Without teachers this is the student trained on labels alone.
     """
     from prefdistill.checkpoints import Checkpoints, identity_of
+    from prefdistill.config import result_settings
     from prefdistill.distillation import check_gates, check_weights, teacher_logits
     from prefdistill.losses import distillation_objective
     from prefdistill.models import (
@@ -46,7 +47,7 @@ def main(
         save_adapter,
     )
     from prefdistill.prompts import encode_pairs
-    from prefdistill.training import Trainer, choose_rows, result_settings, train_rows
+    from prefdistill.training import Trainer, choose_rows, train_rows
 
     check_weights(distillation["weights"], len(teachers))
     check_gates(gates, distillation["teacher_gate"])
@@ -80,7 +81,7 @@ def main(
 
 
 if __name__ == "__main__":
-    with run_job(snakemake.log[0], snakemake.threads):
+    with run_job(snakemake):
         from prefdistill.models import unused_packages
 
         def by_teacher(files: list[str]) -> dict[str, list[Path]]:
@@ -92,13 +93,11 @@ if __name__ == "__main__":
                 for i, name in enumerate(names)
             }
 
-        fold = snakemake.wildcards.fold
-        job = "_".join(snakemake.wildcards)
         settings = snakemake.config["student"]["training"]
         hide_unused_imports(*unused_packages(snakemake.params.precision))
         main(
             fold_table=Path(snakemake.input.pairs),
-            fold=int(fold),
+            fold=int(snakemake.wildcards.fold),
             teachers=by_teacher(snakemake.input.logits),
             gates=by_teacher(snakemake.input.gates),
             init_adapter=Path(snakemake.input.init),
@@ -109,6 +108,6 @@ if __name__ == "__main__":
             training=settings | snakemake.params.training,
             distillation=snakemake.params.distillation,
             text=snakemake.params.text,
-            scratch=Path(snakemake.config["scratch"], snakemake.rule, job),
+            scratch=scratch_folder(snakemake),
             code=snakemake.params.code,
         )

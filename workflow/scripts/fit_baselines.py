@@ -45,7 +45,7 @@ def main(fold_paths: list[Path], baselines_path: Path, seed: int) -> None:
 
 
 if __name__ == "__main__":
-    with run_job(snakemake.log[0], snakemake.threads):
+    with run_job(snakemake):
         main(
             fold_paths=[Path(path) for path in snakemake.input.folds],
             baselines_path=Path(snakemake.output[0]),

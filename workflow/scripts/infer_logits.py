@@ -14,7 +14,7 @@ from prefdistill.io import (
     read_table,
     write_logits,
 )
-from prefdistill.job import hide_unused_imports, run_job
+from prefdistill.job import hide_unused_imports, run_job, scratch_folder
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
@@ -31,12 +31,16 @@ def main(
     inference: dict[str, Any],
     text: dict[str, Any],
     seed: int,
+    scratch: Path,
+    code: str,
 ) -> None:
     """Score all rows but train rows outside the wanted range or sample.
 
     Rows of split train are in-fold (the teacher was trained on that side), all others
     are out of fold; which a row is shows in its split.
     """
+    from prefdistill.checkpoints import Checkpoints, identity_of
+    from prefdistill.config import result_settings
     from prefdistill.inference import score_pairs, subset_rows
     from prefdistill.models import (
         base_folder,
@@ -58,11 +62,15 @@ def main(
     else:
         model = load_classifier(folder, precision)
         model = load_adapter(model, adapter_path.parent, trainable=False)
+    known = [code, precision, result_settings(inference), text, seed]
+    identity = identity_of(known, fold_table, adapter_path, base)
+    checkpoints = Checkpoints(scratch, identity)
     logits = score_pairs(
         model,
         encoded,
         token_budget=inference["token_budget"],
         progress_batches=inference["progress_batches"],
+        checkpoints=checkpoints,
     )
     meta = {
         "adapter": file_digest(adapter_path),
@@ -76,11 +84,12 @@ def main(
         "n_truncated": encoded.n_truncated,
     }
     write_logits(logits_path, Logits(encoded.ids, split, logits, meta))
+    checkpoints.remove()
     logger.info("%d of %d rows scored", len(split), len(kept))
 
 
 if __name__ == "__main__":
-    with run_job(snakemake.log[0], snakemake.threads):
+    with run_job(snakemake):
         from prefdistill.models import unused_packages
 
         teacher = snakemake.config["teachers"][snakemake.wildcards.teacher]
@@ -94,4 +103,6 @@ if __name__ == "__main__":
             inference=teacher["inference"] | snakemake.params.inference,
             text=snakemake.params.text,
             seed=snakemake.params.seed,
+            scratch=scratch_folder(snakemake),
+            code=snakemake.params.code,
         )

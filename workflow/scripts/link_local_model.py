@@ -18,7 +18,7 @@ def main(folder: Path, manifest_path: Path) -> None:
 
 
 if __name__ == "__main__":
-    with run_job(snakemake.log[0], snakemake.threads):
+    with run_job(snakemake):
         main(
             folder=Path(snakemake.params.path),
             manifest_path=Path(snakemake.output.manifest),

@@ -61,7 +61,7 @@ def main(
 
 
 if __name__ == "__main__":
-    with run_job(snakemake.log[0], snakemake.threads):
+    with run_job(snakemake):
         main(
             clean_path=Path(snakemake.input.pairs),
             fold_paths=[Path(path) for path in snakemake.output.folds],

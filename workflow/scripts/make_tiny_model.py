@@ -27,7 +27,7 @@ def main(manifest_path: Path, settings: dict[str, Any], text: dict[str, Any]) ->
 
 
 if __name__ == "__main__":
-    with run_job(snakemake.log[0], snakemake.threads):
+    with run_job(snakemake):
         main(
             manifest_path=Path(snakemake.output.manifest),
             settings=dict(snakemake.params.settings),

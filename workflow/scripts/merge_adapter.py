@@ -46,7 +46,7 @@ def main(manifest: Path, adapter_path: Path, dtype: str, model_out: Path) -> Non
 
 
 if __name__ == "__main__":
-    with run_job(snakemake.log[0], snakemake.threads):
+    with run_job(snakemake):
         main(
             manifest=Path(snakemake.input.base),
             adapter_path=Path(snakemake.input.adapter),

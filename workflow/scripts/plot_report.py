@@ -60,7 +60,7 @@ def main(
 
 
 if __name__ == "__main__":
-    with run_job(snakemake.log[0], snakemake.threads):
+    with run_job(snakemake):
         source, params = snakemake.input, snakemake.params
         logits = [
             (Path(raw), Path(calibrated))

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prefdistill.io import FOLD_SCHEMA, read_table, table_targets, write_text
-from prefdistill.job import hide_unused_imports, run_job
+from prefdistill.job import hide_unused_imports, run_job, scratch_folder
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
@@ -31,6 +31,7 @@ def main(
     initialisation for all folds.
     """
     from prefdistill.checkpoints import Checkpoints, identity_of
+    from prefdistill.config import result_settings
     from prefdistill.losses import label_objective, next_token_objective
     from prefdistill.models import (
         add_adapter,
@@ -42,7 +43,7 @@ def main(
         seeded_head,
     )
     from prefdistill.prompts import encode_pairs
-    from prefdistill.training import Trainer, result_settings
+    from prefdistill.training import Trainer
 
     table = read_table(table_path, FOLD_SCHEMA)
     folder, seed = base_folder(base), settings["seed"]
@@ -73,7 +74,7 @@ def main(
 
 
 if __name__ == "__main__":
-    with run_job(snakemake.log[0], snakemake.threads):
+    with run_job(snakemake):
         from prefdistill.models import unused_packages
 
         name, config = snakemake.wildcards.model, snakemake.config
@@ -88,6 +89,6 @@ if __name__ == "__main__":
             lora=snakemake.params.lora,
             settings=models[name]["post_pretrain"] | snakemake.params.settings,
             text=snakemake.params.text,
-            scratch=Path(config["scratch"], snakemake.rule, name),
+            scratch=scratch_folder(snakemake),
             code=snakemake.params.code,
         )

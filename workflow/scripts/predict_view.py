@@ -5,7 +5,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prefdistill.io import FOLD_SCHEMA, read_table, write_predictions
-from prefdistill.job import UserError, hide_unused_imports, run_job
+from prefdistill.job import (
+    UserError,
+    hide_unused_imports,
+    run_job,
+    scratch_folder,
+)
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
@@ -22,6 +27,8 @@ def main(
     precision: str,
     token_budget: int,
     splits: list[str],
+    scratch: Path,
+    code: str,
 ) -> None:
     """Score the rows of the given splits and write each order's logits, as shown.
 
@@ -35,11 +42,14 @@ def main(
         precision: Of the base.
         token_budget: Most tokens in a forward pass.
         splits: Which rows.
+        scratch: Folder for logits of an interrupted run.
+        code: Digest of the code that scores.
     """
     import numpy as np
     import pyarrow as pa
     import pyarrow.compute as pc
 
+    from prefdistill.checkpoints import Checkpoints, identity_of
     from prefdistill.inference import score_pairs
     from prefdistill.models import (
         base_folder,
@@ -59,15 +69,21 @@ def main(
         model = load_adapter(model, weights.parent, trainable=False)
     encoded = encode_pairs(table, load_tokenizer(folder), text)
     views = list(outputs)
-    logits = score_pairs(model, encoded, views=views, token_budget=token_budget)
+    files = [*tables, weights, *([base] if base else [])]
+    identity = identity_of([code, precision, text, splits, views], *files)
+    checkpoints = Checkpoints(scratch, identity)
+    logits = score_pairs(
+        model, encoded, views=views, token_budget=token_budget, checkpoints=checkpoints
+    )
     split = np.array(table.column("split").to_pylist(), dtype=np.str_)
     for column, view in enumerate(views):
         write_predictions(outputs[view], encoded.ids, split, logits[:, column])
+    checkpoints.remove()
     logger.info("%d rows scored in %s", len(split), " and ".join(views))
 
 
 if __name__ == "__main__":
-    with run_job(snakemake.log[0], snakemake.threads):
+    with run_job(snakemake):
         from prefdistill.models import base_folder, unused_packages
 
         weights = Path(snakemake.input.weights)
@@ -83,4 +99,6 @@ if __name__ == "__main__":
             precision=snakemake.params.precision,
             token_budget=snakemake.config["predict"]["token_budget"],
             splits=snakemake.params.splits,
+            scratch=scratch_folder(snakemake),
+            code=snakemake.params.code,
         )

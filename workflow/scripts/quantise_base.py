@@ -41,7 +41,7 @@ def main(
 
 
 if __name__ == "__main__":
-    with run_job(snakemake.log[0], snakemake.threads):
+    with run_job(snakemake):
         main(
             manifest=Path(snakemake.input.base),
             fold_path=Path(snakemake.input.fold),

@@ -28,7 +28,7 @@ def main(
 
 
 if __name__ == "__main__":
-    with run_job(snakemake.log[0], snakemake.threads):
+    with run_job(snakemake):
         main(
             model=Path(snakemake.input.model),
             fold_path=Path(snakemake.input.fold),

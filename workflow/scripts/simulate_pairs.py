@@ -27,7 +27,7 @@ def main(paths: dict[str, Path], truth_path: Path, settings: dict[str, Any]) -> 
 
 
 if __name__ == "__main__":
-    with run_job(snakemake.log[0], snakemake.threads):
+    with run_job(snakemake):
         main(
             paths={source: Path(snakemake.output[source]) for source in SOURCES},
             truth_path=Path(snakemake.output.truth),

@@ -51,7 +51,7 @@ def main(
 
 
 if __name__ == "__main__":
-    with run_job(snakemake.log[0], snakemake.threads):
+    with run_job(snakemake):
         source, params = snakemake.input, snakemake.params
         main(
             scores_path=Path(source.scores),

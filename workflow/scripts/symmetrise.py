@@ -34,7 +34,7 @@ def main(
 
 
 if __name__ == "__main__":
-    with run_job(snakemake.log[0], snakemake.threads):
+    with run_job(snakemake):
         main(
             prediction_paths=[Path(path) for path in snakemake.input.predictions],
             calibration_path=Path(snakemake.input.calibration),

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prefdistill.io import FOLD_SCHEMA, read_table, table_targets
-from prefdistill.job import hide_unused_imports, run_job
+from prefdistill.job import hide_unused_imports, run_job, scratch_folder
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
@@ -27,6 +27,7 @@ def main(
 ) -> None:
     """Train on the fold's train rows, both orders of a pair in the same step."""
     from prefdistill.checkpoints import Checkpoints, identity_of
+    from prefdistill.config import result_settings
     from prefdistill.losses import label_objective
     from prefdistill.models import (
         base_folder,
@@ -36,7 +37,7 @@ def main(
         save_adapter,
     )
     from prefdistill.prompts import encode_pairs
-    from prefdistill.training import Trainer, choose_rows, result_settings, train_rows
+    from prefdistill.training import Trainer, choose_rows, train_rows
 
     table = train_rows(read_table(fold_table, FOLD_SCHEMA), fold_table)
     rows = choose_rows(len(table), training["n_rows"], training["seed"])
@@ -62,11 +63,10 @@ def main(
 
 
 if __name__ == "__main__":
-    with run_job(snakemake.log[0], snakemake.threads):
+    with run_job(snakemake):
         from prefdistill.models import unused_packages
 
-        teacher, fold = snakemake.wildcards.teacher, snakemake.wildcards.fold
-        settings = snakemake.config["teachers"][teacher]["training"]
+        settings = snakemake.config["teachers"][snakemake.wildcards.teacher]["training"]
         hide_unused_imports(*unused_packages(snakemake.params.precision))
         main(
             fold_table=Path(snakemake.input.pairs),
@@ -77,8 +77,6 @@ if __name__ == "__main__":
             precision=snakemake.params.precision,
             training=settings | snakemake.params.training,
             text=snakemake.params.text,
-            scratch=Path(
-                snakemake.config["scratch"], snakemake.rule, teacher, f"fold{fold}"
-            ),
+            scratch=scratch_folder(snakemake),
             code=snakemake.params.code,
         )

@@ -20,7 +20,7 @@ def main(folds: list[int], fold_weights: str | list[float], weights_path: Path) 
 
 
 if __name__ == "__main__":
-    with run_job(snakemake.log[0], snakemake.threads):
+    with run_job(snakemake):
         main(
             folds=list(snakemake.params.folds),
             fold_weights=snakemake.params.fold_weights,

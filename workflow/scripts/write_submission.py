@@ -47,7 +47,7 @@ def main(symmetrised_path: Path, unlabelled_path: Path, submission_path: Path) -
 
 
 if __name__ == "__main__":
-    with run_job(snakemake.log[0], snakemake.threads):
+    with run_job(snakemake):
         main(
             symmetrised_path=Path(snakemake.input.symmetrised),
             unlabelled_path=Path(snakemake.input.unlabelled),

@@ -15,6 +15,10 @@ from jsonschema.exceptions import ValidationError
 from prefdistill.job import UserError
 
 SIMULATED_FOLDER = "results/simulated/"
+# These say how a job runs, not what comes out: a change reruns nothing.
+RUN_TIME_KEYS = frozenset(
+    {"token_budget", "recompute", "checkpoint_steps", "progress_batches"}
+)
 TEMPLATE_FIELDS = ["prompt", "response_a", "response_b"]
 KEYS_OF_SOURCE = {
     "tiny": ("architecture",),
@@ -22,6 +26,11 @@ KEYS_OF_SOURCE = {
     "hub": ("repo",),
     "path": ("path",),
 }
+
+
+def result_settings(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings that decide a result, without those of how a job runs; keys sorted."""
+    return {key: settings[key] for key in sorted(settings) if key not in RUN_TIME_KEYS}
 
 
 def validate_config(config: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:

@@ -1,17 +1,25 @@
 """Scoring pairs in both orders, packed."""
 
 import logging
+import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 
+from prefdistill.checkpoints import Checkpoints
 from prefdistill.io import VIEWS
 from prefdistill.job import Interrupted, Progress, UserError, stop_requested
+from prefdistill.memory import halved_budget
+from prefdistill.models import classify
 from prefdistill.packing import collate, pack
 from prefdistill.prompts import EncodedPairs
 
 logger = logging.getLogger(__name__)
+
+SAVE_EVERY_S = 300.0
 
 
 def score_pairs(
@@ -21,6 +29,7 @@ def score_pairs(
     views: Sequence[str] = VIEWS,
     token_budget: int = 16384,
     progress_batches: int = 5,
+    checkpoints: Checkpoints | None = None,
 ) -> np.ndarray:
     """Logits of pairs in the given orders.
 
@@ -28,47 +37,121 @@ def score_pairs(
         model: A classifier of ``models``, which is put into evaluation mode.
         encoded: The pairs.
         views: Orders to show, of AB and BA.
-        token_budget: Most tokens in a forward pass.
+        token_budget: Most tokens in a forward pass; halved when memory runs out.
         progress_batches: Batches between two progress lines.
+        checkpoints: Where logits are kept every five minutes and when the job is
+            stopped; without it nothing is kept.
 
     Returns:
         ``(n, n_views, 3)`` float32; classes (first, second, tie) as shown.
 
     Raises:
-        Interrupted: After SIGTERM or SIGUSR1; nothing is kept.
-        UserError: If a logit is not finite.
+        Interrupted: After SIGTERM or SIGUSR1, or shortly before the time limit.
+        UserError: If a logit is not finite, or memory runs out with a single row.
     """
-    import torch
-
-    from prefdistill.models import classify
-
     model.eval()
     n_views = len(views)
-    logits = np.zeros((len(encoded.ids) * n_views, 3), dtype=np.float32)
-    bins = pack(np.repeat(encoded.lengths, n_views), token_budget)
-    progress = Progress(len(bins), "batches", every_s=0 if len(bins) < 50 else 10)
-    n_done = n_tokens = 0
-    for number, rows in enumerate(bins, start=1):
-        if stop_requested():
-            raise Interrupted(f"{number - 1} of {len(bins)} batches scored, none kept")
-        pairs, shown = np.divmod(rows, n_views)
-        batch = collate(
-            [encoded.tokens(i, views[j]) for i, j in zip(pairs, shown, strict=True)]
-        )
-        with torch.inference_mode():
-            logits[rows] = classify(model, batch).cpu().numpy()
-        n_done += 1
-        n_tokens += len(batch.input_ids[0])
-        if n_done == progress_batches or number == len(bins):
-            progress.update(n_done, n_tokens)
-            n_done = n_tokens = 0
-    bad = np.flatnonzero(~np.isfinite(logits).all(axis=1))
+    lengths = np.repeat(encoded.lengths, n_views)
+    state = _State(torch.zeros(len(lengths), 3), 0, token_budget, token_budget)
+    if checkpoints:
+        state.resume(checkpoints)
+    bins = pack(lengths, state.token_budget)
+    every_s = 0 if len(bins) < 50 else 10
+    progress = Progress(len(bins), "batches", done=state.n_done, every_s=every_s)
+    first = saved = state.n_done
+    saved_at = time.monotonic()
+    n_new = n_tokens = 0
+    for members in bins[first:]:
+        stop = stop_requested()
+        due = time.monotonic() - saved_at > SAVE_EVERY_S
+        if checkpoints and state.n_done > saved and (stop or due):
+            state.save(checkpoints)
+            saved, saved_at = state.n_done, time.monotonic()
+        if stop:
+            raise Interrupted(
+                f"{saved} of {len(bins)} batches are scored and kept",
+                progressed=saved > first,
+            )
+        scored = _score(model, encoded, members, views, state.pass_budget)
+        while scored is None:
+            state.halve(int(lengths[members].max()))
+            scored = _score(model, encoded, members, views, state.pass_budget)
+        state.logits[members] = scored
+        state.n_done += 1
+        n_new += 1
+        n_tokens += int(lengths[members].sum())
+        if n_new == progress_batches or state.n_done == len(bins):
+            progress.update(n_new, n_tokens)
+            n_new = n_tokens = 0
+    return state.logits.numpy().reshape(len(encoded.ids), n_views, 3)
+
+
+@dataclass
+class _State:
+    """Unfinished scoring: ``(rows, 3)`` float32 logits of the first ``n_done`` bins.
+
+    The bins are packed with ``token_budget``; a pass holds at most ``pass_budget``
+    tokens of one.
+    """
+
+    logits: torch.Tensor
+    n_done: int
+    token_budget: int
+    pass_budget: int
+
+    def resume(self, checkpoints: Checkpoints) -> None:
+        """Take up the newest checkpoint, if there is one, with its packing."""
+        found = checkpoints.load()
+        if found:
+            self.n_done, tensors, info = found
+            self.logits = tensors["logits"]
+            self.token_budget = info["token_budget"]
+            self.pass_budget = min(self.pass_budget, info["pass_budget"])
+            logger.info("going on after %d batches", self.n_done)
+
+    def save(self, checkpoints: Checkpoints) -> None:
+        budgets = {"token_budget": self.token_budget, "pass_budget": self.pass_budget}
+        checkpoints.save(self.n_done, {"logits": self.logits}, budgets)
+
+    def halve(self, longest_row: int) -> None:
+        """Take half the tokens in a pass, from now on.
+
+        Raises:
+            UserError: If a pass held but one row.
+        """
+        self.pass_budget = halved_budget(self.pass_budget, longest_row)
+
+
+def _score(
+    model: Any,
+    encoded: EncodedPairs,
+    members: np.ndarray,
+    views: Sequence[str],
+    pass_budget: int,
+) -> torch.Tensor | None:
+    """Logits of one bin's rows, ``(rows, 3)`` on the CPU; None if memory ran out.
+
+    Raises:
+        UserError: If a logit is not finite.
+    """
+    pairs, shown = np.divmod(members, len(views))
+    logits = torch.zeros(len(members), 3)
+    try:
+        for part in pack(encoded.lengths[pairs], pass_budget):
+            tokens = [encoded.tokens(pairs[i], views[shown[i]]) for i in part.tolist()]
+            with torch.inference_mode():
+                logits[part] = classify(model, collate(tokens)).float().cpu()
+    except torch.OutOfMemoryError as error:
+        logger.warning("%s", str(error).splitlines()[0])
+        return None
+    bad = np.flatnonzero(~torch.isfinite(logits).all(dim=1).numpy())
     if len(bad):
         raise UserError(
-            f"row id {encoded.ids[bad[0] // n_views]}: the model's logits are not "
-            f"finite ({len(bad)} rows); train again or use another precision"
+            f"row id {encoded.ids[pairs[bad[0]]]}: the model's logits are not finite "
+            f"({len(bad)} of {len(members)} rows of its batch); train again or use "
+            "another precision"
         )
-    return logits.reshape(len(encoded.ids), n_views, 3)
+    return logits
 
 
 def subset_rows(

@@ -1,15 +1,27 @@
 """What every job shares: logging, one-line errors, progress, signals, threads."""
 
+import fcntl
+import hashlib
 import logging
+import math
 import os
 import signal
+import socket
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+from prefdistill.slurm import end_and_go_on, seconds_left
 
 logger = logging.getLogger(__name__)
+
+TIME_LIMIT = "the time limit"
+# Of the time a job has left, this share, within bounds, is kept for a step and a save.
+SPARE_SHARE, MIN_SPARE_S, MAX_SPARE_S = 0.05, 15.0, 300.0
+LOCK_POLL_S = 0.5
 
 
 class UserError(Exception):
@@ -17,22 +29,45 @@ class UserError(Exception):
 
 
 class Interrupted(Exception):
-    """Raised once work is saved after SIGTERM or SIGUSR1; the job can be resumed."""
+    """Raised once work is saved because the job has to stop; it can be resumed.
+
+    Args:
+        text: What is saved, for the log.
+        progressed: Whether this run of the job came further than the one before.
+    """
+
+    def __init__(self, text: str, *, progressed: bool) -> None:
+        super().__init__(text)
+        self.progressed = progressed
 
 
-class _StopFlag:
-    """Set by a signal, read by long loops between two steps."""
+class _Stop:
+    """Why a job is to stop; set by a signal or a clock, read by long loops."""
 
-    signal_name: str | None = None
+    reason: str | None = None
+    deadline: float = math.inf
 
 
 def stop_requested() -> bool:
-    """Whether SIGTERM or SIGUSR1 has arrived since the job began."""
-    return _StopFlag.signal_name is not None
+    """Whether to save and stop: SIGTERM or SIGUSR1 came, or the time is nearly over."""
+    if _Stop.reason is None and time.monotonic() >= _Stop.deadline:
+        _Stop.reason = TIME_LIMIT
+    return _Stop.reason is not None
 
 
 def _request_stop(number: int, _frame: object) -> None:
-    _StopFlag.signal_name = signal.Signals(number).name
+    _Stop.reason = _Stop.reason or signal.Signals(number).name
+
+
+def _watch_time_limit() -> None:
+    """Ask Slurm for the end of this job, and plan to stop some time before it."""
+    left_s = seconds_left()
+    if left_s is not None:
+        spare_s = min(max(MIN_SPARE_S, SPARE_SHARE * left_s), MAX_SPARE_S)
+        _Stop.deadline = time.monotonic() + left_s - spare_s
+        logger.info(
+            "%.0f min left to the job, %.0f s kept to save", left_s / 60, spare_s
+        )
 
 
 def set_threads(n_threads: int) -> None:
@@ -51,18 +86,21 @@ def hide_unused_imports(*names: str) -> None:
         sys.modules.setdefault(name, None)
 
 
-@contextmanager
-def run_job(log_path: str | Path, n_threads: int = 1) -> Iterator[None]:
-    """Run a script's body with logging to its file and the terminal.
+def scratch_folder(job: Any) -> Path:
+    """Where a job keeps its checkpoints: its own place below ``scratch``."""
+    return Path(job.config["scratch"], job.rule, "_".join(job.wildcards) or "all")
 
-    A ``UserError`` ends the job with one line on the terminal and the log's path; any
-    other exception does too, and leaves its traceback in the log. After SIGTERM or
-    SIGUSR1 the body may save and raise ``Interrupted``, which ends the job with 143.
-    """
-    log_path = Path(log_path)
+
+def _stay_offline() -> None:
+    """Keep the hub, and the token for it, from a job that has no business there."""
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
+        os.environ.pop(name, None)
+
+
+def _log_to(log_path: Path) -> logging.Handler:
+    """Log to the file and the terminal; returns the terminal's handler."""
     log_path.parent.mkdir(parents=True, exist_ok=True)
-    set_threads(n_threads)
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     to_file = logging.FileHandler(log_path, mode="a", encoding="utf-8")
     to_file.setFormatter(
         logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
@@ -71,13 +109,92 @@ def run_job(log_path: str | Path, n_threads: int = 1) -> Iterator[None]:
     to_terminal.setFormatter(logging.Formatter("%(message)s"))
     logging.basicConfig(level=logging.INFO, handlers=[to_file, to_terminal], force=True)
     logging.captureWarnings(True)
+    return to_terminal
+
+
+def _fingerprint(job: Any) -> str:
+    """What a job is about: its outputs, settings, and input files as they lie there."""
+    state = [
+        (str(path), found.st_size, found.st_mtime_ns)
+        for path, found in ((path, os.stat(path)) for path in job.input)
+    ]
+    settings = sorted(map(repr, job.params.items()))
+    text = repr((list(job.output), settings, state))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+@contextmanager
+def _only_copy(job: Any) -> Iterator[None]:
+    """Hold the job's lock; end well if another copy of it has just done the same work.
+
+    Two copies run at once when a cluster queues a job again whose first process still
+    lives, or when a driver was killed and its jobs were not. The lock is the system's
+    (flock) on a file beside the log: it goes when its holder dies.
+    """
+    log_path = Path(job.log[0])
+    path = log_path.with_name(f".{log_path.stem}.lock")
+    me = f"{socket.gethostname()} {os.getpid()}"
+    fingerprint = _fingerprint(job)
+    with open(path, "a+", encoding="utf-8") as lock:
+        waited = False
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if not waited:
+                    lock.seek(0)
+                    holder = lock.readline().strip() or "unknown"
+                    logger.warning("another copy runs (%s); waiting for it", holder)
+                waited = True
+                if stop_requested():
+                    raise Interrupted("nothing done yet", progressed=False) from None
+                time.sleep(LOCK_POLL_S)
+            except OSError as error:
+                logger.warning("%s: no file locks here (%s)", path, error.strerror)
+                break
+        lock.seek(0)
+        before = lock.read().splitlines()[1:]
+        if waited and before == [fingerprint] and all(map(os.path.exists, job.output)):
+            logger.info("the other copy finished this job")
+            sys.exit(0)
+        lock.truncate(0)
+        lock.write(f"{me}\n{fingerprint}\n")
+        lock.flush()
+        yield
+
+
+@contextmanager
+def run_job(job: Any, *, online: bool = False) -> Iterator[None]:
+    """Run a script's body: log, signals, time limit, one copy at a time, clear errors.
+
+    A ``UserError`` ends the job with one line on the terminal and the log's path; any
+    other exception does too, and leaves its traceback in the log. After SIGTERM or
+    SIGUSR1 the body may save and raise ``Interrupted``, which ends the job with 143.
+    Shortly before the job's time limit on Slurm it may do the same, and the job is
+    queued again by itself.
+
+    Args:
+        job: The script's ``snakemake`` object.
+        online: Whether the body may use the hub, with the token of the environment.
+    """
+    set_threads(job.threads)
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    if not online:
+        _stay_offline()
+    log_path = Path(job.log[0])
+    to_terminal = _log_to(log_path)
     for number in (signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, _request_stop)
+    _watch_time_limit()
     started = time.monotonic()
     try:
-        yield
+        with _only_copy(job):
+            yield
     except Interrupted as stop:
-        logger.warning("stopped by %s: %s", _StopFlag.signal_name, stop)
+        logger.warning("stopped by %s: %s", _Stop.reason, stop)
+        if _Stop.reason == TIME_LIMIT:
+            end_and_go_on(again=stop.progressed)
         sys.exit(143)
     except Exception as error:
         text = " ".join(str(error).split())

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from prefdistill.job import UserError
 from prefdistill.models import core_model, device_of
 
 logger = logging.getLogger(__name__)
@@ -64,6 +65,27 @@ def estimate_memory(
     values = config.num_hidden_layers * (config.hidden_size if recompute else layer)
     values += layer if recompute else 0
     return (weights + trained + token_budget * values * n_bytes) / 2**30
+
+
+def halved_budget(token_budget: int, longest_row: int) -> int:
+    """Half the tokens in a pass, after memory ran out; at least one row fits in it.
+
+    Raises:
+        UserError: If each pass held but one row.
+    """
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    if token_budget <= longest_row:
+        raise UserError(
+            f"out of memory with one row of {longest_row} tokens in a pass; set "
+            "recompute: full, precision: nf4, more gpus or a smaller text.max_length"
+        )
+    halved = max(token_budget // 2, longest_row)
+    logger.warning(
+        "token_budget lowered to %d for the rest of the job; results stay as they are",
+        halved,
+    )
+    return halved
 
 
 def must_recompute(model: torch.nn.Module, settings: dict[str, Any]) -> bool:

@@ -20,6 +20,8 @@ from pathlib import Path
 
 SCRIPTS = Path(__file__).resolve().parents[1]
 PACKAGE = "prefdistill"
+# Modules that say how a job runs and not what comes out: an edit reruns nothing.
+RUN_TIME_MODULES = frozenset({"job", "slurm", "checkpoints"})
 
 # The key of the statements that bind no single name, such as an `if` or a call.
 _OTHERS = ""
@@ -45,7 +47,7 @@ def code_digest(script: str, scripts: Path = SCRIPTS) -> str:
     on import. A name counts as a use of the definition so named even where a local
     variable hides it: the digest may change without need, but does not stay the same
     when a definition that can run has changed. Comments, docstrings, bare strings and
-    layout do not count.
+    layout do not count, nor do the modules in ``RUN_TIME_MODULES``.
 
     Reading syntax trees takes longer than everything else that the Snakefile does, and
     every job reads the Snakefile. So digests are kept in ``__pycache__``, under the
@@ -140,6 +142,8 @@ def _targets(unit: _Unit, path: Path, scripts: Path) -> Iterator[tuple[Path, str
         )
         if target is None or name not in _statements(target):
             raise ValueError(f"{path}: cannot find `from {module} import {name}`")
+        if target.stem in RUN_TIME_MODULES:
+            continue
         yield target, name
         for folder in base.relative_to(scripts).parents:
             package = scripts / folder / "__init__.py"

@@ -22,21 +22,15 @@ from prefdistill.checkpoints import Checkpoints
 from prefdistill.io import VIEWS, write_text
 from prefdistill.job import Interrupted, Progress, UserError, stop_requested
 from prefdistill.losses import RowLosses
-from prefdistill.memory import must_recompute
+from prefdistill.memory import halved_budget, must_recompute
 from prefdistill.models import core_model, device_of
 from prefdistill.packing import collate, pack
 from prefdistill.prompts import EncodedPairs
 
 logger = logging.getLogger(__name__)
 
-RUN_TIME_KEYS = ("token_budget", "recompute", "checkpoint_steps")
 MAX_SKIPPED_STEPS = 5
 FP16_LOSS_SCALE = 1024.0
-
-
-def result_settings(settings: dict[str, Any]) -> dict[str, Any]:
-    """Training settings that decide the result, without those of how it is run."""
-    return {key: settings[key] for key in settings if key not in RUN_TIME_KEYS}
 
 
 def train_rows(table: pa.Table, path: Path) -> pa.Table:
@@ -149,8 +143,9 @@ class Trainer:
             lr=settings["learning_rate"],
             weight_decay=settings["weight_decay"],
         )
+        self.token_budget = settings["token_budget"]
         self.step = self.n_updates = self.n_skipped_running = 0
-        self.curve_path = checkpoints.folder / "train.jsonl"
+        self.curve: list[dict[str, Any]] = []
         fp16 = core_model(model).dtype == torch.float16
         self.loss_scale = FP16_LOSS_SCALE if fp16 else 1.0
         if must_recompute(model, settings):
@@ -164,33 +159,35 @@ class Trainer:
                 n_tokens, seconds`` (of the step).
 
         Raises:
-            Interrupted: After SIGTERM or SIGUSR1, once the state is saved.
+            Interrupted: After SIGTERM or SIGUSR1, or shortly before the time limit,
+                once the state is saved.
             UserError: After five steps in a row without a finite loss and gradient.
         """
         self._resume()
         self.model.train()
+        first_step = saved_step = self.step
         progress = Progress(self.plan.n_steps, "steps", done=self.step)
-        every = self.settings["checkpoint_steps"]
         while self.step < self.plan.n_steps:
-            record = self._take_step()
-            with open(self.curve_path, "a", encoding="utf-8") as curve:
-                curve.write(json.dumps(record) + "\n")
-            note = f"loss {record['loss']:.4f}" if record["loss"] is not None else ""
-            progress.update(1, record["n_tokens"], note)
-            unfinished = self.step < self.plan.n_steps
-            if unfinished and (stop_requested() or self.step % every == 0):
+            stop = stop_requested()
+            due = self.step - saved_step >= self.settings["checkpoint_steps"]
+            if self.step > saved_step and (stop or due):
                 self._save()
-            if unfinished and stop_requested():
+                saved_step = self.step
+            if stop:
                 raise Interrupted(
                     f"saved at step {self.step} of {self.plan.n_steps}; the same "
-                    "command goes on from there"
+                    "command goes on from there",
+                    progressed=self.step > first_step,
                 )
+            record = self._take_step()
+            self.curve.append(record)
+            note = f"loss {record['loss']:.4f}" if record["loss"] is not None else ""
+            progress.update(1, record["n_tokens"], note)
         self.model.eval()
-        write_text(curve_path, self.curve_path.read_text(encoding="utf-8"))
+        write_text(curve_path, "".join(json.dumps(r) + "\n" for r in self.curve))
 
     def finish(self) -> None:
         """Remove the state of the run, once its outputs are in place."""
-        self.curve_path.unlink(missing_ok=True)
         self.checkpoints.remove()
 
     def _take_step(self) -> dict[str, Any]:
@@ -199,22 +196,13 @@ class Trainer:
         pairs = self.plan.pairs(self.step)
         rows = np.repeat(pairs, 2)
         views = np.tile([0, 1], len(pairs))
-        sequence = np.random.SeedSequence([self.settings["seed"], self.step])
-        torch.manual_seed(int(sequence.generate_state(1)[0]))
-        loss = torch.zeros((), device=device_of(self.model))
-        bins = pack(self.encoded.lengths[rows], self.settings["token_budget"])
-        for members in bins:
-            tokens = [
-                self.encoded.tokens(rows[i], VIEWS[views[i]]) for i in members.tolist()
-            ]
-            losses = self.row_losses(
-                self.model, collate(tokens), rows[members], views[members]
-            )
-            part = losses.sum() / len(rows)
-            (part * self.loss_scale).backward()
-            loss += part.detach()
+        value = self._accumulate(rows, views)
+        while value is None:
+            self.optimizer.zero_grad(set_to_none=True)
+            longest = int(self.encoded.lengths[rows].max())
+            self.token_budget = halved_budget(self.token_budget, longest)
+            value = self._accumulate(rows, views)
         learning_rate = self.plan.learning_rate(self.step, self.settings)
-        value = float(loss)
         norm = self._clip()
         ok = math.isfinite(value) and math.isfinite(norm)
         if ok:
@@ -235,6 +223,28 @@ class Trainer:
             "seconds": round(time.monotonic() - started, 4),
         }
 
+    def _accumulate(self, rows: np.ndarray, views: np.ndarray) -> float | None:
+        """Mean loss of a step's rows, its gradient added up; None if memory ran out."""
+        sequence = np.random.SeedSequence([self.settings["seed"], self.step])
+        torch.manual_seed(int(sequence.generate_state(1)[0]))
+        loss = torch.zeros((), device=device_of(self.model))
+        try:
+            for members in pack(self.encoded.lengths[rows], self.token_budget):
+                tokens = [
+                    self.encoded.tokens(rows[i], VIEWS[views[i]])
+                    for i in members.tolist()
+                ]
+                losses = self.row_losses(
+                    self.model, collate(tokens), rows[members], views[members]
+                )
+                part = losses.sum() / len(rows)
+                (part * self.loss_scale).backward()
+                loss += part.detach()
+        except torch.OutOfMemoryError as error:
+            logger.warning("step %d: %s", self.step + 1, str(error).splitlines()[0])
+            return None
+        return float(loss)
+
     def _clip(self) -> float:
         """Undo the loss scale, clip the gradients' norm, return it as it was."""
         weights = [w for w in self.weights.values() if w.grad is not None]
@@ -251,6 +261,8 @@ class Trainer:
             UserError: If it is the fifth such step in a row.
         """
         self.n_skipped_running += 1
+        if self.loss_scale > 1.0:
+            self.loss_scale /= 2  # fp16 gradients overflow
         ids = ", ".join(self.encoded.ids[pairs].tolist())
         logger.warning(
             "step %d skipped: loss %s, gradient norm %s; row ids: %s",
@@ -268,29 +280,32 @@ class Trainer:
             for key in ("exp_avg", "exp_avg_sq"):
                 if self.n_updates:
                     tensors[f"{key}.{name}"] = self.optimizer.state[weight][key]
-        counts = {
+        info = {
             "n_updates": self.n_updates,
             "n_skipped_running": self.n_skipped_running,
+            "token_budget": self.token_budget,
+            "loss_scale": self.loss_scale,
+            "curve": self.curve,
         }
-        self.checkpoints.save(self.step, tensors, counts)
+        self.checkpoints.save(self.step, tensors, info)
 
     def _resume(self) -> None:
-        """Take up the newest checkpoint, and the loss curve as far as it goes."""
-        lines: list[str] = []
+        """Take up the newest checkpoint, if there is one."""
         found = self.checkpoints.load()
-        if found is not None:
-            self.step, tensors, counts = found
-            self.n_updates = counts["n_updates"]
-            self.n_skipped_running = counts["n_skipped_running"]
-            for name, weight in self.weights.items():
-                weight.data.copy_(tensors[f"weight.{name}"])
-                if self.n_updates:
-                    self.optimizer.state[weight] = {
-                        "step": torch.tensor(float(self.n_updates)),
-                        "exp_avg": tensors[f"exp_avg.{name}"].to(weight.device),
-                        "exp_avg_sq": tensors[f"exp_avg_sq.{name}"].to(weight.device),
-                    }
-            if self.curve_path.exists():
-                lines = self.curve_path.read_text(encoding="utf-8").splitlines(True)
-            logger.info("going on from step %d of %d", self.step, self.plan.n_steps)
-        write_text(self.curve_path, "".join(lines[: self.step]))
+        if found is None:
+            return
+        self.step, tensors, info = found
+        self.n_updates = info["n_updates"]
+        self.n_skipped_running = info["n_skipped_running"]
+        self.token_budget = min(self.token_budget, info["token_budget"])
+        self.loss_scale = info["loss_scale"]
+        self.curve = info["curve"]
+        for name, weight in self.weights.items():
+            weight.data.copy_(tensors[f"weight.{name}"])
+            if self.n_updates:
+                self.optimizer.state[weight] = {
+                    "step": torch.tensor(float(self.n_updates)),
+                    "exp_avg": tensors[f"exp_avg.{name}"].to(weight.device),
+                    "exp_avg_sq": tensors[f"exp_avg_sq.{name}"].to(weight.device),
+                }
+        logger.info("going on from step %d of %d", self.step, self.plan.n_steps)

@@ -1,0 +1,64 @@
+"""What a job asks Slurm: how long it may run, and to be queued again."""
+
+import logging
+import os
+import re
+import shutil
+import subprocess
+import time
+
+logger = logging.getLogger(__name__)
+
+ANSWER_S = 30  # how long Slurm may take for an answer
+END_S = 900  # how long Slurm may take to end a job
+
+
+def _ask(*command: str) -> subprocess.CompletedProcess | None:
+    """Run one of Slurm's commands; None if it is missing or does not answer."""
+    if shutil.which(command[0]) is None:
+        return None
+    try:
+        return subprocess.run(
+            command, capture_output=True, text=True, check=False, timeout=ANSWER_S
+        )
+    except subprocess.TimeoutExpired:
+        return None
+
+
+def parse_duration(text: str) -> float | None:
+    """Seconds of ``[days-][[hours:]minutes:]seconds``; None if it is no time."""
+    match = re.fullmatch(r"(?:(\d+)-)?(?:(\d+):)??(?:(\d+):)?(\d+)", text.strip())
+    if match is None:
+        return None
+    days, hours, minutes, seconds = (int(part or 0) for part in match.groups())
+    return float(((days * 24 + hours) * 60 + minutes) * 60 + seconds)
+
+
+def seconds_left() -> float | None:
+    """Time until Slurm ends this job; None outside Slurm or without a limit."""
+    job = os.environ.get("SLURM_JOB_ID")
+    if not job:
+        return None
+    answer = _ask("squeue", "--noheader", "--jobs", job, "--format", "%L")
+    return parse_duration(answer.stdout) if answer and not answer.returncode else None
+
+
+def end_and_go_on(*, again: bool) -> None:
+    """Wait for Slurm to end this job, queued again under its number if asked for.
+
+    Where Slurm does not queue it again, it ends at its time limit, and that is a
+    failure which the driver answers with a retry. Comes back only if Slurm does not
+    end the job.
+    """
+    if again:
+        answer = _ask("scontrol", "requeue", os.environ["SLURM_JOB_ID"])
+        if answer is not None and not answer.returncode:
+            logger.info("queued again; Slurm ends this job now and starts it later")
+        else:
+            reason = answer.stderr if answer else "scontrol does not answer"
+            logger.warning(
+                "Slurm did not queue the job again (%s); waiting for its time limit, "
+                "after which the driver counts a failure and retries",
+                " ".join(reason.split()),
+            )
+    time.sleep(END_S)
