@@ -14,8 +14,8 @@ from prefdistill.slurm import parse_duration
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "workflow/scripts"
 
-# A job that works for `steps` tenths of a second and writes its process number; it can be
-# stopped between two steps.
+# A job that works for `steps` tenths of a second and writes its process number; it can
+# be stopped between two steps.
 JOB = """
 import os, sys, time, types
 sys.path.insert(0, {scripts!r})
