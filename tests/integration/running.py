@@ -10,7 +10,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 REDUCED = Path(__file__).with_name("reduced.yaml")
-SOURCES = ("workflow", "config", "profiles", "environment.yml")
+SOURCES = ("workflow", "config", "profiles", "tools", "environment.yml")
 
 
 def snakemake(

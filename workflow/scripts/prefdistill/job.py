@@ -59,6 +59,13 @@ def _request_stop(number: int, _frame: object) -> None:
     _Stop.reason = _Stop.reason or signal.Signals(number).name
 
 
+def _log_place() -> None:
+    """Log where the job runs, so that a failure can be looked up there."""
+    names = ("SLURM_JOB_ID", "SLURM_RESTART_COUNT", "CUDA_VISIBLE_DEVICES")
+    known = [f"{name}={os.environ[name]}" for name in names if name in os.environ]
+    logger.info("%s", " ".join([f"on {socket.gethostname()}", *known]))
+
+
 def _watch_time_limit() -> None:
     """Ask Slurm for the end of this job, and plan to stop some time before it."""
     left_s = seconds_left()
@@ -186,6 +193,7 @@ def run_job(job: Any, *, online: bool = False) -> Iterator[None]:
     to_terminal = _log_to(log_path)
     for number in (signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, _request_stop)
+    _log_place()
     _watch_time_limit()
     started = time.monotonic()
     try:
