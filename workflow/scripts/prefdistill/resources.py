@@ -261,7 +261,7 @@ class Work:
 
     def memory_mb(self, attempt: int) -> int:
         """MB of main memory, as often as there are attempts."""
-        return math.ceil(1000 * attempt * self.gigabytes)
+        return round(1000 * attempt * self.gigabytes)
 
     def time_limit(self, attempt: int, config: dict[str, Any]) -> int:
         """Minutes for start-up and work, as often as there are attempts.
