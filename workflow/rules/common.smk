@@ -8,19 +8,17 @@ import yaml
 sys.path.insert(0, str(Path(workflow.basedir) / "scripts"))
 
 from prefdistill.config import SIMULATED_FOLDER, validate_config
+from prefdistill.estimates import base_parameters, count_pairs, scored_pairs
 from prefdistill.job import UserError
 from prefdistill.provenance import code_digest
 from prefdistill.resources import (
     Size,
     average_work,
-    base_parameters,
     base_work,
     check_work,
-    count_pairs,
     light_work,
     merge_work,
     quantise_work,
-    scored_pairs,
     scoring_work,
     training_work,
 )
