@@ -29,7 +29,9 @@ def pytest_collection_modifyitems(items) -> None:
 def finished(tmp_path_factory) -> Driver:
     """The reduced workflow, run to its end by `snakemake --profile slurm all`."""
     if os.environ.get("SLURM_REUSE"):  # DEV
-        d = Driver.__new__(Driver); d.folder = Path(os.environ["SLURM_REUSE"]); return d  # DEV
+        d = Driver.__new__(Driver)
+        d.folder = Path(os.environ["SLURM_REUSE"])
+        return d  # DEV
     folder = checkout(tmp_path_factory.mktemp("whole"))
     (folder / "slurm").symlink_to("profiles/slurm")
     shutil.copy(REDUCED, folder / "reduced.yaml")

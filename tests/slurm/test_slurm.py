@@ -40,8 +40,9 @@ def minutes(limit: str) -> int:
 
 
 def running(driver):
-    """The record of the long job, once it trains."""
-    wait_until(lambda: "rows, " in job_log(driver.folder), "the job trains")
+    """The record of the long job, once it has trained for a while."""
+    scratch = driver.folder / "scratch/train_teacher/llama_0"
+    wait_until(lambda: list(scratch.glob("*.json")), "the job trains")
     return jobs(driver.folder, RULE)[-1]
 
 

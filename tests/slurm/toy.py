@@ -63,9 +63,9 @@ class Driver:
         self.folder = folder
         self.log_path = folder / "terminal.txt"
         command = [
-            *(*command, "--profile", "slurm", *arguments),
+            *(*command, "--profile", "slurm", "--latency-wait", "5"),
             *("--slurm-init-seconds-before-status-checks", "2"),
-            *("--latency-wait", "5"),
+            *arguments,
         ]
         with open(self.log_path, "w") as log:
             self.process = subprocess.Popen(
@@ -93,6 +93,6 @@ class Driver:
 
 
 def job_log(folder: Path) -> str:
-    """The log of the long training job."""
-    path = folder / "logs/train_teacher/llama.fold0.log"
-    return path.read_text() if path.exists() else ""
+    """The logs of all runs of the long training job."""
+    paths = (folder / "logs/train_teacher").glob("llama.fold0.*log")
+    return "".join(path.read_text() for path in sorted(paths))

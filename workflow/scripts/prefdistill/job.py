@@ -14,13 +14,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from prefdistill.slurm import end_and_go_on, seconds_left
+from prefdistill.slurm import requeue, seconds_left
 
 logger = logging.getLogger(__name__)
 
 TIME_LIMIT = "the time limit"
 # Of the time a job has left, this share, within bounds, is kept for a step and a save.
 SPARE_SHARE, MIN_SPARE_S, MAX_SPARE_S = 0.05, 15.0, 300.0
+END_S = 900  # how long Slurm may take to end a job
 LOCK_POLL_S = 0.5
 
 
@@ -119,6 +120,12 @@ def _log_to(log_path: Path) -> logging.Handler:
     return to_terminal
 
 
+def _keep_log(log_path: Path) -> None:
+    """Add the log to that of the job's earlier runs, as Snakemake deletes it."""
+    with open(log_path.with_suffix(".earlier.log"), "a", encoding="utf-8") as earlier:
+        earlier.write(log_path.read_text(encoding="utf-8") + "\n")
+
+
 def _fingerprint(job: Any) -> str:
     """What a job is about: its outputs, settings, and input files as they lie there."""
     state = [
@@ -201,14 +208,18 @@ def run_job(job: Any, *, online: bool = False) -> Iterator[None]:
             yield
     except Interrupted as stop:
         logger.warning("stopped by %s: %s", _Stop.reason, stop)
+        if _Stop.reason == TIME_LIMIT and stop.progressed:
+            requeue()
+        _keep_log(log_path)
         if _Stop.reason == TIME_LIMIT:
-            end_and_go_on(again=stop.progressed)
+            time.sleep(END_S)  # Slurm ends the job; if it ended itself, it would fail
         sys.exit(143)
     except Exception as error:
         text = " ".join(str(error).split())
         kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
         to_terminal.setLevel(logging.CRITICAL)
         logger.exception("failed")
+        _keep_log(log_path)
         print(f"error: {kind}{text} (log: {log_path})", file=sys.stderr, flush=True)
         sys.exit(1)
     logger.info("done in %.1f s", time.monotonic() - started)
