@@ -8,6 +8,7 @@ import yaml
 sys.path.insert(0, str(Path(workflow.basedir) / "scripts"))
 
 from prefdistill.config import SIMULATED_FOLDER, validate_config
+from prefdistill.driver import hold_folder, write_owner
 from prefdistill.job import UserError
 from prefdistill.provenance import code_digest
 
@@ -19,6 +20,9 @@ except UserError as error:
     sys.exit(f"error: {error}")
 config.clear()
 config.update(validated)
+
+# A driver's share of its folder's lock, and not that of a job's own Snakemake.
+folder_lock = hold_folder() if workflow.is_main_process else None
 
 # --- domains -----------------------------------------------------------------------
 
