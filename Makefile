@@ -33,7 +33,7 @@ help: ## list the targets
 	@echo "usage: make TARGET [CONFIG=\"config/a.yaml config/b.yaml\"] [PROFILE=slurm]"
 	@echo "            [TARGET=all] [CORES=N] [PYTHON=python3.11] [ARGS=\"--keep-going\"]"
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) \
-		| awk -F ':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
+		| awk -F ':.*## ' '{printf "  %-15s %s\n", $$1, $$2}'
 
 .PHONY: setup
 setup: ## install every pin into .venv (does nothing when that is done)
@@ -85,6 +85,14 @@ unlock: setup ## release a lock that `make run` cannot tell to be a dead driver'
 test: setup ## run the whole test suite
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n $(TEST_WORKERS) --dist loadfile \
 		$(ARGS)
+
+.PHONY: chaos-driver
+chaos-driver: setup ## kill the driver 20 times (ARGS="--kills N"); one command recovers
+	OMP_NUM_THREADS=1 $(VENV)/bin/python tests/chaos/driver.py $(ARGS)
+
+.PHONY: chaos-workflow
+chaos-workflow: setup ## 30 whole runs under random kills (ARGS="--runs N --parallel M")
+	OMP_NUM_THREADS=1 $(VENV)/bin/python tests/chaos/workflow.py $(ARGS)
 
 .PHONY: lint
 lint: setup ## check style: ruff, snakefmt, snakemake --lint

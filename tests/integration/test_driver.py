@@ -220,7 +220,7 @@ def test_jobs_of_a_dead_driver_are_cancelled_and_no_others(locked, slurm, capsys
     recover(root)
     assert (slurm / "cancelled").read_text() == "7\n"
     assert (slurm / "queue").read_text().splitlines() == queue[1:]
-    assert "cancelling 1 Slurm jobs of the killed driver: 7" in capsys.readouterr().err
+    assert "cancelling 1 Slurm jobs of the dead driver: 7" in capsys.readouterr().err
 
 
 def test_without_a_lock_no_job_is_cancelled(tmp_path, slurm):
@@ -234,7 +234,7 @@ def test_jobs_that_do_not_end_stop_the_command(locked, slurm, monkeypatch):
     (slurm / "scancel").write_text("#!/bin/sh\n")
     root = locked(pid=1)
     (slurm / "queue").write_text(f"7|rule_evaluate|{root}\n")
-    with pytest.raises(UserError, match="Slurm jobs 7 of a killed driver do not end"):
+    with pytest.raises(UserError, match="Slurm jobs 7 of a dead driver do not end"):
         recover(root)
     assert locks_of(root)
 

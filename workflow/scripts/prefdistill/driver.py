@@ -14,7 +14,6 @@ Only the standard library is imported here, as the Snakefile uses this module.
 
 import argparse
 import fcntl
-import getpass
 import json
 import os
 import re
@@ -81,7 +80,7 @@ def recover(root: Path = Path()) -> None:
             owner = _require_dead_owner(root)
             _cancel_slurm_jobs(root)
             _unlock(root)
-            print(f"unlocked: {_words(owner)}, was killed", file=sys.stderr)
+            print(f"unlocked: {_words(owner)} is dead", file=sys.stderr)
         write_owner(root)
 
 
@@ -98,7 +97,7 @@ def _lock_alone(handle: IO, root: Path) -> None:
         except BlockingIOError:
             if time.monotonic() > deadline:
                 raise UserError(
-                    f"{root.resolve()} is in use: {_words(_read_owner(root))}, is at "
+                    f"{root.resolve()} is in use: {_words(_read_owner(root))} is at "
                     "work there; wait for its end, or stop it, and start again"
                 ) from None
             time.sleep(0.1)
@@ -112,7 +111,7 @@ def _lock_alone(handle: IO, root: Path) -> None:
 def _read_owner(root: Path) -> dict | None:
     try:
         return json.loads((root / OWNER).read_text())
-    except FileNotFoundError:
+    except (FileNotFoundError, ValueError):
         return None
 
 
@@ -167,13 +166,14 @@ def _squeue(*options: str) -> list[str] | None:
     return None if done.returncode else done.stdout.splitlines()
 
 
-def _slurm_jobs(root: Path) -> list[str]:
-    """Ids of this user's jobs that a driver in the folder has submitted."""
-    lines = _squeue(f"--user={getpass.getuser()}", "--format=%i|%k|%Z") or []
-    jobs = [line.split("|", 2) for line in lines]
+def _slurm_jobs(root: Path) -> list[str] | None:
+    """Ids of this user's jobs that drivers in the folder submitted; None if unknown."""
+    lines = _squeue(f"--user={os.getuid()}", "--format=%i|%k|%Z")
+    if lines is None:
+        return None
     return [
         job
-        for job, comment, folder in jobs
+        for job, comment, folder in (line.split("|", 2) for line in lines)
         if comment.startswith("rule_") and Path(folder).resolve() == root.resolve()
     ]
 
@@ -188,16 +188,16 @@ def _cancel_slurm_jobs(root: Path) -> None:
     if not jobs:
         return
     print(
-        f"cancelling {len(jobs)} Slurm jobs of the killed driver: {' '.join(jobs)}",
+        f"cancelling {len(jobs)} Slurm jobs of the dead driver: {' '.join(jobs)}",
         file=sys.stderr,
     )
     subprocess.run(["scancel", *jobs], check=False)
     deadline = time.monotonic() + SLURM_PATIENCE_S
-    while jobs := _slurm_jobs(root):
+    while _slurm_jobs(root) != []:
         if time.monotonic() > deadline:
             raise UserError(
-                f"Slurm jobs {' '.join(jobs)} of a killed driver do not end; start "
-                "again when squeue lists them no more"
+                f"Slurm jobs {' '.join(jobs)} of a dead driver do not end; start again "
+                "when squeue lists them no more"
             )
         time.sleep(1)
 
@@ -219,6 +219,6 @@ def main(command: list[str]) -> NoReturn:
     try:
         if not any(re.fullmatch(r"--dry-?run|-\w*n\w*", each) for each in command):
             recover(root)
-    except UserError as error:
+    except (UserError, OSError) as error:
         sys.exit(f"error: {error}")
     os.execvp(command[0], command)
