@@ -8,6 +8,7 @@ compares every result with those of an undisturbed run.
 import argparse
 import os
 import random
+import shutil
 import signal
 import sys
 import tempfile
@@ -17,6 +18,8 @@ from pathlib import Path
 from driving import Driver, adopt_orphans, clock, digests
 
 TARGET = "folds"
+RESULTS = "results/**/*.*"
+RECOVERED = "recovered"
 
 
 def run(folder: Path) -> float:
@@ -29,17 +32,25 @@ def run(folder: Path) -> float:
     return time.monotonic() - started
 
 
-def trial(folder: Path, instant_s: float) -> str | None:
-    """Kill a driver after so many seconds and recover; what went wrong, or None."""
-    first = Driver(folder, TARGET)
-    if first.wait(instant_s):
-        return "the driver had ended before it was killed"
-    os.kill(first.pid, signal.SIGKILL)
-    first.wait()
-    second = Driver(folder, TARGET)
-    second.wait()
-    second.wait_for_orphans()
-    return f"exit code {second.exit_code}" if second.exit_code else None
+def killed_driver(folder: Path, instant_s: float) -> bool:
+    """Kill a driver after so many seconds; False if it had ended before."""
+    driver = Driver(folder, TARGET)
+    if driver.wait(instant_s):
+        return False
+    os.kill(driver.pid, signal.SIGKILL)
+    driver.wait()
+    return True
+
+
+def recovery(folder: Path, expected: dict[str, str]) -> str:
+    """Start the same command once more, and say how it went."""
+    driver = Driver(folder, TARGET)
+    driver.wait()
+    driver.wait_for_orphans()
+    if driver.exit_code:
+        return f"exit code {driver.exit_code}"
+    same = digests(folder, RESULTS) == expected
+    return RECOVERED if same else "the results differ"
 
 
 def main() -> int:
@@ -50,33 +61,33 @@ def main() -> int:
     arguments = parser.parse_args()
     adopt_orphans()
     rng = random.Random(arguments.seed)
-    recovered = n_stale = 0
+    n_kills, n_recovered, n_stale = arguments.kills, 0, 0
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         duration_s = run(folder / "undisturbed")
-        expected = digests(folder / "undisturbed", "results/**/*.*")
+        expected = digests(folder / "undisturbed", RESULTS)
         print(f"undisturbed: {duration_s:.1f} s, {len(expected)} files", flush=True)
         started = time.monotonic()
-        for k in range(1, arguments.kills + 1):
-            place, instant_s = folder / f"{k}", rng.uniform(0, 0.9 * duration_s)
-            problem = trial(place, instant_s)
-            if not problem and digests(place, "results/**/*.*") != expected:
-                problem = "the results differ"
-            stale = "unlocked: " in (place / "terminal.txt").read_text()
+        for k in range(1, n_kills + 1):
+            place = folder / f"{k}"
+            while not killed_driver(place, instant_s := rng.uniform(0, duration_s)):
+                shutil.rmtree(place)
+            how = recovery(place, expected)
+            terminal = (place / "terminal.txt").read_text()
+            stale = "unlocked: " in terminal
             n_stale += stale
-            recovered += not problem
-            left_s = (time.monotonic() - started) / k * (arguments.kills - k)
+            n_recovered += how == RECOVERED
+            left_s = (time.monotonic() - started) / k * (n_kills - k)
             print(
-                f"{k}/{arguments.kills}: killed after {instant_s:.2f} s, "
-                f"{'a stale lock' if stale else 'no lock yet'}, "
-                f"{problem or 'recovered'}, ETA {clock(left_s)}",
+                f"{k}/{n_kills}: killed after {instant_s:.2f} s, "
+                f"{'a stale lock' if stale else 'no lock'}, {how}, ETA {clock(left_s)}",
                 flush=True,
             )
-            if problem:
-                print((place / "terminal.txt").read_text()[-2000:])
-    print(f"{n_stale} of {arguments.kills} kills left a stale lock")
-    print(f"{recovered}/{arguments.kills}")
-    return recovered != arguments.kills
+            if how != RECOVERED:
+                print(terminal[-2000:], flush=True)
+    print(f"{n_stale} of {n_kills} kills left a stale lock")
+    print(f"{n_recovered}/{n_kills}")
+    return n_recovered != n_kills
 
 
 if __name__ == "__main__":

@@ -44,7 +44,7 @@ def hold_folder() -> IO | None:
     """
     try:
         FOLDER.mkdir(exist_ok=True)
-        handle = open(LOCK, "a")  # noqa: SIM115 (held open)
+        handle = open(LOCK, "a+")  # noqa: SIM115 (held open)
         fcntl.flock(handle, fcntl.LOCK_SH)
     except OSError:
         return None
@@ -74,7 +74,7 @@ def recover(root: Path = Path()) -> None:
         UserError: If a driver lives, or nobody can tell.
     """
     (root / FOLDER).mkdir(parents=True, exist_ok=True)
-    with open(root / LOCK, "a") as handle:
+    with open(root / LOCK, "a+") as handle:
         _lock_alone(handle, root)
         if any((root / FOLDER / "locks").glob("*")):
             owner = _require_dead_owner(root)
