@@ -9,6 +9,7 @@ sys.path.insert(0, str(Path(workflow.basedir) / "scripts"))
 
 from prefdistill.config import SIMULATED_FOLDER, result_settings, validate_config
 from prefdistill.estimates import base_parameters, count_pairs, scored_pairs
+from prefdistill.driver import hold_folder, write_owner
 from prefdistill.job import UserError
 from prefdistill.provenance import code_digest
 from prefdistill.resources import (
@@ -35,6 +36,9 @@ except UserError as error:
     sys.exit(f"error: {error}")
 config.clear()
 config.update(validated)
+
+# A driver's share of its folder's lock, and not that of a job's own Snakemake.
+folder_lock = hold_folder() if workflow.is_main_process else None
 
 # --- domains -----------------------------------------------------------------------
 
