@@ -54,7 +54,7 @@ def main(repo: str, revision: str | None, manifest_path: Path) -> None:
 
 
 if __name__ == "__main__":
-    with run_job(snakemake.log[0], snakemake.threads):
+    with run_job(snakemake.log[0], snakemake.threads, online=True):
         main(
             repo=snakemake.params.repo,
             revision=snakemake.params.revision,

@@ -1,5 +1,6 @@
 """What every job shares: logging, one-line errors, progress, signals, threads."""
 
+import errno
 import logging
 import os
 import signal
@@ -10,6 +11,25 @@ from contextlib import contextmanager
 from pathlib import Path
 
 logger = logging.getLogger(__name__)
+
+
+_SAME_COMMAND = "and run the same command: earlier results are intact"
+_GONE = f"bring it back {_SAME_COMMAND}"
+# What the system says of a file system that fails a job, and what to do about it.
+_DISK_FAULTS = {
+    errno.ENOSPC: f"no space left on its file system; free some {_SAME_COMMAND}",
+    errno.EDQUOT: f"the quota on its file system is used up; free some {_SAME_COMMAND}",
+    errno.EFBIG: "larger than files may be here (ulimit -f, or the file system's own "
+    f"limit); raise that or write elsewhere {_SAME_COMMAND}",
+    errno.EROFS: f"its file system is read-only; make it writable {_SAME_COMMAND}",
+    errno.EACCES: f"permission denied; give this user access {_SAME_COMMAND}",
+    errno.EPERM: f"not permitted; give this user access {_SAME_COMMAND}",
+    errno.EIO: f"its disk or server failed; see to it (dmesg) {_SAME_COMMAND}",
+    errno.ESTALE: f"its server no longer knows it; mount it again {_SAME_COMMAND}",
+    errno.ENOENT: f"not there, or no longer; {_GONE}",
+    errno.ENOTDIR: f"a part of its path is not a folder; {_GONE}",
+    errno.EEXIST: f"cannot be made a folder, as something is there; {_GONE}",
+}
 
 
 class UserError(Exception):
@@ -42,6 +62,15 @@ def set_threads(n_threads: int) -> None:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 
+def disk_fault(error: BaseException) -> str | None:
+    """One line on an error that is the file system's: the path and what to do."""
+    if not isinstance(error, OSError) or error.errno not in _DISK_FAULTS:
+        return None
+    if error.filename is None:
+        return None
+    return f"{error.filename}: {_DISK_FAULTS[error.errno]}"
+
+
 def hide_unused_imports(*names: str) -> None:
     """Make optional packages look absent, so that PEFT does not spend seconds on them.
 
@@ -52,17 +81,29 @@ def hide_unused_imports(*names: str) -> None:
 
 
 @contextmanager
-def run_job(log_path: str | Path, n_threads: int = 1) -> Iterator[None]:
+def run_job(
+    log_path: str | Path, n_threads: int = 1, *, online: bool = False
+) -> Iterator[None]:
     """Run a script's body with logging to its file and the terminal.
 
     A ``UserError`` ends the job with one line on the terminal and the log's path; any
     other exception does too, and leaves its traceback in the log. After SIGTERM or
     SIGUSR1 the body may save and raise ``Interrupted``, which ends the job with 143.
+
+    Args:
+        log_path: Where the log is appended.
+        n_threads: Bound of the threads of numerical libraries.
+        online: Whether the job may ask the hub; others do not even hold its token.
     """
     log_path = Path(log_path)
     log_path.parent.mkdir(parents=True, exist_ok=True)
     set_threads(n_threads)
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    if not online:
+        os.environ["HF_HUB_OFFLINE"] = os.environ["TRANSFORMERS_OFFLINE"] = "1"
+        os.environ.pop("HF_TOKEN", None)
+        os.environ.pop("HUGGING_FACE_HUB_TOKEN", None)
+    logging.raiseExceptions = False  # a full disk is said once, not by each log line
     to_file = logging.FileHandler(log_path, mode="a", encoding="utf-8")
     to_file.setFormatter(
         logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
@@ -80,11 +121,11 @@ def run_job(log_path: str | Path, n_threads: int = 1) -> Iterator[None]:
         logger.warning("stopped by %s: %s", _StopFlag.signal_name, stop)
         sys.exit(143)
     except Exception as error:
-        text = " ".join(str(error).split())
         kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
+        text = disk_fault(error) or kind + " ".join(str(error).split())
         to_terminal.setLevel(logging.CRITICAL)
         logger.exception("failed")
-        print(f"error: {kind}{text} (log: {log_path})", file=sys.stderr, flush=True)
+        print(f"error: {text} (log: {log_path})", file=sys.stderr, flush=True)
         sys.exit(1)
     logger.info("done in %.1f s", time.monotonic() - started)
 

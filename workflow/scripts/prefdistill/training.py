@@ -19,7 +19,8 @@ import pyarrow.compute as pc
 import torch
 
 from prefdistill.checkpoints import Checkpoints
-from prefdistill.io import VIEWS, write_text
+from prefdistill.files import naming, write_text
+from prefdistill.io import VIEWS
 from prefdistill.job import Interrupted, Progress, UserError, stop_requested
 from prefdistill.losses import RowLosses
 from prefdistill.memory import must_recompute
@@ -173,7 +174,10 @@ class Trainer:
         every = self.settings["checkpoint_steps"]
         while self.step < self.plan.n_steps:
             record = self._take_step()
-            with open(self.curve_path, "a", encoding="utf-8") as curve:
+            with (
+                naming(self.curve_path),
+                open(self.curve_path, "a", encoding="utf-8") as curve,
+            ):
                 curve.write(json.dumps(record) + "\n")
             note = f"loss {record['loss']:.4f}" if record["loss"] is not None else ""
             progress.update(1, record["n_tokens"], note)
