@@ -66,9 +66,8 @@ def disk_fault(error: BaseException) -> str | None:
     """One line on an error that is the file system's: the path and what to do."""
     if not isinstance(error, OSError) or error.errno not in _DISK_FAULTS:
         return None
-    if error.filename is None:
-        return None
-    return f"{error.filename}: {_DISK_FAULTS[error.errno]}"
+    path = error.filename2 or error.filename  # of a copy or rename, where it goes
+    return f"{path}: {_DISK_FAULTS[error.errno]}" if path is not None else None
 
 
 def hide_unused_imports(*names: str) -> None:
