@@ -132,9 +132,9 @@ class World:
 
 def _pairs() -> pa.Table:
     texts = {name: [["text"]] for name in ("prompt", "response_a", "response_b")}
-    constant = {name: [1] for name in ("winner_model_a", "winner_model_b")}
+    targets = {"winner_model_a": [1], "winner_model_b": [0], "winner_tie": [0]}
     names = ("source", "model_a", "model_b", "file", "group")
-    row = {**texts, **constant, "winner_tie": [0], "row": [1]}
+    row = {**texts, **targets, "row": [1]}
     row |= {name: ["x"] for name in names}
     columns = {name: value * N_ROWS for name, value in row.items()}
     columns["id"] = [f"train:{row}" for row in range(N_ROWS)]

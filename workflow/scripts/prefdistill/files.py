@@ -3,6 +3,7 @@
 Only the standard library is imported here, as the Snakefile uses this module too.
 """
 
+import errno
 import os
 import re
 import secrets
@@ -32,6 +33,8 @@ def naming(path: str | Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        if isinstance(error, FileNotFoundError):
+            error.errno = errno.ENOENT  # some libraries leave it out
         if error.errno and error.filename is None:
             error.filename = str(path)
         raise

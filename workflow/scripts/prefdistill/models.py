@@ -81,11 +81,12 @@ def load_tokenizer(folder: Path) -> Any:
     """The fast tokenizer in a model folder.
 
     Raises:
-        UserError: If its file is not whole.
+        UserError: If its files are not whole.
     """
     from transformers import AutoTokenizer
 
-    read_json(Path(folder) / "tokenizer.json")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        read_json(Path(folder) / name)
     return AutoTokenizer.from_pretrained(
         folder, local_files_only=True, trust_remote_code=False
     )
