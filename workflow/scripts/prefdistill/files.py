@@ -27,16 +27,19 @@ _LEFT_OVER_S = 24 * 3600
 def naming(path: str | Path) -> Iterator[None]:
     """Let the body's input and output errors leave as ``OSError`` with a path.
 
-    A failed write or fsync does not say of which file. Libraries in Rust raise
-    exceptions of their own, in whose text the system's error is but a number.
+    A failed write or fsync does not say of which file, and a temporary path means
+    nothing to the user. Libraries in Rust raise exceptions of their own, in whose text
+    the system's error is but a number.
     """
     try:
         yield
     except OSError as error:
         if isinstance(error, FileNotFoundError):
             error.errno = errno.ENOENT  # some libraries leave it out
-        if error.errno and error.filename is None:
-            error.filename = str(path)
+        named = Path(error.filename2 or error.filename or "")
+        hidden = any(map(_TEMPORARY_NAME.fullmatch, named.parts))
+        if error.errno and (hidden or not named.name):
+            error.filename, error.filename2 = str(path), None
         raise
     except Exception as error:
         number = re.search(r"\(os error (\d+)\)", str(error))
