@@ -85,6 +85,11 @@ test: setup ## run the whole test suite
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n $(TEST_WORKERS) --dist loadfile \
 		$(ARGS)
 
+.PHONY: faults
+faults: setup ## fail every write, fsync and rename of every writer, and count
+	FAULTS=all OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest \
+		tests/faults/test_whole_files.py $(ARGS)
+
 .PHONY: lint
 lint: setup ## check style: ruff, snakefmt, snakemake --lint
 	$(VENV)/bin/ruff check .
