@@ -93,6 +93,10 @@ chaos-driver: setup ## kill the driver 20 times (ARGS="--kills N"); one command 
 .PHONY: chaos-workflow
 chaos-workflow: setup ## 30 whole runs under random kills (ARGS="--runs N --parallel M")
 	OMP_NUM_THREADS=1 $(VENV)/bin/python tests/chaos/workflow.py $(ARGS)
+.PHONY: faults
+faults: setup ## fail every write, fsync and rename of every writer, and count
+	FAULTS=all OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest \
+		tests/faults/test_whole_files.py $(ARGS)
 
 .PHONY: lint
 lint: setup ## check style: ruff, snakefmt, snakemake --lint

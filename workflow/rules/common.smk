@@ -8,8 +8,8 @@ import yaml
 sys.path.insert(0, str(Path(workflow.basedir) / "scripts"))
 
 from prefdistill.config import SIMULATED_FOLDER, result_settings, validate_config
-from prefdistill.estimates import base_parameters, count_pairs, scored_pairs
 from prefdistill.driver import hold_folder, write_owner
+from prefdistill.estimates import base_parameters, count_pairs, scored_pairs
 from prefdistill.job import UserError
 from prefdistill.provenance import code_digest
 from prefdistill.resources import (

@@ -10,7 +10,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from prefdistill.io import atomic_path, file_digest, write_json
+from prefdistill.files import atomic_path
+from prefdistill.io import file_digest, write_json
 from prefdistill.job import UserError
 
 logger = logging.getLogger(__name__)

@@ -1,5 +1,6 @@
 """What every job shares: logging, one-line errors, progress, signals, threads."""
 
+import errno
 import fcntl
 import hashlib
 import logging
@@ -10,7 +11,7 @@ import socket
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,24 @@ TIME_LIMIT = "the time limit"
 SPARE_SHARE, MIN_SPARE_S, MAX_SPARE_S = 0.05, 15.0, 300.0
 END_S = 900  # how long Slurm may take to end a job
 LOCK_POLL_S = 0.5
+
+_SAME_COMMAND = "and run the same command: earlier results are intact"
+_GONE = f"bring it back {_SAME_COMMAND}"
+# What the system says of a file system that fails a job, and what to do about it.
+_DISK_FAULTS = {
+    errno.ENOSPC: f"no space left on its file system; free some {_SAME_COMMAND}",
+    errno.EDQUOT: f"the quota on its file system is used up; free some {_SAME_COMMAND}",
+    errno.EFBIG: "larger than files may be here (ulimit -f, or the file system's own "
+    f"limit); raise that or write elsewhere {_SAME_COMMAND}",
+    errno.EROFS: f"its file system is read-only; make it writable {_SAME_COMMAND}",
+    errno.EACCES: f"permission denied; give this user access {_SAME_COMMAND}",
+    errno.EPERM: f"not permitted; give this user access {_SAME_COMMAND}",
+    errno.EIO: f"its disk or server failed; see to it (dmesg) {_SAME_COMMAND}",
+    errno.ESTALE: f"its server no longer knows it; mount it again {_SAME_COMMAND}",
+    errno.ENOENT: f"not there, or no longer; {_GONE}",
+    errno.ENOTDIR: f"a part of its path is not a folder; {_GONE}",
+    errno.EEXIST: f"cannot be made a folder, as something is there; {_GONE}",
+}
 
 
 class UserError(Exception):
@@ -64,7 +83,7 @@ def _log_place() -> None:
     """Log where the job runs, so that a failure can be looked up there."""
     names = ("SLURM_JOB_ID", "SLURM_RESTART_COUNT", "CUDA_VISIBLE_DEVICES")
     known = [f"{name}={os.environ[name]}" for name in names if name in os.environ]
-    logger.info("%s", " ".join([f"on {socket.gethostname()}", *known]))
+    logger.debug("%s", " ".join([f"on {socket.gethostname()}", *known]))
 
 
 def _watch_time_limit() -> None:
@@ -85,6 +104,14 @@ def set_threads(n_threads: int) -> None:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 
+def disk_fault(error: BaseException) -> str | None:
+    """One line on an error that is the file system's: the path and what to do."""
+    if not isinstance(error, OSError) or error.errno not in _DISK_FAULTS:
+        return None
+    path = error.filename2 or error.filename  # of a copy or rename, where it goes
+    return f"{path}: {_DISK_FAULTS[error.errno]}" if path is not None else None
+
+
 def hide_unused_imports(*names: str) -> None:
     """Make optional packages look absent, so that PEFT does not spend seconds on them.
 
@@ -101,7 +128,7 @@ def scratch_folder(job: Any) -> Path:
 
 def _stay_offline() -> None:
     """Keep the hub, and the token for it, from a job that has no business there."""
-    os.environ["HF_HUB_OFFLINE"] = "1"
+    os.environ["HF_HUB_OFFLINE"] = os.environ["TRANSFORMERS_OFFLINE"] = "1"
     for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
         os.environ.pop(name, None)
 
@@ -109,12 +136,15 @@ def _stay_offline() -> None:
 def _log_to(log_path: Path) -> logging.Handler:
     """Log to the file and the terminal; returns the terminal's handler."""
     log_path.parent.mkdir(parents=True, exist_ok=True)
+    logging.raiseExceptions = False  # a full disk is said once, not by each log line
     to_file = logging.FileHandler(log_path, mode="a", encoding="utf-8")
     to_file.setFormatter(
         logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
     )
     to_terminal = logging.StreamHandler(sys.stderr)
     to_terminal.setFormatter(logging.Formatter("%(message)s"))
+    to_terminal.setLevel(logging.INFO)
+    logger.setLevel(logging.DEBUG)  # what only the file needs
     logging.basicConfig(level=logging.INFO, handlers=[to_file, to_terminal], force=True)
     logging.captureWarnings(True)
     return to_terminal
@@ -122,8 +152,9 @@ def _log_to(log_path: Path) -> logging.Handler:
 
 def _keep_log(log_path: Path) -> None:
     """Add the log to that of the job's earlier runs, as Snakemake deletes it."""
-    with open(log_path.with_suffix(".earlier.log"), "a", encoding="utf-8") as earlier:
-        earlier.write(log_path.read_text(encoding="utf-8") + "\n")
+    earlier = log_path.with_suffix(".earlier.log")
+    with suppress(OSError), open(earlier, "a", encoding="utf-8") as log:
+        log.write(log_path.read_text(encoding="utf-8") + "\n")
 
 
 def _fingerprint(job: Any) -> str:
@@ -215,12 +246,12 @@ def run_job(job: Any, *, online: bool = False) -> Iterator[None]:
             time.sleep(END_S)  # Slurm ends the job; if it ended itself, it would fail
         sys.exit(143)
     except Exception as error:
-        text = " ".join(str(error).split())
         kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
+        text = disk_fault(error) or kind + " ".join(str(error).split())
         to_terminal.setLevel(logging.CRITICAL)
         logger.exception("failed")
         _keep_log(log_path)
-        print(f"error: {kind}{text} (log: {log_path})", file=sys.stderr, flush=True)
+        print(f"error: {text} (log: {log_path})", file=sys.stderr, flush=True)
         sys.exit(1)
     logger.info("done in %.1f s", time.monotonic() - started)
 

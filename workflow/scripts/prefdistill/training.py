@@ -19,7 +19,8 @@ import pyarrow.compute as pc
 import torch
 
 from prefdistill.checkpoints import Checkpoints
-from prefdistill.io import VIEWS, write_text
+from prefdistill.files import write_text
+from prefdistill.io import VIEWS
 from prefdistill.job import Interrupted, Progress, UserError, stop_requested
 from prefdistill.losses import RowLosses
 from prefdistill.memory import halved_budget, must_recompute
