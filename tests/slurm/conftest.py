@@ -51,14 +51,18 @@ def copied(finished: Driver, folder: Path) -> Path:
 def start(finished, tmp_path):
     """Function that starts the long training job in a copy of the finished run.
 
-    Its arguments are Driver's; called again it starts another driver there.
+    Its arguments are Driver's, and a text of the profile with another in its place;
+    called again it starts another driver there.
     """
     drivers = []
 
-    def start(*arguments: str, **options) -> Driver:
+    def start(*arguments: str, profile: tuple[str, str] | None = None, **options):
         folder = tmp_path / "run"
         if not folder.exists():
             copied(finished, folder)
+        if profile:
+            path = folder / "profiles/slurm/config.yaml"
+            path.write_text(path.read_text().replace(*profile))
         configs = ("--configfile", *CONFIGS, "long.yaml")
         driver = Driver(folder, *arguments, *configs, "--", TEACHER, **options)
         drivers.append(driver)

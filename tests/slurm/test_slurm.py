@@ -105,7 +105,7 @@ def test_a_partition_shorter_than_the_work(start, expected):
 def test_a_time_limit_where_jobs_are_not_queued_again(start, expected):
     """Slurm ends the job at its limit; the retry has more time and goes on."""
     arguments = (*option("slurm_partition", "gpu"), f"{RULE}:runtime=1 * attempt")
-    driver = start(*arguments, "--slurm-no-requeue")
+    driver = start(*arguments, profile=("slurm-requeue", "slurm-no-requeue"))
     trained_as_expected(driver, expected)
     first, *_, last = jobs(driver.folder, RULE)
     assert first["JobState"] == "TIMEOUT"

@@ -224,7 +224,7 @@ def test_kept_digests_are_used_until_a_byte_changes(copied_scripts):
     assert again == first
     assert seconds < seconds_to_read / 2  # a twentieth on an idle machine
     with open(scripts / "prefdistill/io.py", "a") as handle:
-        handle.write("\nprint('changed')\n")
+        handle.write("\nlen('changed')\n")
     changed, _ = run()
     assert len(changed) == len(first)
     assert not set(changed) & set(first)
@@ -237,7 +237,7 @@ def test_how_jobs_run_is_not_what_they_make(copied_scripts):
     first, _ = run()
     for module in ("job", "slurm", "checkpoints"):
         with open(scripts / f"prefdistill/{module}.py", "a") as handle:
-            handle.write("\nprint('changed')\n")
+            handle.write("\nlen('changed')\n")
     assert run()[0] == first
 
 

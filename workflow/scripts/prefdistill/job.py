@@ -178,35 +178,45 @@ def _only_copy(job: Any) -> Iterator[None]:
     """
     log_path = Path(job.log[0])
     path = log_path.with_name(f".{log_path.stem}.lock")
-    me = f"{socket.gethostname()} {os.getpid()}"
     fingerprint = _fingerprint(job)
-    with open(path, "a+", encoding="utf-8") as lock:
-        waited = False
-        while True:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if not waited:
-                    lock.seek(0)
-                    holder = lock.readline().strip() or "unknown"
-                    logger.warning("another copy runs (%s); waiting for it", holder)
-                waited = True
-                if stop_requested():
-                    raise Interrupted("nothing done yet", progressed=False) from None
-                time.sleep(LOCK_POLL_S)
-            except OSError as error:
-                logger.warning("%s: no file locks here (%s)", path, error.strerror)
-                break
-        lock.seek(0)
-        before = lock.read().splitlines()[1:]
-        if waited and before == [fingerprint] and all(map(os.path.exists, job.output)):
+    lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    try:
+        waited = _wait_for_lock(lock, path)
+        same = os.pread(lock, 1000, 0).decode().splitlines()[1:] == [fingerprint]
+        if waited and same and all(map(os.path.exists, job.output)):
             logger.info("the other copy finished this job")
             sys.exit(0)
-        lock.truncate(0)
-        lock.write(f"{me}\n{fingerprint}\n")
-        lock.flush()
+        with suppress(OSError):  # a full disk is for the job's own files to say
+            os.ftruncate(lock, 0)
+            text = f"{socket.gethostname()} {os.getpid()}\n{fingerprint}\n"
+            os.pwrite(lock, text.encode(), 0)
         yield
+    finally:
+        os.close(lock)
+
+
+def _wait_for_lock(lock: int, path: Path) -> bool:
+    """Take the lock of an open file; returns whether another copy held it.
+
+    Raises:
+        Interrupted: If this job is to stop before that.
+    """
+    waited = False
+    while True:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return waited
+        except BlockingIOError:
+            if not waited:
+                holder = os.pread(lock, 1000, 0).decode().partition("\n")[0]
+                logger.warning("another copy runs (%s); waiting for it", holder)
+            waited = True
+        except OSError as error:
+            logger.warning("%s: no file locks here (%s)", path, error.strerror)
+            return False
+        if stop_requested():
+            raise Interrupted("nothing done yet", progressed=False)
+        time.sleep(LOCK_POLL_S)
 
 
 @contextmanager
