@@ -85,6 +85,11 @@ test: setup ## run the whole test suite
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n $(TEST_WORKERS) --dist loadfile \
 		$(ARGS)
 
+.PHONY: chaos
+chaos: setup ## kill training and jobs, and race copies of jobs: 200, 50, 50 and 50 times
+	$(VENV)/bin/python tests/chaos/training.py --kills 200 --signals 50 $(ARGS)
+	$(VENV)/bin/python tests/chaos/jobs.py --kills 50 --races 50 $(ARGS)
+
 .PHONY: lint
 lint: setup ## check style: ruff, snakefmt, snakemake --lint
 	$(VENV)/bin/ruff check .

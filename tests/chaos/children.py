@@ -5,6 +5,7 @@ a job's only in that its imports are done.
 """
 
 import json
+import logging
 import os
 import resource
 import shutil
@@ -24,20 +25,29 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / "workflow/scripts"), str(ROOT / "tests/integration")]
 
-from prefdistill.job import set_threads  # noqa: E402
+from prefdistill.job import hide_unused_imports, set_threads  # noqa: E402
 
 CHILD_LIMIT_S = 300
 MAX_DRAWS = 30  # kills that come too late are drawn again
 KILLED = (-signal.SIGKILL, -signal.SIGXFSZ)
 
 
-def use_one_thread() -> None:
-    """Have all children compute alike; call before torch is imported."""
+def prepare() -> None:
+    """Have all children compute alike; call before torch is imported.
+
+    After a fork torch makes its thread pool anew, and fails if two threads, as of the
+    loader of a model, need it first. So every child asks for it at once.
+    """
     set_threads(1)
-    os.environ["HF_HUB_OFFLINE"] = "1"
+    hide_unused_imports()
+    os.environ["HF_HUB_OFFLINE"] = os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    for name in ("models", "bases"):
+        logging.getLogger(f"prefdistill.{name}").setLevel(logging.WARNING)
     import torch
 
     torch.set_num_threads(1)
+    os.register_at_fork(after_in_child=lambda: torch.set_num_threads(1))
 
 
 class Child:
@@ -192,12 +202,12 @@ class Tally:
         return f"{self.n_held}/{self.n_held + len(self.failures)}"
 
     def report(self, title: str) -> None:
-        """Print the counts by kind, a line per failure, and the result."""
+        """Print the counts by kind, a line per failure, and how many held."""
         for kind, count in sorted(self.counts.items()):
             print(f"  {kind}: {count}")
         for failure in self.failures:
             print(f"FAILED {failure}")
-        print(f"{title}: {self}", flush=True)
+        print(f"{self} {title}", flush=True)
 
 
 @contextmanager

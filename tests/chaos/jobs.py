@@ -14,15 +14,14 @@ the other and whenever Snakemake deletes the outputs for the second one's start.
 
 import argparse
 import json
-import logging
 import os
-import re
 import runpy
 import shutil
 import signal
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -36,18 +35,19 @@ from children import (
     Tally,
     contents,
     draw_place,
-    use_one_thread,
+    prepare,
     watch,
     working_folder,
 )
 
-use_one_thread()
+prepare()
 
 import numpy as np  # noqa: E402
 import yaml  # noqa: E402
 from running import snakemake  # noqa: E402
 
-from prefdistill.job import Progress, hide_unused_imports  # noqa: E402
+import prefdistill.job  # noqa: E402
+from prefdistill.job import Progress  # noqa: E402
 
 RULES = (
     "simulate_pairs",
@@ -155,21 +155,18 @@ def fresh_copy(finished: Path, folder: Path) -> None:
     shutil.copytree(finished / "results", folder / "results", symlinks=True)
 
 
-def read_jobs(finished: Path, folder: Path) -> list[Job]:
-    """One job of each rule, measured."""
+def read_jobs(finished: Path) -> list[Job]:
+    """One job of each rule."""
+    scripts = (finished / ".snakemake/scripts").glob("*.py")
+    known = [path for path in scripts if path.name.split(".")[1] in RULES]
     found: dict[str, Job] = {}
-    for script in sorted((finished / ".snakemake/scripts").glob("*.py")):
-        rule = re.sub(r"^tmp\w+\.", "", script.stem)
-        if rule in RULES and rule not in found:
-            found[rule] = Job.read(script)
-    for job in found.values():
-        job.measure(finished, folder / f"{job.rule}-reference")
-    return [found[rule] for rule in RULES if rule in found]
+    for job in sorted(map(Job.read, known), key=lambda job: job.outputs):
+        found.setdefault(job.rule, job)
+    return [found[rule] for rule in RULES]
 
 
 def warm_up(finished: Path) -> None:
     """Import what the jobs import, by loading a model once."""
-    hide_unused_imports()
     import scipy.optimize  # noqa: F401
 
     from prefdistill import (  # noqa: F401
@@ -273,44 +270,78 @@ class Trials:
         allowed = {None: {0}, signal.SIGKILL: {0, -9}, signal.SIGTERM: {0, 143, -15}}
         if codes[0] not in allowed[end] or codes[1] != 0:
             return f"{job.rule}: exit statuses {codes}"
-        problem = self._publishers(job, folder, tally)
+        killed = first.pid if codes[0] < 0 else None
+        problem = self._who_worked(job, folder, killed, tally)
         return problem or self._difference(job, folder)
 
     def _copy(self, job: Job, folder: Path) -> Child:
-        """Start a copy that notes each of its renames in ``renames``."""
+        """Start a copy that notes in ``notes`` when it works, and its renames."""
 
         def body() -> None:
-            real = os.replace
-            note = os.open(folder / "renames", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+            flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
+            notes = os.open(folder / "notes", flags)
+
+            def note(what: str) -> None:
+                os.write(notes, f"{os.getpid()} {what}\n".encode())
+
+            @contextmanager
+            def only_copy(its_job: Any) -> Iterator[None]:
+                with real_copy(its_job):
+                    note("starts")
+                    try:
+                        yield
+                    finally:
+                        note("ends")
 
             def replace(source: Any, target: Any, **named: Any) -> None:
-                real(source, target, **named)
-                path = Path(folder, target).relative_to(folder)
-                os.write(note, f"{os.getpid()} {path}\n".encode())
+                real_replace(source, target, **named)
+                note(str(Path(folder, target).relative_to(folder)))
 
-            os.replace = replace
+            real_copy, real_replace = prefdistill.job._only_copy, os.replace
+            prefdistill.job._only_copy, os.replace = only_copy, replace
             job.run(folder)
 
         return Child(body, folder / "terminal")
 
-    def _publishers(self, job: Job, folder: Path, tally: Tally) -> str | None:
-        """Check that one copy published all outputs, and that no two took turns."""
-        lines = (folder / "renames").read_text().split()
-        writers, names = lines[::2], lines[1::2]
-        last = {name: writer for writer, name in zip(writers, names, strict=True)}
-        published = {last[name] for name in job.outputs if name in last}
-        if len(published) != 1:
-            return f"{job.rule}: published by {len(published)} copies"
-        turns = [w for i, w in enumerate(writers) if i == 0 or w != writers[i - 1]]
-        tally.counts[f"copies that wrote: {len(set(turns))}"] += 1
-        if len(turns) != len(set(turns)):
-            return f"{job.rule}: the copies took turns in writing"
+    def _who_worked(
+        self, job: Job, folder: Path, killed: int | None, tally: Tally
+    ) -> str | None:
+        """Check that one copy published all outputs, and that no two worked at once.
+
+        Args:
+            job: The job.
+            folder: Where it ran twice.
+            killed: Process number of a copy that was killed.
+            tally: Counts copies that worked, and that waited.
+        """
+        at_work, workers, publisher = None, set(), {}
+        for line in (folder / "notes").read_text().splitlines():
+            copy, what = line.split()
+            if what == "starts":
+                if at_work not in (None, str(killed)):
+                    return f"{job.rule}: two copies worked at the same time"
+                at_work = copy
+                workers.add(copy)
+            elif copy != at_work:
+                return f"{job.rule}: a copy wrote {what} while another worked"
+            elif what == "ends":
+                at_work = None
+            else:
+                publisher[what] = copy
+        if len({publisher.get(name) for name in job.outputs}) != 1:
+            return f"{job.rule}: the outputs are not those of one copy"
+        tally.counts[f"copies that worked: {len(workers)}"] += 1
+        waited = "waiting for it" in (folder / "terminal").read_text()
+        tally.counts["one copy waited for the other"] += waited
         return None
 
     def _job(self, number: int) -> Job:
         often = [job for job in self.jobs if job.rule in OFTEN]
         jobs = often if number % 2 else self.jobs
-        return jobs[number // 2 % len(jobs)]
+        job = jobs[number // 2 % len(jobs)]
+        if not job.files:
+            job.measure(self.finished, self.folder / "reference")
+        return job
 
     def _start_afresh(self, job: Job, name: str) -> Path:
         folder = self.folder / name
@@ -345,15 +376,14 @@ def run_demo(folder: Path) -> Path:
 
 def run_trials(
     finished: Path | None, n_kills: int, n_races: int, seed: int
-) -> Iterator[Tally]:
+) -> tuple[Tally, Tally]:
     """All trials; prints counts by kind and returns the two tallies."""
     kills, races = Tally(), Tally()
     with working_folder() as folder:
         finished = finished or run_demo(folder)
         warm_up(finished)
-        jobs = read_jobs(finished, folder)
-        print(", ".join(f"{job.rule} {job.seconds:.1f} s" for job in jobs), flush=True)
-        trials = Trials(jobs, finished, folder, np.random.default_rng(seed))
+        rng = np.random.default_rng(seed)
+        trials = Trials(read_jobs(finished), finished, folder, rng)
         progress = Progress(n_kills + n_races, "trials")
         for number in range(n_kills):
             kills.add(f"kill {number}", trials.kill(number, kills))
@@ -361,8 +391,8 @@ def run_trials(
         for number in range(n_races):
             races.add(f"race {number}", trials.race(number, races))
             progress.update()
-    kills.report("killed jobs, every target whole or absent")
-    races.report("two copies of one job, one published")
+    kills.report("killed jobs, every target whole or absent, then as undisturbed")
+    races.report("races of two copies of a job, one published")
     return kills, races
 
 
@@ -373,9 +403,6 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--run", type=Path, help=f"a run made with {CAPTURE}")
     options = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    for name in ("prefdistill.models", "prefdistill.bases"):
-        logging.getLogger(name).setLevel(logging.WARNING)
     tallies = run_trials(options.run, options.kills, options.races, options.seed)
     sys.exit(any(tally.failures for tally in tallies))
 

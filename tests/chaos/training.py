@@ -10,7 +10,6 @@ may cost more steps than lie between two checkpoints.
 
 import argparse
 import json
-import logging
 import mmap
 import os
 import shutil
@@ -32,12 +31,12 @@ from children import (
     Tally,
     contents,
     draw_place,
-    use_one_thread,
+    prepare,
     watch,
     working_folder,
 )
 
-use_one_thread()
+prepare()
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
@@ -46,7 +45,7 @@ from prefdistill import checkpoints, inference, training  # noqa: E402
 from prefdistill.checkpoints import Checkpoints  # noqa: E402
 from prefdistill.inference import score_pairs  # noqa: E402
 from prefdistill.io import Logits, write_logits  # noqa: E402
-from prefdistill.job import Progress, hide_unused_imports, run_job  # noqa: E402
+from prefdistill.job import Progress, run_job  # noqa: E402
 from prefdistill.losses import label_objective  # noqa: E402
 from prefdistill.models import (  # noqa: E402
     add_adapter,
@@ -244,7 +243,6 @@ class Case:
 
 def make_cases(folder: Path) -> list[Case]:
     """Tiny models of the three architectures, plain and NF4, to train and to score."""
-    hide_unused_imports()
     _, table = draw_pairs(0, N_PAIRS)
     models = {}
     for architecture in ("llama", "qwen2", "gemma2"):
@@ -430,9 +428,9 @@ def run_trials(n_kills: int, n_signals: int, seed: int) -> tuple[Tally, Tally]:
         f"{trials.most_again} after one kill; {trials.n_published} kills came when all "
         "outputs were in place"
     )
-    kills.report("killed and resumed, byte-identical")
-    print(f"longest time from a signal to the end: {trials.longest_exit:.2f} s")
-    signals.report("stopped by a signal and resumed, byte-identical")
+    kills.report("runs killed and resumed, byte-identical")
+    print(f"at most {trials.longest_exit:.2f} s from a signal to the end")
+    signals.report("runs stopped by a signal and resumed, byte-identical")
     return kills, signals
 
 
@@ -442,9 +440,6 @@ def main() -> None:
     parser.add_argument("--signals", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    for name in ("prefdistill.models", "prefdistill.bases"):
-        logging.getLogger(name).setLevel(logging.WARNING)
     tallies = run_trials(options.kills, options.signals, options.seed)
     sys.exit(any(tally.failures for tally in tallies))
 
