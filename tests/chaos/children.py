@@ -138,6 +138,18 @@ def watch(owner: Any, name: str, called: Callable[[int, str], None]) -> None:
     setattr(owner, name, watched)
 
 
+def count_calls(calls: dict[str, tuple[Any, str]]) -> dict[str, int]:
+    """Count, from now on, the calls of functions given by owner and name."""
+    counts = dict.fromkeys(calls, 0)
+
+    def counter(kind: str) -> Callable[[int, str], None]:
+        return lambda call, when: counts.update({kind: call})
+
+    for kind, (owner, name) in calls.items():
+        watch(owner, name, counter(kind))
+    return counts
+
+
 FILE_CALLS = {
     "at an fsync": (os, "fsync"),
     "at a rename": (os, "replace"),
@@ -182,6 +194,12 @@ def contents(folder: Path) -> dict[str, Any]:
         elif not any(path.iterdir()):
             found[name] = "empty folder"
     return found
+
+
+def differing(found: dict[str, Any], expected: dict[str, Any]) -> list[str]:
+    """Names of files that are missing, too many, or of other content."""
+    names = sorted(found.keys() | expected.keys())
+    return [name for name in names if found.get(name) != expected.get(name)]
 
 
 class Tally:
