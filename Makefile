@@ -93,10 +93,16 @@ chaos-driver: setup ## kill the driver 20 times (ARGS="--kills N"); one command 
 .PHONY: chaos-workflow
 chaos-workflow: setup ## 30 whole runs under random kills (ARGS="--runs N --parallel M")
 	OMP_NUM_THREADS=1 $(VENV)/bin/python tests/chaos/workflow.py $(ARGS)
+
 .PHONY: faults
 faults: setup ## fail every write, fsync and rename of every writer, and count
 	FAULTS=all OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest \
 		tests/faults/test_whole_files.py $(ARGS)
+
+.PHONY: chaos
+chaos: setup ## kill training and jobs, and race copies of jobs: 200, 50, 50 and 50 times
+	$(VENV)/bin/python tests/chaos/training.py --kills 200 --signals 50 $(ARGS)
+	$(VENV)/bin/python tests/chaos/jobs.py --kills 50 --races 50 $(ARGS)
 
 .PHONY: lint
 lint: setup ## check style: ruff, snakefmt, snakemake --lint

@@ -95,7 +95,8 @@ def test_a_file_larger_than_allowed(tmp_path):
     outcome = job(lambda: write_logits(path, scores(5000)), tmp_path / "l", small_files)
     check_failure(outcome, path, "ulimit -f")
     assert len(read_logits(path).ids) == 10
-    assert {each.name for each in tmp_path.iterdir()} == {"logits.npz", "l"}
+    names = {each.name for each in tmp_path.iterdir() if not each.name.startswith(".")}
+    assert names == {"logits.npz", "l", "l.earlier.log"}
 
 
 def test_a_checkpoint_larger_than_allowed(tmp_path):
@@ -103,7 +104,7 @@ def test_a_checkpoint_larger_than_allowed(tmp_path):
     folder = tmp_path / "scratch"
     save(folder, 1, 10)
     outcome = job(lambda: save(folder, 2, 9000), tmp_path / "log", small_files)
-    check_failure(outcome, folder / "step-000000002.safetensors", "ulimit -f")
+    check_failure(outcome, folder / "job-step-000000002.safetensors", "ulimit -f")
     assert Checkpoints(folder, "job").load()[0] == 1
 
 
@@ -123,7 +124,7 @@ def test_a_full_disk_that_also_holds_the_log(disk):
         with open(disk / "filler", "wb") as filler:
             filler.write(bytes(1 << 20))
 
-    path = disk / "results/step-000000002.safetensors"
+    path = disk / "results/job-step-000000002.safetensors"
     save(path.parent, 1, 10)
     with pytest.raises(OSError, match="space"):
         fill()

@@ -51,7 +51,7 @@ def check_targets(folder, status, writer, former, new):
         assert all(is_new)
     visible = {name for name in found if "/." not in f"/{name}"}
     strange = visible - new.keys() - set(writer.targets)
-    assert not {name for name in strange if not name.startswith("step-000000001")}
+    assert not {name for name in strange if not name.startswith("job-step-000000001")}
 
 
 @pytest.mark.parametrize("name", WRITERS)

@@ -58,7 +58,7 @@ from prefdistill.tiny import save_base
 from prefdistill.tta import SYMMETRISED_SCHEMA, read_predictions, write_views
 
 N_ROWS = 40
-CHECKPOINT = "step-000000003"
+CHECKPOINT = "job-step-000000003"
 MODEL_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json")
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 
