@@ -86,6 +86,12 @@ test: setup ## run the whole test suite
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n $(TEST_WORKERS) --dist loadfile \
 		$(ARGS)
 
+.PHONY: slurm-test
+slurm-test: setup ## start a toy Slurm (as root, on Debian), run the workflow on it, end it
+	@folder=$$(mktemp -d /tmp/slurm-XXXXXX); trap "tests/slurm/stop.sh $$folder" EXIT; \
+	tests/slurm/start.sh $$folder; \
+	SLURM_TEST_FOLDER=$$folder $(VENV)/bin/python -m pytest tests/slurm $(ARGS)
+
 .PHONY: chaos-driver
 chaos-driver: setup ## kill the driver 20 times (ARGS="--kills N"); one command recovers
 	OMP_NUM_THREADS=1 $(VENV)/bin/python tests/chaos/driver.py $(ARGS)
