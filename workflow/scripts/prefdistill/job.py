@@ -14,6 +14,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from prefdistill.launch import (
+    STOPPED,
+    Outcome,
+    end_with_parent,
+    is_worker,
+    report,
+    run_workers,
+    worker_rank,
+)
 from prefdistill.slurm import end_and_go_on, seconds_left
 
 logger = logging.getLogger(__name__)
@@ -98,15 +107,15 @@ def _stay_offline() -> None:
         os.environ.pop(name, None)
 
 
-def _log_to(log_path: Path) -> logging.Handler:
+def _log_to(log_path: Path, prefix: str = "") -> logging.Handler:
     """Log to the file and the terminal; returns the terminal's handler."""
     log_path.parent.mkdir(parents=True, exist_ok=True)
     to_file = logging.FileHandler(log_path, mode="a", encoding="utf-8")
     to_file.setFormatter(
-        logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
+        logging.Formatter(f"%(asctime)s {prefix}%(levelname)s %(name)s: %(message)s")
     )
     to_terminal = logging.StreamHandler(sys.stderr)
-    to_terminal.setFormatter(logging.Formatter("%(message)s"))
+    to_terminal.setFormatter(logging.Formatter(f"{prefix}%(message)s"))
     logging.basicConfig(level=logging.INFO, handlers=[to_file, to_terminal], force=True)
     logging.captureWarnings(True)
     return to_terminal
@@ -124,8 +133,10 @@ def _fingerprint(job: Any) -> str:
 
 
 @contextmanager
-def _only_copy(job: Any) -> Iterator[None]:
+def _only_copy(job: Any) -> Iterator[int]:
     """Hold the job's lock; end well if another copy of it has just done the same work.
+
+    Yields the lock's file descriptor.
 
     Two copies run at once when a cluster queues a job again whose first process still
     lives, or when a driver was killed and its jobs were not. The lock is the system's
@@ -161,11 +172,65 @@ def _only_copy(job: Any) -> Iterator[None]:
         lock.truncate(0)
         lock.write(f"{me}\n{fingerprint}\n")
         lock.flush()
-        yield
+        yield lock.fileno()
+
+
+def _run_in_workers(n_workers: int, lock: int) -> None:
+    """Have the job done by several processes; see ``launch.run_workers``.
+
+    Raises:
+        Interrupted: If they were stopped.
+        UserError: If one of them failed.
+    """
+    logger.info("sharing the job out over %d processes", n_workers)
+    outcome = run_workers(n_workers, lock, stop_requested)
+    if outcome is None:
+        return
+    if outcome.kind == "stopped":
+        _Stop.reason = _Stop.reason or "a signal"
+        raise Interrupted(outcome.text, progressed=outcome.progressed)
+    raise UserError(outcome.text)
 
 
 @contextmanager
-def run_job(job: Any, *, online: bool = False) -> Iterator[None]:
+def _work(job: Any) -> Iterator[None]:
+    """Run the body in one of a job's several processes, and report how it ended.
+
+    The first logs as a job on its own does, the others their warnings, by number. A
+    worker that ends early leaves at once, as taking leave of the others could hang.
+    """
+    if worker_rank() == 0:
+        to_terminal = _log_to(Path(job.log[0]))
+    else:
+        to_terminal = _log_to(Path(job.log[0]), prefix=f"[{worker_rank()}] ")
+        logging.getLogger().setLevel(logging.WARNING)
+    end_with_parent()
+    from prefdistill.distributed import connect, disconnect
+
+    try:
+        connect()
+        yield
+        disconnect()
+    except Interrupted as stop:
+        report(Outcome("stopped", str(stop), stop.progressed))
+        os._exit(STOPPED)
+    except Exception as error:
+        refused = isinstance(error, UserError)
+        text = _one_line(error)
+        report(Outcome("refused" if refused else "failed", text))
+        to_terminal.setLevel(logging.CRITICAL)
+        logger.exception("failed")
+        os._exit(1)
+
+
+def _one_line(error: Exception) -> str:
+    """An error's text in one line, after its type unless it is a ``UserError``."""
+    kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
+    return kind + " ".join(str(error).split())
+
+
+@contextmanager
+def run_job(job: Any, *, online: bool = False, processes: int = 1) -> Iterator[None]:
     """Run a script's body: log, signals, time limit, one copy at a time, clear errors.
 
     A ``UserError`` ends the job with one line on the terminal and the log's path; any
@@ -174,34 +239,46 @@ def run_job(job: Any, *, online: bool = False) -> Iterator[None]:
     Shortly before the job's time limit on Slurm it may do the same, and the job is
     queued again by itself.
 
+    With more than one process the body is run by workers, which run this script again
+    (``launch``), while this process holds the lock, watches the clock, hands signals on
+    and ends as the workers did.
+
     Args:
         job: The script's ``snakemake`` object.
         online: Whether the body may use the hub, with the token of the environment.
+        processes: Processes that share the body's work, one a GPU.
     """
     set_threads(job.threads)
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     if not online:
         _stay_offline()
-    log_path = Path(job.log[0])
-    to_terminal = _log_to(log_path)
     for number in (signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, _request_stop)
+    if is_worker():
+        with _work(job):
+            yield
+        return
+    log_path = Path(job.log[0])
+    to_terminal = _log_to(log_path)
     _watch_time_limit()
     started = time.monotonic()
     try:
-        with _only_copy(job):
+        with _only_copy(job) as lock:
+            if processes > 1:
+                _run_in_workers(processes, lock)
+                logger.info("done in %.1f s", time.monotonic() - started)
+                sys.exit(0)
             yield
     except Interrupted as stop:
         logger.warning("stopped by %s: %s", _Stop.reason, stop)
         if _Stop.reason == TIME_LIMIT:
             end_and_go_on(again=stop.progressed)
-        sys.exit(143)
+        sys.exit(STOPPED)
     except Exception as error:
-        text = " ".join(str(error).split())
-        kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
         to_terminal.setLevel(logging.CRITICAL)
         logger.exception("failed")
-        print(f"error: {kind}{text} (log: {log_path})", file=sys.stderr, flush=True)
+        text = f"error: {_one_line(error)} (log: {log_path})"
+        print(text, file=sys.stderr, flush=True)
         sys.exit(1)
     logger.info("done in %.1f s", time.monotonic() - started)
 
