@@ -144,16 +144,17 @@ def must_shard(
     """
     if n_processes() == 1 or not torch.cuda.is_available() or is_gptq(folder):
         return False
-    model = empty_model(folder)
+    from transformers import AutoConfig, AutoModelForSequenceClassification
+
+    config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    model = empty_model(AutoModelForSequenceClassification, config, torch.bfloat16)
     counts = count_parameters(model)
     counts["lora"] = lora_rank * sum(
         module.in_features + module.out_features
         for module in model.modules()
         if hasattr(module, "in_features")
     )
-    needed = estimate_memory(
-        model.config, counts, precision, token_budget, recompute=True
-    )
+    needed = estimate_memory(config, counts, precision, token_budget, recompute=True)
     available = torch.cuda.get_device_properties().total_memory / 2**30
     logger.info("%.1f GiB of %.1f needed by a whole model", needed, available)
     return needed > 0.9 * available

@@ -26,15 +26,8 @@ SHARDED = "is_sharded_over_processes"
 TensorOf = Callable[[str, torch.Size], torch.Tensor]
 
 
-def empty_model(folder: Path) -> nn.Module:
-    """The classifier of a model folder, without memory for its weights."""
-    from transformers import AutoConfig, AutoModelForSequenceClassification
-
-    config = AutoConfig.from_pretrained(folder, local_files_only=True)
-    return _skeleton(AutoModelForSequenceClassification, config, torch.bfloat16)
-
-
-def _skeleton(auto_class: Any, config: Any, dtype: torch.dtype) -> nn.Module:
+def empty_model(auto_class: Any, config: Any, dtype: torch.dtype) -> nn.Module:
+    """A model with packed attention and without memory for its weights."""
     from accelerate import init_empty_weights
 
     with init_empty_weights(include_buffers=False):
@@ -85,8 +78,8 @@ def load_sharded(
         with safe_open(files[name], framework="pt") as archive:
             return archive.get_tensor(name)
 
-    model = _skeleton(auto_class, config, dtype)
-    shard(model, tensor_of, dtype, device, nf4=nf4)
+    model = empty_model(auto_class, config, dtype)
+    materialise(model, tensor_of, dtype, device, nf4=nf4)
     logger.info(
         "%s: %s, %s weights in %s, sharded",
         folder, type(model).__name__, "NF4" if nf4 else "plain", dtype,
@@ -105,13 +98,14 @@ def _weight_files(folder: Path) -> dict[str, Path]:
         return dict.fromkeys(archive.keys(), path)
 
 
-def shard(
+def materialise(
     model: nn.Module,
     tensor_of: TensorOf,
     dtype: torch.dtype,
     device: torch.device,
     *,
     nf4: bool,
+    sharded: bool = True,
 ) -> None:
     """Fill an empty model, layer by layer, and keep this process's part of each.
 
@@ -121,28 +115,29 @@ def shard(
         dtype: Of the weights that are not quantised.
         device: Where this process's parts go.
         nf4: Whether to quantise the linear layers of the decoder.
+        sharded: Whether to keep parts, rather than the whole.
     """
     import torch.distributed as dist
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
     model.requires_grad_(False)
-    mesh = init_device_mesh(device.type, (dist.get_world_size(),))
-    for number, layer in enumerate(model.model.layers):
-        _fill(layer, f"model.layers.{number}", tensor_of, dtype, device, nf4)
-        fully_shard(layer, mesh=mesh)
-        for module in layer.modules():
-            if hasattr(module, "quant_state"):  # what PEFT asks of an NF4 weight
-                module.weight.compress_statistics = True
-                module.weight.quant_type = "nf4"
-    _fill(model.model, "model", tensor_of, dtype, device)
-    fully_shard(model.model, mesh=mesh)
+    mesh = init_device_mesh(device.type, (dist.get_world_size(),)) if sharded else None
+    layers = enumerate(model.model.layers)
+    blocks = [(f"model.layers.{number}", layer) for number, layer in layers]
+    for prefix, block in [*blocks, ("model", model.model)]:
+        _fill(block, prefix, tensor_of, dtype, device, nf4)
+        if mesh is not None:
+            fully_shard(block, mesh=mesh)
     _fill(model, "", tensor_of, dtype, device)
     for module in model.modules():
+        if hasattr(module, "quant_state"):  # what PEFT asks of an NF4 weight
+            module.weight.compress_statistics = True
+            module.weight.quant_type = "nf4"
         for name, buffer in module.named_buffers(recurse=False):
             setattr(module, name, buffer.to(device))
     model.is_loaded_in_4bit = nf4  # for PEFT, as transformers sets it
-    setattr(model, SHARDED, True)
+    setattr(model, SHARDED, sharded)
 
 
 def _fill(
