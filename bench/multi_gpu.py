@@ -87,6 +87,8 @@ def build(shape, precision, sharded, device, rank):
         return values.normal_(0, 0.02, generator=generator)
 
     model = empty_model(AutoModelForSequenceClassification, config, dtype)
+    if not hasattr(model, "activation_checkpointing_enable"):  # transformers 5.17
+        model.activation_checkpointing_enable = model.gradient_checkpointing_enable
     nf4 = precision == "nf4"
     materialise(model, tensor_of, dtype, device, nf4=nf4, sharded=sharded)
     model.score.to(torch.float32)
