@@ -15,6 +15,8 @@ TEST_WORKERS ?= 2
 ARGS ?=
 
 SNAKEMAKE := $(VENV)/bin/snakemake
+# Snakemake, after clearing up where its last driver was killed.
+DRIVE := $(VENV)/bin/python tools/drive.py $(SNAKEMAKE)
 PIP_INSTALL := $(VENV)/bin/python -m pip install -q --disable-pip-version-check
 # A copy of the lock that was installed last: no file times, so that neither a touch
 # nor another check-out of the same lock installs anything.
@@ -31,7 +33,7 @@ help: ## list the targets
 	@echo "usage: make TARGET [CONFIG=\"config/a.yaml config/b.yaml\"] [PROFILE=slurm]"
 	@echo "            [TARGET=all] [CORES=N] [PYTHON=python3.11] [ARGS=\"--keep-going\"]"
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) \
-		| awk -F ':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
+		| awk -F ':.*## ' '{printf "  %-15s %s\n", $$1, $$2}'
 
 .PHONY: setup
 setup: ## install every pin into .venv (does nothing when that is done)
@@ -53,13 +55,12 @@ install:
 
 .PHONY: demo
 demo: setup ## run config/demo.yaml: tiny models, simulated pairs, minutes on two cores
-	$(SNAKEMAKE) all --configfile config/demo.yaml --profile profiles/default $(LOCAL) \
-		$(ARGS)
+	$(DRIVE) all --configfile config/demo.yaml --profile profiles/default $(LOCAL) $(ARGS)
 	@cat results/report/summary.md
 
 .PHONY: run
 run: setup ## run TARGET with CONFIG (config/config.yaml if not given) through PROFILE
-	$(SNAKEMAKE) $(WHAT) $(WHERE) $(ARGS)
+	$(DRIVE) $(WHAT) $(WHERE) $(ARGS)
 
 .PHONY: plan
 plan: setup ## show the jobs that `make run` would run, and why
@@ -67,7 +68,7 @@ plan: setup ## show the jobs that `make run` would run, and why
 
 .PHONY: report
 report: setup ## bring results/report up to date and print its score table
-	$(SNAKEMAKE) report $(if $(CONFIG),--configfile $(CONFIG)) $(WHERE) $(ARGS)
+	$(DRIVE) report $(if $(CONFIG),--configfile $(CONFIG)) $(WHERE) $(ARGS)
 	@cat results/report/summary.md
 
 .PHONY: dag
@@ -77,13 +78,31 @@ dag: setup ## draw the rule graph of config/demo.yaml, or of CONFIG, to docs/rul
 		| $(VENV)/bin/python tools/draw_rulegraph.py docs/rulegraph.svg
 
 .PHONY: unlock
-unlock: setup ## release the lock that a killed run left behind
+unlock: setup ## release a lock that `make run` cannot tell to be a dead driver's
 	$(SNAKEMAKE) $(WHAT) --unlock
 
 .PHONY: test
 test: setup ## run the whole test suite
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n $(TEST_WORKERS) --dist loadfile \
 		$(ARGS)
+
+.PHONY: chaos-driver
+chaos-driver: setup ## kill the driver 20 times (ARGS="--kills N"); one command recovers
+	OMP_NUM_THREADS=1 $(VENV)/bin/python tests/chaos/driver.py $(ARGS)
+
+.PHONY: chaos-workflow
+chaos-workflow: setup ## 30 whole runs under random kills (ARGS="--runs N --parallel M")
+	OMP_NUM_THREADS=1 $(VENV)/bin/python tests/chaos/workflow.py $(ARGS)
+
+.PHONY: faults
+faults: setup ## fail every write, fsync and rename of every writer, and count
+	FAULTS=all OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest \
+		tests/faults/test_whole_files.py $(ARGS)
+
+.PHONY: chaos
+chaos: setup ## kill training and jobs, and race copies of jobs: 200, 50, 50 and 50 times
+	$(VENV)/bin/python tests/chaos/training.py --kills 200 --signals 50 $(ARGS)
+	$(VENV)/bin/python tests/chaos/jobs.py --kills 50 --races 50 $(ARGS)
 
 .PHONY: lint
 lint: setup ## check style: ruff, snakefmt, snakemake --lint

@@ -5,6 +5,7 @@ compares the file with the schema.
 """
 
 import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -104,4 +105,7 @@ def render() -> str:
 
 
 if __name__ == "__main__":
-    TARGET.write_text(render(), encoding="utf-8")
+    sys.path.insert(0, str(ROOT / "workflow/scripts"))
+    from prefdistill.files import write_text
+
+    write_text(TARGET, render())

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import networkx as nx
 
+SCRIPTS = Path(__file__).resolve().parents[1] / "workflow/scripts"
 NODE = re.compile(r'^\s*(\d+)\[label = "([^"]+)"')
 EDGE = re.compile(r"^\s*(\d+) -> (\d+)")
 BOX_HEIGHT, LAYER_HEIGHT, GAP, LETTER_WIDTH, MARGIN = 26, 62, 14, 7.2, 10
@@ -132,5 +133,8 @@ if __name__ == "__main__":
         svg = draw(read_dot(sys.stdin.read()))
     except ValueError as error:
         sys.exit(f"error: {error}")
-    Path(sys.argv[1]).write_text(svg, encoding="utf-8")
+    sys.path.insert(0, str(SCRIPTS))
+    from prefdistill.files import write_text
+
+    write_text(sys.argv[1], svg)
     print(f"drawn: {sys.argv[1]}")

@@ -12,14 +12,15 @@ from running import snakemake
 def finished(tmp_path_factory) -> Path:
     """A folder in which the reduced demo has run to its end; leave it as it is.
 
-    Test processes of one session share the run: the first one makes it.
+    Test processes of one session share the run: the first one makes it. The scripts of
+    its jobs are kept in ``.snakemake/scripts``.
     """
     folder = tmp_path_factory.getbasetemp().parent / "finished"
     with open(folder.with_suffix(".lock"), "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not (folder / "done").exists():
             folder.mkdir(exist_ok=True)
-            result = snakemake(folder, "all")
+            result = snakemake(folder, "all", "--skip-script-cleanup")
             (folder / "terminal.txt").write_text(result.stdout + result.stderr)
             assert result.returncode == 0, (result.stdout + result.stderr)[-6000:]
             (folder / "done").touch()

@@ -10,35 +10,42 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 REDUCED = Path(__file__).with_name("reduced.yaml")
-SOURCES = ("workflow", "config", "profiles", "environment.yml")
+SOURCES = ("workflow", "config", "profiles", "tools", "environment.yml")
 
 
-def snakemake(
+def snakemake_command(
     directory: Path,
     *arguments: str,
     overlays: tuple[Path, ...] = (),
     root: Path = ROOT,
     config: Path | None = None,
-) -> subprocess.CompletedProcess:
-    """Run Snakemake in ``directory``: the reduced demo, or a configuration given."""
+) -> list[str | Path]:
+    """The command that runs Snakemake in ``directory``: flags and targets in any order.
+
+    It runs the reduced demo, or a configuration given.
+    """
     configs = [config] if config else [root / "config/demo.yaml", REDUCED]
-    command = [
-        *(
-            sys.executable,
-            "-m",
-            "snakemake",
-            "--snakefile",
-            root / "workflow/Snakefile",
-        ),
+    return [
+        *(sys.executable, "-m", "snakemake"),
+        *[each for each in arguments if each.startswith("-")],
+        *("--snakefile", root / "workflow/Snakefile"),
         *("--profile", root / "profiles/default", "--directory", directory),
         *("--cores", "2", "--configfile", *configs, *overlays, "--"),
+        *[each for each in arguments if not each.startswith("-")],
     ]
-    flags = [each for each in arguments if each.startswith("-")]
-    targets = [each for each in arguments if not each.startswith("-")]
-    command[3:3] = flags
+
+
+def snakemake(
+    directory: Path,
+    *arguments: str,
+    root: Path = ROOT,
+    timeout: float | None = None,
+    **options,
+) -> subprocess.CompletedProcess:
+    """Run that command to its end, at most ``timeout`` seconds."""
     return subprocess.run(
-        [*map(str, command), *targets],
-        cwd=root, capture_output=True, text=True, check=False,
+        snakemake_command(directory, *arguments, root=root, **options),
+        cwd=root, capture_output=True, text=True, check=False, timeout=timeout,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
     )  # fmt: skip
 

@@ -123,6 +123,11 @@ def test_a_changed_setting_reruns_what_uses_it(name, finished, tmp_path):
         assert jobs[rule] == count if count else jobs[rule] > 0, (rule, jobs)
 
 
+def test_how_long_jobs_may_run_costs_nothing(finished, tmp_path):
+    settings = {"gpu_tflops": 300, "runtime_safety": 3, "max_runtime": 60}
+    assert not planned(finished, "all", overlays=overlay(tmp_path, settings))
+
+
 def test_an_added_width_costs_one_quantisation(copied, tmp_path):
     shutil.rmtree(copied / "results/gptq/8bit")
     shutil.rmtree(copied / "results/predictions/gptq8")

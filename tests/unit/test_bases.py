@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 import zipfile
@@ -246,4 +247,18 @@ def test_a_hub_that_cannot_be_reached_is_one_line(tmp_path, monkeypatch):
 
     monkeypatch.setattr(huggingface_hub, "model_info", unreachable)
     with pytest.raises(UserError, match=r"org/model at revision v1: offline \(a gated"):
+        fetch_hub_model.main("org/model", "v1", tmp_path / "manifest.json")
+
+
+def test_a_full_disk_is_not_blamed_on_the_hub(tmp_path, monkeypatch):
+    import huggingface_hub
+
+    def full(*_args, **_kwargs):
+        raise OSError(errno.ENOSPC, "No space left on device", str(tmp_path))
+
+    monkeypatch.setattr(
+        huggingface_hub, "model_info", lambda *_, **__: SimpleNamespace(sha="c0ffee")
+    )
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", full)
+    with pytest.raises(OSError, match="No space left"):
         fetch_hub_model.main("org/model", "v1", tmp_path / "manifest.json")

@@ -3,6 +3,7 @@ import logging
 import pytest
 import torch
 
+from prefdistill import checkpoints
 from prefdistill.checkpoints import Checkpoints, identity_of
 from prefdistill.job import UserError
 
@@ -92,8 +93,32 @@ def test_what_is_not_finite_is_not_saved(saved, value):
     assert saved.load()[0] == 15
 
 
-def test_remove_leaves_nothing(saved):
+def leave_unfinished(saved):
+    """What a job that is killed in a save leaves behind: a file, or a folder of one."""
     (saved.folder / ".abc-step-000000020.safetensors.1.tmp").touch()
+    folder = saved.folder / ".abc-step-000000020.json.host.1.tmp"
+    folder.mkdir()
+    (folder / "abc-step-000000020.json").touch()
+
+
+def test_unfinished_files_are_no_checkpoint_of_other_code(saved, caplog):
+    leave_unfinished(saved)
+    assert saved.load()[0] == 15
+    assert not caplog.records
+
+
+def test_a_removal_that_is_cut_short_leaves_the_newest(saved, monkeypatch):
+    removed = []
+    monkeypatch.setattr(checkpoints, "_unlink", removed.append)
+    saved.remove()
+    assert [path.stem for path in removed] == [
+        "abc-step-000000010",
+        "abc-step-000000015",
+    ]
+
+
+def test_remove_leaves_nothing(saved):
+    leave_unfinished(saved)
     saved.remove()
     assert not saved.folder.exists()
     assert saved.load() is None

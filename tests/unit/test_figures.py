@@ -98,7 +98,7 @@ def test_reading_scores_and_curves(tmp_path):
     path.write_text("stage,fold,log_loss\nprior,,1.5\n")
     assert read_rows(path) == [{"stage": "prior", "fold": None, "log_loss": 1.5}]
     path.write_text("")
-    with pytest.raises(UserError, match="empty"):
+    with pytest.raises(UserError, match="not a whole CSV file"):
         read_rows(path)
     path.write_text('{"step": 1, "loss": 2.0}\n{"step": 2, "loss": null}\n')
     assert read_curve(path) == [(1, 2.0)]

@@ -1,7 +1,6 @@
 """What every job shares, in processes of its own: locks, signals, the time limit."""
 
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -14,8 +13,8 @@ from prefdistill.slurm import parse_duration
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "workflow/scripts"
 
-# A job that works for `steps` tenths of a second and writes its process number; it can be
-# stopped between two steps.
+# A job that works for `steps` tenths of a second and writes its process number; it can
+# be stopped between two steps.
 JOB = """
 import os, sys, time, types
 sys.path.insert(0, {scripts!r})
@@ -166,7 +165,9 @@ def test_without_a_time_limit_a_job_just_works(start, tmp_path, answer):
     command(tmp_path, "squeue", answer)
     process = start(SLURM_JOB_ID="42")
     assert process.wait() == 0
-    assert not re.search("left to the job", process.stdout.read())
+    log = (tmp_path / "logs/rule/a.log").read_text()
+    assert "SLURM_JOB_ID=42" in log
+    assert "left to the job" not in log
 
 
 @pytest.mark.parametrize(

@@ -185,6 +185,33 @@ def test_the_slurm_profile_names_exactly_the_rules_that_use_a_gpu():
     assert set(profile["set-resources"]) == on_gpus
 
 
+def test_the_slurm_profile_holds_each_choice_of_the_site_once():
+    profile = yaml.safe_load((ROOT / "profiles/slurm/config.yaml").read_text())
+    first, *others = profile["set-resources"].values()
+    assert all(each is first for each in others)
+    estimated = {"gpu", "mem_mb", "runtime"}
+    assert not estimated & (first.keys() | profile["default-resources"].keys())
+    schema = yaml.safe_load((ROOT / "workflow/schemas/config.schema.yaml").read_text())
+    assert profile["config"].keys() <= schema["properties"].keys()
+
+
+def test_every_rule_with_a_script_states_memory_and_minutes():
+    silent = [
+        name
+        for path in (ROOT / "workflow/rules").glob("*.smk")
+        for name, body in re.findall(
+            r"^rule (\w+):\n((?:[ \t].*\n|\n)*)", path.read_text(), re.MULTILINE
+        )
+        if "    script:\n" in body
+        and not re.search(
+            r"    threads: .*\n    resources:\n(?: +gpu=.*\n)?"
+            r" +mem_mb=memory_of\(.*\n +runtime=minutes_of\(",
+            body,
+        )
+    ]
+    assert not silent
+
+
 def test_the_rule_graph_is_drawn_without_implied_edges():
     tool = load_tool("draw_rulegraph")
     dot = "".join(

@@ -218,18 +218,27 @@ def copied_scripts(tmp_path):
 def test_kept_digests_are_used_until_a_byte_changes(copied_scripts):
     scripts, run = copied_scripts
     store = scripts / "prefdistill/__pycache__/code_digests.json"
-    first, _ = run()
+    first, seconds_to_read = run()
     assert store.exists()
     again, seconds = run()
     assert again == first
-    assert seconds < 0.5  # about 0.02 on an idle machine
-    with open(scripts / "prefdistill/job.py", "a") as handle:
-        handle.write("\nprint('changed')\n")
+    assert seconds < seconds_to_read / 2  # a twentieth on an idle machine
+    with open(scripts / "prefdistill/io.py", "a") as handle:
+        handle.write("\nlen('changed')\n")
     changed, _ = run()
     assert len(changed) == len(first)
     assert not set(changed) & set(first)
     store.write_text("{")
     assert run()[0] == changed
+
+
+def test_how_jobs_run_is_not_what_they_make(copied_scripts):
+    scripts, run = copied_scripts
+    first, _ = run()
+    for module in ("job", "slurm", "checkpoints"):
+        with open(scripts / f"prefdistill/{module}.py", "a") as handle:
+            handle.write("\nlen('changed')\n")
+    assert run()[0] == first
 
 
 @pytest.mark.parametrize("script", sorted(p.name for p in SCRIPTS.glob("*.py")))

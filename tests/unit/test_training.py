@@ -315,9 +315,7 @@ def test_a_weight_that_is_not_finite_is_never_saved(start, tmp_path):
 
     trainer = start(objective=poison, checkpoint_steps=1)
     trainer._skip = lambda *_: None
-    with pytest.raises(
-        UserError, match=r"step 5: .* is not finite, so it is not saved"
-    ):
+    with pytest.raises(UserError, match=r"step 5: .* is not finite, so"):
         trainer.run(tmp_path / "train.jsonl")
     assert trainer.checkpoints.load()[0] == 4
     assert not (tmp_path / "train.jsonl").exists()

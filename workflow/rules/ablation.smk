@@ -80,6 +80,9 @@ rule compare_arms:
     conda:
         "../../environment.yml"
     threads: 1
+    resources:
+        mem_mb=memory_of(handling_tables),
+        runtime=minutes_of(handling_tables),
     params:
         arms=list(ARMS),
         n_seeds=len(config["ablation"]["seeds"]),

@@ -16,6 +16,9 @@ rule calibrate_logits:
     conda:
         "../../environment.yml"
     threads: 1
+    resources:
+        mem_mb=memory_of(handling_tables),
+        runtime=minutes_of(handling_tables),
     params:
         calibration=config["calibration"],
         code=code_digest("calibrate_logits.py"),
@@ -37,6 +40,9 @@ rule calibrate_judge:
     conda:
         "../../environment.yml"
     threads: 1
+    resources:
+        mem_mb=memory_of(handling_tables),
+        runtime=minutes_of(handling_tables),
     params:
         views=VIEWS,
         code=code_digest("calibrate_judge.py"),

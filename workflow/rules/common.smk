@@ -8,17 +8,37 @@ import yaml
 sys.path.insert(0, str(Path(workflow.basedir) / "scripts"))
 
 from prefdistill.config import SIMULATED_FOLDER, result_settings, validate_config
+from prefdistill.driver import hold_folder, write_owner
+from prefdistill.estimates import base_parameters, count_pairs, scored_pairs
 from prefdistill.job import UserError
 from prefdistill.provenance import code_digest
+from prefdistill.resources import (
+    Size,
+    average_work,
+    base_work,
+    check_work,
+    light_work,
+    merge_work,
+    quantise_work,
+    scoring_work,
+    training_work,
+)
 
 with open(Path(workflow.basedir) / "schemas/config.schema.yaml") as handle:
     schema = yaml.safe_load(handle)
 try:
     validated = validate_config(config, schema)
+    PARAMETERS = {
+        name: base_parameters(name, base)
+        for name, base in validated["base_models"].items()
+    }
 except UserError as error:
     sys.exit(f"error: {error}")
 config.clear()
 config.update(validated)
+
+# A driver's share of its folder's lock, and not that of a job's own Snakemake.
+folder_lock = hold_folder() if workflow.is_main_process else None
 
 # --- domains -----------------------------------------------------------------------
 
@@ -97,11 +117,6 @@ def model_precision(wildcards):
 def model_lora(wildcards):
     """The adapter's shape."""
     return model_config(wildcards)["lora"]
-
-
-def model_gpus(wildcards):
-    """The GPUs that a job of a model asks for."""
-    return model_config(wildcards)["gpus"]
 
 
 def quantisation_settings(wildcards):
@@ -269,3 +284,104 @@ def arm_training(wildcards):
 def arm_distillation(wildcards):
     """The distillation settings with the arm's changes."""
     return config["distillation"] | ARMS[wildcards.arm].get("distillation", {})
+
+
+# --- what a job asks for ------------------------------------------------------------
+# None of it is a parameter of a rule, as it does not change the result.
+
+PAIRS = count_pairs(config)
+MAX_LENGTH = config["text"]["max_length"]
+
+
+def memory_of(work):
+    """A resource function: MB of main memory for the work of a job."""
+
+    def memory_mb(wildcards, attempt):
+        return work(wildcards).memory_mb(attempt)
+
+    return memory_mb
+
+
+def minutes_of(work):
+    """A resource function: the time limit for the work of a job."""
+
+    def minutes(wildcards, attempt):
+        return work(wildcards).time_limit(attempt, config)
+
+    return minutes
+
+
+def model_size(wildcards):
+    """The size of the model that a job is about."""
+    settings = model_config(wildcards)
+    return Size(PARAMETERS[settings["base"]], settings["gpus"], settings["lora"]["r"])
+
+
+STUDENT = model_size({})
+SIZES = [model_size({"model": model}) for model in MODELS]
+
+
+def model_threads(wildcards):
+    """The cores of a job with a model."""
+    return model_size(wildcards).threads
+
+
+def model_gpus(wildcards):
+    """The GPUs of a job with a model."""
+    return model_size(wildcards).gpus
+
+
+def handling_tables(wildcards):
+    """The work of a job on tables, without a model."""
+    return light_work(PAIRS.all)
+
+
+def getting_base(wildcards):
+    """The work of getting a base model."""
+    name = wildcards.base
+    return base_work(PARAMETERS[name], config["base_models"][name], MAX_LENGTH)
+
+
+def checking(wildcards):
+    """The work of a look at each model."""
+    return check_work(SIZES)
+
+
+def training(section, n_pairs):
+    """The work of training by one section of a model's settings."""
+
+    def work(wildcards):
+        settings = model_config(wildcards)[section]
+        return training_work(model_size(wildcards), settings, n_pairs, MAX_LENGTH)
+
+    return work
+
+
+def scoring(wildcards):
+    """The work of a teacher that scores the rows of a fold."""
+    n_pairs = scored_pairs(model_config(wildcards)["inference"], PAIRS)
+    return scoring_work(model_size(wildcards), n_pairs, MAX_LENGTH)
+
+
+def predicting(wildcards):
+    """The work of a scored model; only a fold's has dev rows of its own."""
+    n_pairs = PAIRS.held_out + PAIRS.unlabelled
+    if not wildcards.get("model", "").startswith(("merged", "gptq")):
+        n_pairs += PAIRS.dev
+    return scoring_work(STUDENT, n_pairs, MAX_LENGTH, len(VIEWS))
+
+
+def averaging(wildcards):
+    """The work of averaging the folds' adapters."""
+    return average_work(STUDENT, len(FOLDS))
+
+
+def merging(wildcards):
+    """The work of merging the averaged adapter."""
+    return merge_work(STUDENT, len(FOLDS))
+
+
+def quantising(wildcards):
+    """The work of quantising the student."""
+    n_pairs = config["quantisation"]["n_calibration_pairs"]
+    return quantise_work(STUDENT, n_pairs, MAX_LENGTH)

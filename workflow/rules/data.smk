@@ -15,6 +15,9 @@ rule import_pairs:
     conda:
         "../../environment.yml"
     threads: 1
+    resources:
+        mem_mb=memory_of(handling_tables),
+        runtime=minutes_of(handling_tables),
     params:
         data=config["data"],
         code=code_digest("import_pairs.py"),
@@ -37,6 +40,9 @@ rule clean_pairs:
     conda:
         "../../environment.yml"
     threads: 1
+    resources:
+        mem_mb=memory_of(handling_tables),
+        runtime=minutes_of(handling_tables),
     params:
         cleaning=config["cleaning"],
         code=code_digest("clean_pairs.py"),
@@ -60,6 +66,9 @@ rule make_folds:
     conda:
         "../../environment.yml"
     threads: 1
+    resources:
+        mem_mb=memory_of(handling_tables),
+        runtime=minutes_of(handling_tables),
     params:
         folds=config["folds"],
         code=code_digest("make_folds.py"),

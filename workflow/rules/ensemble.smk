@@ -16,6 +16,9 @@ rule weigh_folds:
     conda:
         "../../environment.yml"
     threads: 1
+    resources:
+        mem_mb=memory_of(handling_tables),
+        runtime=minutes_of(handling_tables),
     params:
         folds=FOLDS,
         fold_weights=config["ensemble"]["fold_weights"],
@@ -42,7 +45,10 @@ rule average_adapters:
         "<benchmarks>/average_adapters/all.tsv"
     conda:
         "../../environment.yml"
-    threads: 1
+    threads: STUDENT.threads
+    resources:
+        mem_mb=memory_of(averaging),
+        runtime=minutes_of(averaging),
     params:
         folds=FOLDS,
         method=config["ensemble"]["method"],
@@ -69,7 +75,10 @@ rule merge_adapter:
         "<benchmarks>/merge_adapter/all.tsv"
     conda:
         "../../environment.yml"
-    threads: 1
+    threads: STUDENT.threads
+    resources:
+        mem_mb=memory_of(merging),
+        runtime=minutes_of(merging),
     params:
         dtype="bfloat16",
         code=code_digest("merge_adapter.py"),

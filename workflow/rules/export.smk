@@ -26,9 +26,11 @@ rule quantise_model:
         "<benchmarks>/quantise_model/{bits}bit.tsv"
     conda:
         "../../environment.yml"
-    threads: 1
+    threads: STUDENT.threads
     resources:
-        gpu=config["student"]["gpus"],
+        gpu=STUDENT.gpus,
+        mem_mb=memory_of(quantising),
+        runtime=minutes_of(quantising),
     params:
         settings=quantisation_settings,
         text=config["text"],
@@ -57,9 +59,11 @@ rule quantise_base:
         bits="4|8",
     conda:
         "../../environment.yml"
-    threads: 1
+    threads: STUDENT.threads
     resources:
-        gpu=config["student"]["gpus"],
+        gpu=STUDENT.gpus,
+        mem_mb=memory_of(quantising),
+        runtime=minutes_of(quantising),
     params:
         settings=quantisation_settings,
         text=config["text"],

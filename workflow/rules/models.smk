@@ -18,6 +18,9 @@ rule make_tiny_model:
     conda:
         "../../environment.yml"
     threads: 1
+    resources:
+        mem_mb=memory_of(getting_base),
+        runtime=minutes_of(getting_base),
     params:
         settings=lookup("base_models/{base}", within=config),
         text=config["text"],
@@ -43,6 +46,9 @@ rule convert_package_model:
     conda:
         "../../environment.yml"
     threads: 1
+    resources:
+        mem_mb=memory_of(getting_base),
+        runtime=minutes_of(getting_base),
     params:
         package=lookup("base_models/{base}/package", within=config),
         version=lookup("base_models/{base}/version", within=config),
@@ -65,6 +71,9 @@ rule fetch_hub_model:
     conda:
         "../../environment.yml"
     threads: 1
+    resources:
+        mem_mb=memory_of(getting_base),
+        runtime=minutes_of(getting_base),
     params:
         repo=lookup("base_models/{base}/repo", within=config),
         revision=lookup("base_models/{base}/revision", within=config),
@@ -86,6 +95,9 @@ rule link_local_model:
     conda:
         "../../environment.yml"
     threads: 1
+    resources:
+        mem_mb=memory_of(getting_base),
+        runtime=minutes_of(getting_base),
     params:
         path=lookup("base_models/{base}/path", within=config),
         code=code_digest("link_local_model.py"),
@@ -105,9 +117,11 @@ rule check_models:
         "<benchmarks>/check_models/all.tsv"
     conda:
         "../../environment.yml"
-    threads: 1
+    threads: max(size.threads for size in SIZES)
     resources:
-        gpu=1,
+        gpu=min(1, max(size.gpus for size in SIZES)),
+        mem_mb=memory_of(checking),
+        runtime=minutes_of(checking),
     params:
         models=MODELS,
         settings={model: model_config({"model": model}) for model in MODELS},

@@ -17,9 +17,11 @@ rule predict_view:
         model=SCORED_MODELS,
     conda:
         "../../environment.yml"
-    threads: 1
+    threads: STUDENT.threads
     resources:
-        gpu=config["student"]["gpus"],
+        gpu=STUDENT.gpus,
+        mem_mb=memory_of(predicting),
+        runtime=minutes_of(predicting),
     params:
         views=VIEWS,
         splits=prediction_splits,
@@ -51,6 +53,9 @@ rule average_predictions:
     conda:
         "../../environment.yml"
     threads: 1
+    resources:
+        mem_mb=memory_of(handling_tables),
+        runtime=minutes_of(handling_tables),
     params:
         folds=CHOSEN_FOLDS,
         views=VIEWS,
@@ -73,6 +78,9 @@ rule symmetrise:
     conda:
         "../../environment.yml"
     threads: 1
+    resources:
+        mem_mb=memory_of(handling_tables),
+        runtime=minutes_of(handling_tables),
     params:
         views=VIEWS,
         code=code_digest("symmetrise.py"),
@@ -94,6 +102,9 @@ rule write_submission:
     conda:
         "../../environment.yml"
     threads: 1
+    resources:
+        mem_mb=memory_of(handling_tables),
+        runtime=minutes_of(handling_tables),
     params:
         code=code_digest("write_submission.py"),
     script:

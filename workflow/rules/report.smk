@@ -14,6 +14,9 @@ rule fit_baselines:
     conda:
         "../../environment.yml"
     threads: 1
+    resources:
+        mem_mb=memory_of(handling_tables),
+        runtime=minutes_of(handling_tables),
     params:
         seed=config["evaluation"]["seed"],
         code=code_digest("fit_baselines.py"),
@@ -71,6 +74,9 @@ rule evaluate:
     conda:
         "../../environment.yml"
     threads: 1
+    resources:
+        mem_mb=memory_of(handling_tables),
+        runtime=minutes_of(handling_tables),
     params:
         teachers=TEACHERS,
         judges=JUDGES,
@@ -130,6 +136,9 @@ rule plot_report:
     conda:
         "../../environment.yml"
     threads: 1
+    resources:
+        mem_mb=memory_of(handling_tables),
+        runtime=minutes_of(handling_tables),
     params:
         teachers=TEACHERS,
         judges=JUDGES,
@@ -167,6 +176,9 @@ rule summarise_report:
     conda:
         "../../environment.yml"
     threads: 1
+    resources:
+        mem_mb=memory_of(handling_tables),
+        runtime=minutes_of(handling_tables),
     params:
         judges=JUDGES,
         teachers=expand("{teacher} fold {fold}", teacher=TEACHERS, fold=FOLDS),

@@ -16,6 +16,9 @@ rule simulate_pairs:
     conda:
         "../../environment.yml"
     threads: 1
+    resources:
+        mem_mb=memory_of(handling_tables),
+        runtime=minutes_of(handling_tables),
     params:
         settings=config["simulation"],
         code=code_digest("simulate_pairs.py"),

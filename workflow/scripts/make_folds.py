@@ -27,12 +27,11 @@ def main(
 ) -> None:
     """Plan the splits on a few columns, then stream the texts into the files."""
     import numpy as np
-    import pyarrow.parquet as pq
 
     from prefdistill.folds import SPLITS, describe_plan, plan_folds, write_splits
-    from prefdistill.io import TARGET_COLUMNS, write_json
+    from prefdistill.io import TARGET_COLUMNS, open_table, write_json
 
-    with pq.ParquetFile(clean_path) as pairs:
+    with open_table(clean_path) as pairs:
         keys = pairs.read(columns=["source", "group", *TARGET_COLUMNS])
         source = np.array(keys.column("source").to_pylist())
         groups = np.array(keys.column("group").to_pylist(), dtype="S16")

@@ -4,7 +4,8 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prefdistill.io import FOLD_SCHEMA, read_table, table_targets, write_text
+from prefdistill.files import write_text
+from prefdistill.io import FOLD_SCHEMA, read_table, table_targets
 from prefdistill.job import hide_unused_imports, run_job, scratch_folder
 
 if TYPE_CHECKING:

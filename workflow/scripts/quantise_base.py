@@ -5,11 +5,11 @@ would count twice. The folder is a classifier with a seeded head, which each ada
 replaces with its own.
 """
 
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prefdistill.bases import base_folder
+from prefdistill.files import temporary_folder
 from prefdistill.io import read_json
 from prefdistill.job import run_job
 
@@ -33,9 +33,7 @@ def main(
 
     base = base_folder(manifest)
     head = seeded_head(read_json(base / "config.json")["hidden_size"], settings["seed"])
-    scratch.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=scratch) as temporary:
-        source = Path(temporary)
+    with temporary_folder(scratch) as source:
         write_classifier(base, source, head)
         export_quantised(source, model_out.parent, fold_path, bits, settings, text)
 

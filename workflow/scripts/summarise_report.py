@@ -33,7 +33,8 @@ def main(
         teacher_gate: What the gate does: refuse, warn or off.
         paths: Files to point at, by what they are.
     """
-    from prefdistill.io import read_json, write_text
+    from prefdistill.files import write_text
+    from prefdistill.io import read_json
     from prefdistill.summary import read_rows, rows_on_test, summary_text
 
     teachers = {name: read_json(path) for name, path in teacher_paths.items()}

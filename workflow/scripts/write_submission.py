@@ -18,7 +18,8 @@ def main(symmetrised_path: Path, unlabelled_path: Path, submission_path: Path) -
     """
     import numpy as np
 
-    from prefdistill.io import TARGET_COLUMNS, atomic_path, read_table
+    from prefdistill.files import atomic_path
+    from prefdistill.io import TARGET_COLUMNS, read_table
     from prefdistill.tta import PROBABILITY_COLUMNS, SYMMETRISED_SCHEMA, columns_of
 
     table = read_table(symmetrised_path, SYMMETRISED_SCHEMA)

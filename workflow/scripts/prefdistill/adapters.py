@@ -13,11 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 
-from prefdistill.io import atomic_path, read_json, write_json
+from prefdistill.io import read_json, write_json
 from prefdistill.job import UserError
+from prefdistill.tensors import read_tensors, write_tensors
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 ADAPTER_CONFIG = "adapter_config.json"
@@ -93,13 +92,7 @@ def read_adapter(folder: Path) -> Adapter:
     config = read_json(folder / ADAPTER_CONFIG)
     _check_config(folder, config)
     path = folder / ADAPTER_WEIGHTS
-    try:
-        tensors = {name: t.float() for name, t in load_file(path).items()}
-    except (SafetensorError, OSError) as error:
-        raise UserError(
-            f"{path}: not a whole safetensors file ({error}); delete it so that its "
-            "rule runs again"
-        ) from error
+    tensors = {name: t.float() for name, t in read_tensors(path).items()}
     score = tensors.pop(PREFIX + SCORE, None)
     if score is None:
         raise UserError(f"{path}: no score head ({PREFIX + SCORE}) in the adapter")
@@ -122,14 +115,19 @@ def read_adapter(folder: Path) -> Adapter:
 
 
 def write_adapter(adapter: Adapter, folder: Path) -> None:
-    """Write a PEFT adapter (float32) that ``PeftModel.from_pretrained`` loads."""
+    """Write a PEFT adapter (float32) that ``PeftModel.from_pretrained`` loads.
+
+    The weights, which readers ask for, appear last.
+
+    Raises:
+        UserError: If a weight is NaN or infinite.
+    """
     tensors = {PREFIX + SCORE: adapter.score.contiguous()}
     for module, (a, b) in adapter.layers.items():
         tensors[f"{PREFIX}{module}.lora_A.weight"] = a.contiguous()
         tensors[f"{PREFIX}{module}.lora_B.weight"] = b.contiguous()
-    with atomic_path(folder / ADAPTER_WEIGHTS) as temporary:
-        save_file(tensors, temporary, metadata={"format": "pt"})
     write_json(folder / ADAPTER_CONFIG, adapter.config)
+    write_tensors(folder / ADAPTER_WEIGHTS, tensors)
 
 
 def _check_alike(adapters: list[Adapter], weights: list[float]) -> None:

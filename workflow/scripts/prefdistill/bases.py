@@ -12,7 +12,8 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-from prefdistill.io import atomic_path, file_digest, read_json, write_json
+from prefdistill.files import atomic_path, reading
+from prefdistill.io import file_digest, read_json, write_json
 from prefdistill.job import UserError
 
 WEIGHTS = "model.safetensors"
@@ -40,18 +41,19 @@ def tensor_header(path: Path) -> dict[str, dict[str, Any]]:
     Raises:
         UserError: If the file is truncated or not safetensors.
     """
-    try:
-        with open(path, "rb") as handle:
-            (n_bytes,) = struct.unpack("<Q", handle.read(8))
-            if n_bytes > path.stat().st_size:
-                raise ValueError("its header is longer than the file")
-            header = json.loads(handle.read(n_bytes))
+    with (
+        reading(path, "a whole safetensors file", "make or fetch it again"),
+        open(path, "rb") as handle,
+    ):
+        n_in_file = path.stat().st_size
+        (n_bytes,) = struct.unpack("<Q", handle.read(8))
+        if n_bytes > n_in_file:
+            raise ValueError("its header is longer than the file")
+        header = json.loads(handle.read(n_bytes))
         header.pop("__metadata__", None)
         end = max((entry["data_offsets"][1] for entry in header.values()), default=0)
-        if path.stat().st_size != 8 + n_bytes + end:
+        if n_in_file != 8 + n_bytes + end:
             raise ValueError("its size differs from what its header says")
-    except (OSError, struct.error, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: not a whole safetensors file ({error})") from error
     return header
 
 
@@ -73,6 +75,17 @@ def weight_files(folder: Path) -> dict[str, Path]:
     if missing:
         raise UserError(f"{folder}: shard {missing[0]} of {WEIGHTS_INDEX} is missing")
     return {name: folder / shard for name, shard in shards.items()}
+
+
+def check_model_files(folder: Path) -> None:
+    """Check that a model's configuration and weights are whole, by their headers.
+
+    Raises:
+        UserError: If a file is missing, truncated or not what its name says.
+    """
+    read_json(folder / "config.json")
+    for path in set(weight_files(folder).values()):
+        tensor_header(path)
 
 
 def _model_files(folder: Path) -> list[Path]:

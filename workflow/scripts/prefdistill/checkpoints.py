@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from prefdistill.io import atomic_path, file_digest, write_json
+from prefdistill.files import atomic_path
+from prefdistill.io import file_digest, write_json
 from prefdistill.job import UserError
 
 logger = logging.getLogger(__name__)
@@ -98,18 +100,25 @@ class Checkpoints:
         return None
 
     def remove(self) -> None:
-        """Delete all generations, once the job's outputs are in place."""
-        for path in self._paths("*"):
+        """Delete all generations, once the job's outputs are in place.
+
+        The newest goes last: a job that is killed here resumes from it.
+        """
+        for path in reversed(self._paths("*")):
             _unlink(path)
-        for path in self.folder.glob(".*-step-*.tmp"):  # of copies that were killed
-            path.unlink(missing_ok=True)
+        for path in self.folder.glob(".*"):  # of copies that were killed in a save
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
         if self.folder.is_dir() and not any(self.folder.iterdir()):
             self.folder.rmdir()
 
     def _paths(self, identity: str) -> list[Path]:
         """Paths of the generations' tensors, newest first, whole or not."""
         files = self.folder.glob(f"{identity}-step-*")
-        paths = {file.with_suffix(".safetensors") for file in files}
+        paths = {
+            file.with_suffix(".safetensors")
+            for file in files
+            if not file.name.startswith(".")  # "*" finds unfinished files too
+        }
         return sorted(paths, key=lambda path: path.stem[-9:], reverse=True)
 
 

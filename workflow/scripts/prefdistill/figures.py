@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from prefdistill.io import atomic_path
+from prefdistill.files import atomic_path
 from prefdistill.metrics import ece, reliability
 
 BLUE, ORANGE, GREY, GREEN = "#3465a4", "#d9822b", "#8a8a8a", "#4e9a06"

@@ -69,6 +69,8 @@ def load_plain(folder: Path) -> torch.nn.Module:
         dtype=default_dtype(),
         device_map={"": "cuda" if torch.cuda.is_available() else "cpu"},
         local_files_only=True,
+        trust_remote_code=False,
+        use_safetensors=True,
         output_loading_info=True,
     )
     wrong = sorted({*info["missing_keys"], *info["unexpected_keys"]})

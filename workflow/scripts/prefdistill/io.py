@@ -1,30 +1,24 @@
 """Files between stages: every writer is atomic, every reader checks what it reads.
 
-Nothing here imports torch; safetensors files of torch tensors are read and written
-through ``safetensors.torch`` by the modules that hold tensors, with ``atomic_path``.
+Nothing here imports torch; ``tensors`` has the files of torch tensors.
 """
 
 import hashlib
 import json
-import os
-import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from prefdistill.files import atomic_path, reading, write_text
 from prefdistill.job import UserError
 
 VIEWS = ("AB", "BA")
 TARGET_COLUMNS = ("winner_model_a", "winner_model_b", "winner_tie")
-
-_UMASK = os.umask(0)  # the only way to read it is to set it
-os.umask(_UMASK)
 
 TEXT_FIELDS = [
     pa.field("prompt", pa.list_(pa.string())),
@@ -67,37 +61,6 @@ PREDICTION_SCHEMA = pa.schema(
 )
 
 
-@contextmanager
-def atomic_path(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary path beside ``path``; on success fsync it and rename it there.
-
-    The target is either absent, its former self, or whole, whatever interrupts the
-    body. On an exception the temporary file is removed.
-    """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        yield temporary
-        with open(temporary, "rb+") as handle:
-            os.fchmod(handle.fileno(), 0o666 & ~_UMASK)  # safetensors writes 0600
-            os.fsync(handle.fileno())
-        os.replace(temporary, path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def write_text(path: str | Path, text: str) -> None:
-    """Write UTF-8 text atomically."""
-    with atomic_path(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
-
-
 def _plain(value: Any) -> Any:
     if is_dataclass(value) and not isinstance(value, type):
         return asdict(value)
@@ -111,12 +74,18 @@ def _plain(value: Any) -> Any:
 
 
 def write_json(path: str | Path, value: Any) -> None:
-    """Write a value (dataclasses and numpy included) as strict, indented JSON."""
-    write_text(
-        path,
-        json.dumps(value, indent=2, default=_plain, allow_nan=False, ensure_ascii=False)
-        + "\n",
-    )
+    """Write a value (dataclasses and numpy included) as strict, indented JSON.
+
+    Raises:
+        UserError: If a number is NaN or infinite; nothing is written then.
+    """
+    try:
+        text = json.dumps(
+            value, indent=2, default=_plain, allow_nan=False, ensure_ascii=False
+        )
+    except ValueError as error:
+        raise _not_finite(path, "a value") from error
+    write_text(path, text + "\n")
 
 
 def read_json(path: str | Path) -> Any:
@@ -125,20 +94,38 @@ def read_json(path: str | Path) -> Any:
     Raises:
         UserError: If the file is not whole JSON.
     """
-    try:
+    with reading(path, "whole JSON"):
         return json.loads(Path(path).read_text(encoding="utf-8"))
-    except (ValueError, UnicodeDecodeError) as error:
-        raise UserError(
-            f"{path}: not valid JSON ({error}); delete it so that its rule runs again"
-        ) from error
+
+
+def _not_finite(path: str | Path, what: str) -> UserError:
+    return UserError(f"{path}: not written, as {what} is NaN or infinite")
 
 
 def write_table(path: str | Path, table: pa.Table, schema: pa.Schema) -> None:
-    """Write a parquet file whose columns are exactly those of ``schema``."""
+    """Write a parquet file whose columns are exactly those of ``schema``.
+
+    Raises:
+        UserError: If a number is NaN or infinite; nothing is written then.
+    """
+    table = table.select(schema.names).cast(schema)
+    for field in schema:
+        if pa.types.is_floating(field.type):
+            finite = pc.is_finite(table.column(field.name))
+            if pc.any(pc.invert(finite)).as_py():
+                raise _not_finite(path, f"a value of column {field.name}")
     with atomic_path(path) as temporary:
-        pq.write_table(
-            table.select(schema.names).cast(schema), temporary, compression="zstd"
-        )
+        pq.write_table(table, temporary, compression="zstd")
+
+
+def open_table(path: str | Path) -> pq.ParquetFile:
+    """Open a parquet file for reading in parts.
+
+    Raises:
+        UserError: If the file is not whole.
+    """
+    with reading(path, "a whole parquet file"):
+        return pq.ParquetFile(path)
 
 
 def read_table(path: str | Path, schema: pa.Schema | None = None) -> pa.Table:
@@ -147,12 +134,8 @@ def read_table(path: str | Path, schema: pa.Schema | None = None) -> pa.Table:
     Raises:
         UserError: If the file is not parquet, or its columns differ.
     """
-    try:
+    with reading(path, "a whole parquet file"):
         table = pq.read_table(path)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise UserError(
-            f"{path}: not a readable parquet file; delete it and its rule runs again"
-        ) from error
     if schema is None:
         return table
     if table.schema.names != schema.names:
@@ -250,7 +233,13 @@ class Logits:
 
 
 def write_logits(path: str | Path, scores: Logits) -> None:
-    """Write logits as a compressed npz without pickle."""
+    """Write logits as a compressed npz without pickle.
+
+    Raises:
+        UserError: If a logit is NaN or infinite; nothing is written then.
+    """
+    if not np.isfinite(scores.logits.astype(np.float32)).all():
+        raise _not_finite(path, "a logit")
     with atomic_path(path) as temporary, open(temporary, "wb") as handle:
         np.savez_compressed(
             handle,
@@ -267,19 +256,16 @@ def read_logits(path: str | Path) -> Logits:
     Raises:
         UserError: If the file is not such an npz, or its content is inconsistent.
     """
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            return Logits(
-                ids=archive["ids"],
-                split=archive["split"],
-                logits=archive["logits"],
-                meta=json.loads(str(archive["meta"])),
-            )
-    except (ValueError, KeyError, OSError, zipfile.BadZipFile, UserError) as error:
-        raise UserError(
-            f"{path}: not a whole logits file ({error}); delete it so that its rule "
-            "runs again"
-        ) from error
+    with (
+        reading(path, "a whole logits file"),
+        np.load(path, allow_pickle=False) as archive,
+    ):
+        return Logits(
+            ids=archive["ids"],
+            split=archive["split"],
+            logits=archive["logits"],
+            meta=json.loads(str(archive["meta"])),
+        )
 
 
 def file_digest(path: str | Path) -> str:

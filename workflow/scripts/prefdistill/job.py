@@ -1,5 +1,6 @@
 """What every job shares: logging, one-line errors, progress, signals, threads."""
 
+import errno
 import fcntl
 import hashlib
 import logging
@@ -10,7 +11,7 @@ import socket
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +20,38 @@ from prefdistill.launch import (
     Outcome,
     end_with_parent,
     is_worker,
+    n_workers,
     report,
     run_workers,
     worker_rank,
 )
-from prefdistill.slurm import end_and_go_on, seconds_left
+from prefdistill.slurm import requeue, seconds_left
 
 logger = logging.getLogger(__name__)
 
 TIME_LIMIT = "the time limit"
 # Of the time a job has left, this share, within bounds, is kept for a step and a save.
 SPARE_SHARE, MIN_SPARE_S, MAX_SPARE_S = 0.05, 15.0, 300.0
+END_S = 900  # how long Slurm may take to end a job
 LOCK_POLL_S = 0.5
+
+_SAME_COMMAND = "and run the same command: earlier results are intact"
+_GONE = f"bring it back {_SAME_COMMAND}"
+# What the system says of a file system that fails a job, and what to do about it.
+_DISK_FAULTS = {
+    errno.ENOSPC: f"no space left on its file system; free some {_SAME_COMMAND}",
+    errno.EDQUOT: f"the quota on its file system is used up; free some {_SAME_COMMAND}",
+    errno.EFBIG: "larger than files may be here (ulimit -f, or the file system's own "
+    f"limit); raise that or write elsewhere {_SAME_COMMAND}",
+    errno.EROFS: f"its file system is read-only; make it writable {_SAME_COMMAND}",
+    errno.EACCES: f"permission denied; give this user access {_SAME_COMMAND}",
+    errno.EPERM: f"not permitted; give this user access {_SAME_COMMAND}",
+    errno.EIO: f"its disk or server failed; see to it (dmesg) {_SAME_COMMAND}",
+    errno.ESTALE: f"its server no longer knows it; mount it again {_SAME_COMMAND}",
+    errno.ENOENT: f"not there, or no longer; {_GONE}",
+    errno.ENOTDIR: f"a part of its path is not a folder; {_GONE}",
+    errno.EEXIST: f"cannot be made a folder, as something is there; {_GONE}",
+}
 
 
 class UserError(Exception):
@@ -68,6 +89,13 @@ def _request_stop(number: int, _frame: object) -> None:
     _Stop.reason = _Stop.reason or signal.Signals(number).name
 
 
+def _log_place() -> None:
+    """Log where the job runs, so that a failure can be looked up there."""
+    names = ("SLURM_JOB_ID", "SLURM_RESTART_COUNT", "CUDA_VISIBLE_DEVICES")
+    known = [f"{name}={os.environ[name]}" for name in names if name in os.environ]
+    logger.debug("%s", " ".join([f"on {socket.gethostname()}", *known]))
+
+
 def _watch_time_limit() -> None:
     """Ask Slurm for the end of this job, and plan to stop some time before it."""
     left_s = seconds_left()
@@ -86,6 +114,14 @@ def set_threads(n_threads: int) -> None:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 
+def disk_fault(error: BaseException) -> str | None:
+    """One line on an error that is the file system's: the path and what to do."""
+    if not isinstance(error, OSError) or error.errno not in _DISK_FAULTS:
+        return None
+    path = error.filename2 or error.filename  # of a copy or rename, where it goes
+    return f"{path}: {_DISK_FAULTS[error.errno]}" if path is not None else None
+
+
 def hide_unused_imports(*names: str) -> None:
     """Make optional packages look absent, so that PEFT does not spend seconds on them.
 
@@ -102,7 +138,7 @@ def scratch_folder(job: Any) -> Path:
 
 def _stay_offline() -> None:
     """Keep the hub, and the token for it, from a job that has no business there."""
-    os.environ["HF_HUB_OFFLINE"] = "1"
+    os.environ["HF_HUB_OFFLINE"] = os.environ["TRANSFORMERS_OFFLINE"] = "1"
     for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
         os.environ.pop(name, None)
 
@@ -110,15 +146,25 @@ def _stay_offline() -> None:
 def _log_to(log_path: Path, prefix: str = "") -> logging.Handler:
     """Log to the file and the terminal; returns the terminal's handler."""
     log_path.parent.mkdir(parents=True, exist_ok=True)
+    logging.raiseExceptions = False  # a full disk is said once, not by each log line
     to_file = logging.FileHandler(log_path, mode="a", encoding="utf-8")
     to_file.setFormatter(
         logging.Formatter(f"%(asctime)s {prefix}%(levelname)s %(name)s: %(message)s")
     )
     to_terminal = logging.StreamHandler(sys.stderr)
     to_terminal.setFormatter(logging.Formatter(f"{prefix}%(message)s"))
+    to_terminal.setLevel(logging.INFO)
+    logger.setLevel(logging.DEBUG)  # what only the file needs
     logging.basicConfig(level=logging.INFO, handlers=[to_file, to_terminal], force=True)
     logging.captureWarnings(True)
     return to_terminal
+
+
+def _keep_log(log_path: Path) -> None:
+    """Add the log to that of the job's earlier runs, as Snakemake deletes it."""
+    earlier = log_path.with_suffix(".earlier.log")
+    with suppress(OSError), open(earlier, "a", encoding="utf-8") as log:
+        log.write(log_path.read_text(encoding="utf-8") + "\n")
 
 
 def _fingerprint(job: Any) -> str:
@@ -144,46 +190,56 @@ def _only_copy(job: Any) -> Iterator[int]:
     """
     log_path = Path(job.log[0])
     path = log_path.with_name(f".{log_path.stem}.lock")
-    me = f"{socket.gethostname()} {os.getpid()}"
     fingerprint = _fingerprint(job)
-    with open(path, "a+", encoding="utf-8") as lock:
-        waited = False
-        while True:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if not waited:
-                    lock.seek(0)
-                    holder = lock.readline().strip() or "unknown"
-                    logger.warning("another copy runs (%s); waiting for it", holder)
-                waited = True
-                if stop_requested():
-                    raise Interrupted("nothing done yet", progressed=False) from None
-                time.sleep(LOCK_POLL_S)
-            except OSError as error:
-                logger.warning("%s: no file locks here (%s)", path, error.strerror)
-                break
-        lock.seek(0)
-        before = lock.read().splitlines()[1:]
-        if waited and before == [fingerprint] and all(map(os.path.exists, job.output)):
+    lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    try:
+        waited = _wait_for_lock(lock, path)
+        same = os.pread(lock, 1000, 0).decode().splitlines()[1:] == [fingerprint]
+        if waited and same and all(map(os.path.exists, job.output)):
             logger.info("the other copy finished this job")
             sys.exit(0)
-        lock.truncate(0)
-        lock.write(f"{me}\n{fingerprint}\n")
-        lock.flush()
-        yield lock.fileno()
+        with suppress(OSError):  # a full disk is for the job's own files to say
+            os.ftruncate(lock, 0)
+            text = f"{socket.gethostname()} {os.getpid()}\n{fingerprint}\n"
+            os.pwrite(lock, text.encode(), 0)
+        yield lock
+    finally:
+        os.close(lock)
 
 
-def _run_in_workers(n_workers: int, lock: int) -> None:
+def _wait_for_lock(lock: int, path: Path) -> bool:
+    """Take the lock of an open file; returns whether another copy held it.
+
+    Raises:
+        Interrupted: If this job is to stop before that.
+    """
+    waited = False
+    while True:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return waited
+        except BlockingIOError:
+            if not waited:
+                holder = os.pread(lock, 1000, 0).decode().partition("\n")[0]
+                logger.warning("another copy runs (%s); waiting for it", holder)
+            waited = True
+        except OSError as error:
+            logger.warning("%s: no file locks here (%s)", path, error.strerror)
+            return False
+        if stop_requested():
+            raise Interrupted("nothing done yet", progressed=False)
+        time.sleep(LOCK_POLL_S)
+
+
+def _run_in_workers(count: int, lock: int) -> None:
     """Have the job done by several processes; see ``launch.run_workers``.
 
     Raises:
         Interrupted: If they were stopped.
         UserError: If one of them failed.
     """
-    logger.info("sharing the job out over %d processes", n_workers)
-    outcome = run_workers(n_workers, lock, stop_requested)
+    logger.info("sharing the job out over %d processes", count)
+    outcome = run_workers(count, lock, stop_requested)
     if outcome is None:
         return
     if outcome.kind == "stopped":
@@ -199,12 +255,12 @@ def _work(job: Any) -> Iterator[None]:
     The first logs as a job on its own does, the others their warnings, by number. A
     worker that ends early leaves at once, as taking leave of the others could hang.
     """
-    if worker_rank() == 0:
-        to_terminal = _log_to(Path(job.log[0]))
-    else:
-        to_terminal = _log_to(Path(job.log[0]), prefix=f"[{worker_rank()}] ")
-        logging.getLogger().setLevel(logging.WARNING)
+    rank = worker_rank()
+    to_terminal = _log_to(Path(job.log[0]), prefix=f"[{rank}] " if rank else "")
+    for handler in logging.getLogger().handlers if rank else []:
+        handler.setLevel(logging.WARNING)
     end_with_parent()
+    set_threads(max(1, job.threads // n_workers()))
     from prefdistill.distributed import connect, disconnect
 
     try:
@@ -215,18 +271,17 @@ def _work(job: Any) -> Iterator[None]:
         report(Outcome("stopped", str(stop), stop.progressed))
         os._exit(STOPPED)
     except Exception as error:
-        refused = isinstance(error, UserError)
-        text = _one_line(error)
-        report(Outcome("refused" if refused else "failed", text))
+        foreseen = isinstance(error, UserError) or disk_fault(error)
+        report(Outcome("refused" if foreseen else "failed", _one_line(error)))
         to_terminal.setLevel(logging.CRITICAL)
         logger.exception("failed")
         os._exit(1)
 
 
 def _one_line(error: Exception) -> str:
-    """An error's text in one line, after its type unless it is a ``UserError``."""
+    """An error in one line; after its type, if nobody foresaw it."""
     kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
-    return kind + " ".join(str(error).split())
+    return disk_fault(error) or kind + " ".join(str(error).split())
 
 
 @contextmanager
@@ -260,6 +315,7 @@ def run_job(job: Any, *, online: bool = False, processes: int = 1) -> Iterator[N
         return
     log_path = Path(job.log[0])
     to_terminal = _log_to(log_path)
+    _log_place()
     _watch_time_limit()
     started = time.monotonic()
     try:
@@ -271,12 +327,16 @@ def run_job(job: Any, *, online: bool = False, processes: int = 1) -> Iterator[N
             yield
     except Interrupted as stop:
         logger.warning("stopped by %s: %s", _Stop.reason, stop)
+        if _Stop.reason == TIME_LIMIT and stop.progressed:
+            requeue()
+        _keep_log(log_path)
         if _Stop.reason == TIME_LIMIT:
-            end_and_go_on(again=stop.progressed)
+            time.sleep(END_S)  # Slurm ends the job; if it ended itself, it would fail
         sys.exit(STOPPED)
     except Exception as error:
         to_terminal.setLevel(logging.CRITICAL)
         logger.exception("failed")
+        _keep_log(log_path)
         text = f"error: {_one_line(error)} (log: {log_path})"
         print(text, file=sys.stderr, flush=True)
         sys.exit(1)

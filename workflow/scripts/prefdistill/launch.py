@@ -51,6 +51,11 @@ def worker_rank() -> int:
     return int(os.environ["RANK"])
 
 
+def n_workers() -> int:
+    """How many workers the job has."""
+    return int(os.environ["WORLD_SIZE"])
+
+
 def end_with_parent() -> None:
     """Have the system send this process SIGTERM when its parent dies (Linux)."""
     if sys.platform == "linux":
@@ -60,19 +65,21 @@ def end_with_parent() -> None:
 def report(outcome: Outcome) -> None:
     """Leave a worker's outcome to the process that started it."""
     path = Path(os.environ[RUN_FOLDER], f"outcome-{worker_rank()}.json")
-    path.write_text(json.dumps(asdict(outcome)), encoding="utf-8")
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(asdict(outcome)), encoding="utf-8")
+    os.replace(part, path)
 
 
 def run_workers(
-    n_workers: int, lock: int, stop_requested: Callable[[], bool]
+    count: int, lock: int, stop_requested: Callable[[], bool]
 ) -> Outcome | None:
-    """Run this process's script in ``n_workers`` processes, to the end of the last.
+    """Run this process's script in ``count`` processes, to the end of the last.
 
     A request to stop is handed on as SIGTERM, once, and then waited for. When a worker
     fails, the others, which may wait for it for ever, are killed after ``GRACE_S``.
 
     Args:
-        n_workers: Number of processes.
+        count: Number of processes.
         lock: File descriptor of the job's lock: workers hold it too, so that no copy
             starts before the last of them is gone.
         stop_requested: Whether the job has to stop.
@@ -81,14 +88,14 @@ def run_workers(
         None if all went well, else the outcome that explains the others.
     """
     with tempfile.TemporaryDirectory(prefix="prefdistill-") as folder:
-        shared = {"WORLD_SIZE": str(n_workers), RUN_FOLDER: folder}
+        shared = {"WORLD_SIZE": str(count), RUN_FOLDER: folder}
         workers = [
             subprocess.Popen(
                 [sys.executable, *sys.argv],
                 env=os.environ | shared | {"RANK": str(n), "LOCAL_RANK": str(n)},
                 pass_fds=[lock],
             )
-            for n in range(n_workers)
+            for n in range(count)
         ]
         try:
             statuses = _watch(workers, stop_requested)

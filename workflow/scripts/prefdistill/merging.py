@@ -18,7 +18,8 @@ from safetensors import safe_open
 
 from prefdistill.adapters import SCORE, Adapter
 from prefdistill.bases import copy_tokenizer, tensor_header, weight_files
-from prefdistill.io import atomic_path, read_json, write_json
+from prefdistill.files import atomic_path
+from prefdistill.io import read_json, write_json
 from prefdistill.job import UserError
 
 CLASSES = ("A", "B", "tie")
@@ -75,7 +76,11 @@ def classifier_config(base: dict[str, Any], dtype: str) -> dict[str, Any]:
 
 
 class _TensorWriter:
-    """Writes a safetensors file whose tensors arrive one by one, in a known order."""
+    """Writes a safetensors file whose tensors arrive one by one, in a known order.
+
+    Raises:
+        UserError: From ``write``, if a value is NaN or infinite.
+    """
 
     def __init__(self, path: Path, entries: dict[str, tuple[str, list[int]]]) -> None:
         header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
@@ -93,8 +98,10 @@ class _TensorWriter:
         self.handle = open(path, "wb")  # noqa: SIM115
         self.handle.write(len(raw).to_bytes(8, "little") + raw)
 
-    def write(self, tensor: torch.Tensor) -> None:
+    def write(self, name: str, tensor: torch.Tensor) -> None:
         """Append the next tensor's data."""
+        if not torch.isfinite(tensor).all():
+            raise UserError(f"{name}: not finite in {tensor.dtype}; merge to bfloat16")
         flat = tensor.contiguous().view(-1).view(torch.uint8)
         self.handle.write(memoryview(flat.numpy()))
 
@@ -113,11 +120,7 @@ class _Merger:
         self.max_abs = self.squared_error = self.squared_delta = 0.0
 
     def merge(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
-        """The tensor plus its delta, if it has one, rounded.
-
-        Raises:
-            UserError: If a rounded weight is not finite.
-        """
+        """The tensor plus its delta, if it has one, rounded."""
         exact = tensor.float()
         module = name.removesuffix(".weight")
         delta = None
@@ -125,8 +128,6 @@ class _Merger:
             delta = self.adapter.delta(module)
             exact = exact + delta
         rounded = exact.to(self.dtype)
-        if not torch.isfinite(rounded).all():
-            raise UserError(f"{name}: not finite in {self.dtype}; merge to bfloat16")
         error = rounded.float() - exact
         self.max_abs = max(self.max_abs, float(error.abs().max()))
         if delta is not None:
@@ -172,7 +173,7 @@ def write_classifier(
 
     One ``model.safetensors`` in 16 bits without an LM head, ``config.json`` and the
     tokenizer files. The score head stays float32 in the file; transformers casts it to
-    the dtype that the caller loads the model in.
+    the dtype that the caller loads the model in. The weights appear last.
 
     Args:
         base: Folder with single or sharded safetensors weights.
@@ -182,7 +183,7 @@ def write_classifier(
         dtype: ``bfloat16`` or ``float16``.
 
     Raises:
-        UserError: If the adapter does not fit the base, or a weight overflows.
+        UserError: If the adapter does not fit the base, or a weight is not finite.
     """
     code, torch_dtype = DTYPES[dtype]
     files = weight_files(base)
@@ -198,13 +199,13 @@ def write_classifier(
     entries = {SCORE: ("F32", list(score.shape))}
     entries |= {name: (code, shapes[name]) for name in names}
     merger = _Merger(adapter, torch_dtype)
+    write_json(target / "config.json", config)
+    copy_tokenizer(base, target)
     with (
         atomic_path(target / "model.safetensors") as temporary,
         _TensorWriter(temporary, entries) as writer,
     ):
-        writer.write(score.float())
+        writer.write(SCORE, score.float())
         for name, tensor in zip(names, _read(files, names), strict=True):
-            writer.write(merger.merge(name, tensor))
-    write_json(target / "config.json", config)
-    copy_tokenizer(base, target)
+            writer.write(name, merger.merge(name, tensor))
     return merger.cast_error()

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from prefdistill.files import reading
 from prefdistill.io import TARGET_COLUMNS, table_targets
 from prefdistill.job import UserError
 
@@ -88,12 +89,9 @@ def read_labels(path: Path) -> Labels:
         UserError: If the file is not such a parquet file.
     """
     columns = ["id", "source", "split", "group", *TARGET_COLUMNS]
-    try:
-        return labels_of(pq.read_table(path, columns=columns))
-    except (pa.ArrowInvalid, OSError, KeyError) as error:
-        raise UserError(
-            f"{path}: not a fold file ({error}); delete it so that its rule runs again"
-        ) from error
+    with reading(path, "a fold file"):
+        table = pq.read_table(path, columns=columns)
+    return labels_of(table)
 
 
 def _unicode(table: pa.Table, name: str) -> np.ndarray:

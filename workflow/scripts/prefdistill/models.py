@@ -11,14 +11,16 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 
 from prefdistill.attention import ATTENTION, PackedLayout, register
 from prefdistill.bases import base_folder as manifest_folder
-from prefdistill.io import atomic_path, read_json, write_json
+from prefdistill.bases import check_model_files
+from prefdistill.files import reading
+from prefdistill.io import read_json, write_json
 from prefdistill.job import UserError
 from prefdistill.packing import PackedBatch, next_shape, pad_batch
 from prefdistill.sharding import SHARDED, load_sharded
+from prefdistill.tensors import write_tensors
 
 logger = logging.getLogger(__name__)
 
@@ -79,9 +81,15 @@ def resolve_precision(precision: str, device: torch.device) -> tuple[torch.dtype
 
 
 def load_tokenizer(folder: Path) -> Any:
-    """The fast tokenizer in a model folder."""
+    """The fast tokenizer in a model folder.
+
+    Raises:
+        UserError: If its files are not whole.
+    """
     from transformers import AutoTokenizer
 
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        read_json(Path(folder) / name)
     return AutoTokenizer.from_pretrained(
         folder, local_files_only=True, trust_remote_code=False
     )
@@ -110,7 +118,10 @@ def _load(
     warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)
     register()
     device = torch.device(device) if device is not None else _default_device()
-    config = AutoConfig.from_pretrained(folder, local_files_only=True, **settings)
+    check_model_files(folder)
+    config = AutoConfig.from_pretrained(
+        folder, local_files_only=True, trust_remote_code=False, **settings
+    )
     gptq = getattr(config, "quantization_config", None) is not None
     dtype, nf4 = resolve_precision(precision, device)
     if config.pad_token_id is None:
@@ -303,11 +314,12 @@ def load_adapter(
     from peft import PeftModel
 
     path = Path(folder) / ADAPTER_FILE
-    try:
-        with safe_open(path, framework="pt") as archive:
-            saved = set(archive.keys())
-    except Exception as error:
-        raise UserError(f"{path}: not a whole safetensors file ({error})") from error
+    read_json(path.with_name("adapter_config.json"))
+    with (
+        reading(path, "a whole safetensors file"),
+        safe_open(path, framework="pt") as archive,
+    ):
+        saved = set(archive.keys())
     model = PeftModel.from_pretrained(
         model,
         str(folder),
@@ -360,6 +372,9 @@ def save_adapter(
         model: A PEFT model.
         folder: Where ``adapter_model.safetensors`` and ``adapter_config.json`` go.
         head: Score weights that replace the model's own, or supply a language model's.
+
+    Raises:
+        UserError: If a weight is NaN or infinite.
     """
     tensors = adapter_tensors(model)
     if head is not None:
@@ -373,5 +388,4 @@ def save_adapter(
     )
     plain = {k: sorted(v) if isinstance(v, set) else v for k, v in config.items()}
     write_json(Path(folder) / "adapter_config.json", dict(sorted(plain.items())))
-    with atomic_path(Path(folder) / ADAPTER_FILE) as temporary:
-        save_file(tensors, temporary, metadata={"format": "pt"})
+    write_tensors(Path(folder) / ADAPTER_FILE, tensors)

@@ -18,7 +18,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from prefdistill.io import PAIRS_SCHEMA, TARGET_COLUMNS, atomic_path
+from prefdistill.files import atomic_path
+from prefdistill.io import PAIRS_SCHEMA, TARGET_COLUMNS
 from prefdistill.job import UserError
 
 SOURCES = ("train", "extra", "ultra", "test")

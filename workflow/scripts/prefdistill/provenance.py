@@ -5,18 +5,20 @@ imports. A digest among a rule's params makes both part of a job's identity inst
 edited loss reruns the training that uses it, while a comment, a touch, a fresh clone
 or an edit of another function in the same file reruns nothing.
 
-Only the standard library is imported here, as the Snakefile uses this module.
+Nothing heavy is imported here, as the Snakefile uses this module.
 """
 
 import ast
 import hashlib
 import json
-import os
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+
+from prefdistill.files import write_text
 
 SCRIPTS = Path(__file__).resolve().parents[1]
 PACKAGE = "prefdistill"
@@ -90,13 +92,8 @@ def _kept_digests(scripts: Path) -> tuple[dict[str, str], Callable[[], None]]:
         digests = {}
 
     def save() -> None:
-        temporary = store.with_name(f"{store.name}.{os.getpid()}")
-        try:
-            store.parent.mkdir(exist_ok=True)
-            temporary.write_text(json.dumps({"key": key, "digests": digests}))
-            os.replace(temporary, store)
-        except OSError:
-            pass  # a source tree that cannot be written only costs time
+        with suppress(OSError):  # a source tree that cannot be written only costs time
+            write_text(store, json.dumps({"key": key, "digests": digests}))
 
     return digests, save
 

@@ -8,7 +8,6 @@ what it writes is reloaded and checked by ``gptq_check``.
 
 import logging
 import os
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import asdict
@@ -19,15 +18,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
-from safetensors.torch import load_file, save_file
 
 from prefdistill.adapters import SCORE
 from prefdistill.bases import copy_tokenizer, tensor_header
+from prefdistill.files import temporary_folder
 from prefdistill.gptq_check import compare, default_dtype
 from prefdistill.io import (
     FOLD_SCHEMA,
     VIEWS,
-    atomic_path,
     file_digest,
     read_json,
     read_table,
@@ -36,6 +34,7 @@ from prefdistill.io import (
 from prefdistill.job import UserError
 from prefdistill.models import load_tokenizer
 from prefdistill.prompts import encode_pairs
+from prefdistill.tensors import read_tensors, write_tensors
 
 PACK_WIDTH = 32  # GPTQ packs 32-bit words along both sides of a weight
 N_COMPARED_PAIRS = 32
@@ -138,10 +137,10 @@ def _install(source: Path, scratch: Path, target: Path) -> None:
     again would break them). The other weights return to the dtypes of the 16-bit model,
     and its configuration replaces GPTQModel's, with no path of this machine inside.
     """
-    original = load_file(source / "model.safetensors")
+    original = read_tensors(source / "model.safetensors")
     tensors = {}
     for path in sorted(scratch.glob("*.safetensors")):
-        for name, tensor in load_file(path).items():
+        for name, tensor in read_tensors(path).items():
             tensors[name] = original[name] if name in original else tensor.contiguous()
     if SCORE not in tensors:
         raise UserError(f"{source}: GPTQModel dropped the score head; report this")
@@ -152,8 +151,7 @@ def _install(source: Path, scratch: Path, target: Path) -> None:
     write_json(target / "config.json", {**config, "quantization_config": settings})
     write_json(target / "quantize_config.json", settings)
     copy_tokenizer(source, target)
-    with atomic_path(target / "model.safetensors") as temporary:
-        save_file(tensors, temporary, metadata={"format": "pt"})
+    write_tensors(target / "model.safetensors", tensors)
 
 
 def quantise_classifier(
@@ -192,10 +190,9 @@ def quantise_classifier(
         "desc_act": desc_act,
         "damp_percent": damp_percent,
     }
-    target.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target) as scratch:
-        _quantise(source, Path(scratch), rows, options)
-        _install(source, Path(scratch), target)
+    with temporary_folder(target) as scratch:
+        _quantise(source, scratch, rows, options)
+        _install(source, scratch, target)
 
 
 def export_quantised(

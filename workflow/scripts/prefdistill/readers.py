@@ -7,6 +7,7 @@ is strict about quotes, knows cells with line breaks and tells its line.
 
 import csv
 import gzip
+import os
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -238,6 +239,7 @@ def load_hub(entry: dict[str, Any]) -> Any:
             entry["hub"],
             revision=entry.get("revision"),
             split=entry.get("split") or "train",
+            token=os.environ.get("HF_TOKEN") or False,
         )
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         raise UserError(

@@ -17,7 +17,7 @@ from safetensors import safe_open
 from torch import nn
 
 from prefdistill.attention import ATTENTION
-from prefdistill.io import read_json
+from prefdistill.bases import weight_files
 from prefdistill.job import UserError
 
 logger = logging.getLogger(__name__)
@@ -66,7 +66,7 @@ def load_sharded(
             f"{folder}: quantised weights cannot be spread over GPUs; use a base of "
             "plain weights, or one GPU with more memory"
         )
-    files = _weight_files(Path(folder))
+    files = weight_files(Path(folder))
     missing = set()
 
     def tensor_of(name: str, shape: torch.Size) -> torch.Tensor:
@@ -85,17 +85,6 @@ def load_sharded(
         folder, type(model).__name__, "NF4" if nf4 else "plain", dtype,
     )  # fmt: skip
     return model, missing
-
-
-def _weight_files(folder: Path) -> dict[str, Path]:
-    """The file of each weight."""
-    index = folder / "model.safetensors.index.json"
-    if index.exists():
-        names = read_json(index)["weight_map"]
-        return {name: folder / file for name, file in names.items()}
-    path = folder / "model.safetensors"
-    with safe_open(path, framework="pt") as archive:
-        return dict.fromkeys(archive.keys(), path)
 
 
 def materialise(

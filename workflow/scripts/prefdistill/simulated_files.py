@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from prefdistill.io import TARGET_COLUMNS, atomic_path, write_table
+from prefdistill.files import atomic_path
+from prefdistill.io import TARGET_COLUMNS, write_table
 from prefdistill.simulate import (
     MODEL_NAMES,
     N_PROMPTS,

@@ -5,12 +5,10 @@ import os
 import re
 import shutil
 import subprocess
-import time
 
 logger = logging.getLogger(__name__)
 
 ANSWER_S = 30  # how long Slurm may take for an answer
-END_S = 900  # how long Slurm may take to end a job
 
 
 def _ask(*command: str) -> subprocess.CompletedProcess | None:
@@ -43,22 +41,19 @@ def seconds_left() -> float | None:
     return parse_duration(answer.stdout) if answer and not answer.returncode else None
 
 
-def end_and_go_on(*, again: bool) -> None:
-    """Wait for Slurm to end this job, queued again under its number if asked for.
+def requeue() -> None:
+    """Have Slurm queue this job again under its number; Slurm ends it then.
 
-    Where Slurm does not queue it again, it ends at its time limit, and that is a
-    failure which the driver answers with a retry. Comes back only if Slurm does not
-    end the job.
+    Where Slurm does not, the job ends at its time limit, and that is a failure which
+    the driver answers with a retry.
     """
-    if again:
-        answer = _ask("scontrol", "requeue", os.environ["SLURM_JOB_ID"])
-        if answer is not None and not answer.returncode:
-            logger.info("queued again; Slurm ends this job now and starts it later")
-        else:
-            reason = answer.stderr if answer else "scontrol does not answer"
-            logger.warning(
-                "Slurm did not queue the job again (%s); waiting for its time limit, "
-                "after which the driver counts a failure and retries",
-                " ".join(reason.split()),
-            )
-    time.sleep(END_S)
+    answer = _ask("scontrol", "requeue", os.environ["SLURM_JOB_ID"])
+    if answer is not None and not answer.returncode:
+        logger.info("queued again; Slurm ends this job now and starts it later")
+        return
+    reason = answer.stderr if answer else "scontrol does not answer"
+    logger.warning(
+        "Slurm did not queue the job again (%s); waiting for its time limit, after "
+        "which the driver counts a failure and retries",
+        " ".join(reason.split()),
+    )

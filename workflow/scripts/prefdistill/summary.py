@@ -3,10 +3,11 @@
 import csv
 import json
 from collections.abc import Mapping, Sequence
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
-from prefdistill.job import UserError
+from prefdistill.files import reading
 
 FIRST_STAGES = (
     "prior",
@@ -24,13 +25,14 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     """Rows of ``scores.csv`` or ``steps.csv``; numbers as floats, empty cells None.
 
     Raises:
-        UserError: If the file has no header.
+        UserError: If the file is not whole.
     """
-    with open(path, encoding="utf-8", newline="") as handle:
-        reader = csv.DictReader(handle)
-        if not reader.fieldnames:
-            raise UserError(f"{path}: empty; delete it so that its rule runs again")
-        return [{k: _parsed(v) for k, v in row.items()} for row in reader]
+    with reading(path, "a whole CSV file"):
+        text = path.read_text(encoding="utf-8")
+        if not text.endswith("\n"):
+            raise ValueError("its last line has no end")
+        header, *rows = csv.reader(StringIO(text, newline=""))
+        return [dict(zip(header, map(_parsed, row), strict=True)) for row in rows]
 
 
 def _parsed(cell: str) -> str | float | None:
@@ -173,9 +175,14 @@ def gate_table(records: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def read_curve(path: Path) -> list[tuple[int, float]]:
-    """``(step, loss)`` of each finished step of a ``train.jsonl``."""
-    records = map(json.loads, path.read_text(encoding="utf-8").splitlines())
-    return [(r["step"], r["loss"]) for r in records if r["loss"] is not None]
+    """``(step, loss)`` of each finished step of a ``train.jsonl``.
+
+    Raises:
+        UserError: If the file is not whole.
+    """
+    with reading(path, "whole JSON lines"):
+        records = map(json.loads, path.read_text(encoding="utf-8").splitlines())
+        return [(r["step"], r["loss"]) for r in records if r["loss"] is not None]
 
 
 def summary_text(

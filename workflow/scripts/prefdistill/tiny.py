@@ -6,7 +6,6 @@ is first taught the observable qualities of answers: see ``dense_labels`` and
 """
 
 import logging
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -34,9 +33,10 @@ from transformers import (
 )
 from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
 
-from prefdistill.bases import write_manifest
+from prefdistill.bases import copy_file, write_manifest
 from prefdistill.dense_labels import make_dense_labels
 from prefdistill.dense_training import BATCH_PAIRS, pretrain
+from prefdistill.files import temporary_folder
 from prefdistill.prompts import encode_pairs
 from prefdistill.simulate import (
     N_PROMPTS,
@@ -176,13 +176,11 @@ def save_base(
     folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast
 ) -> None:
     """Write weights in bfloat16, configuration and tokenizer, then the manifest."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder) as name:
-        scratch = Path(name)
+    with temporary_folder(folder) as scratch:
         model.to(torch.bfloat16).save_pretrained(scratch)
         tokenizer.save_pretrained(scratch)
         for file_name in WEIGHT_FILES + TOKENIZER_FILES:
-            (scratch / file_name).replace(folder / file_name)
+            copy_file(scratch / file_name, folder / file_name)
     write_manifest(folder)
 
 

@@ -28,7 +28,8 @@ from prefdistill.distributed import (
     sum_over_processes,
     wait_for_all,
 )
-from prefdistill.io import VIEWS, write_text
+from prefdistill.files import write_text
+from prefdistill.io import VIEWS
 from prefdistill.job import Interrupted, Progress, UserError, stop_requested
 from prefdistill.losses import RowLosses
 from prefdistill.memory import halved_budget, must_recompute, note_short_memory

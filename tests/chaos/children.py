@@ -1,0 +1,238 @@
+"""Forked children of a warm process, and ways to kill them at a chosen place.
+
+torch is imported once, by the parent; a child is a process of its own and differs from
+a job's only in that its imports are done.
+"""
+
+import json
+import logging
+import os
+import resource
+import shutil
+import signal
+import sys
+import tempfile
+import traceback
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(ROOT / "workflow/scripts"), str(ROOT / "tests/integration")]
+
+from prefdistill.job import hide_unused_imports, set_threads  # noqa: E402
+
+CHILD_LIMIT_S = 300
+MAX_DRAWS = 30  # kills that come too late are drawn again
+KILLED = (-signal.SIGKILL, -signal.SIGXFSZ)
+
+
+def prepare() -> None:
+    """Have all children compute alike; call before torch is imported.
+
+    After a fork torch makes its thread pool anew, and fails if two threads, as of the
+    loader of a model, need it first. So every child asks for it at once.
+    """
+    set_threads(1)
+    hide_unused_imports()
+    os.environ["HF_HUB_OFFLINE"] = os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    for name in ("models", "bases"):
+        logging.getLogger(f"prefdistill.{name}").setLevel(logging.WARNING)
+    import torch
+
+    torch.set_num_threads(1)
+    os.register_at_fork(after_in_child=lambda: torch.set_num_threads(1))
+
+
+class Child:
+    """A forked process that runs ``body`` and ends with its exit status.
+
+    Args:
+        body: What to do; its ``SystemExit`` is the child's.
+        log: Receives all output of the child.
+    """
+
+    def __init__(self, body: Callable[[], None], log: Path) -> None:
+        sys.stdout.flush()
+        self.pid = os.fork()
+        if self.pid:
+            return
+        code = 1
+        try:
+            signal.alarm(CHILD_LIMIT_S)
+            resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+            with open(log, "ab") as handle:
+                os.dup2(handle.fileno(), 1)
+                os.dup2(handle.fileno(), 2)
+            body()
+            code = 0
+        except SystemExit as end:
+            code = end.code or 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(code)
+
+    def signal(self, number: int) -> None:
+        """Send a signal; nothing happens if the child has ended."""
+        os.kill(self.pid, number)
+
+    def wait(self) -> int:
+        """The exit status; minus the signal's number if one ended the child."""
+        return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+
+
+@dataclass(frozen=True)
+class Place:
+    """The n-th call of a function, ``before`` or ``after`` it.
+
+    Attributes:
+        owner: Module or class of the function.
+        name: Name of the function.
+        call: Which call, counted from 1.
+        when: ``before`` or ``after``.
+        file_limit: If given, the process is not killed there, but files can grow no
+            further than so many bytes from there on: it dies in the middle of a write.
+    """
+
+    owner: Any
+    name: str
+    call: int
+    when: str
+    file_limit: int | None = None
+
+    def arm(self) -> None:
+        """Have this process die there."""
+        if self.file_limit is not None:
+            signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+        watch(self.owner, self.name, self._called)
+
+    def _called(self, call: int, when: str) -> None:
+        if (call, when) != (self.call, self.when):
+            return
+        if self.file_limit is None:
+            os.kill(os.getpid(), signal.SIGKILL)
+        size = self.file_limit
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+
+
+def watch(owner: Any, name: str, called: Callable[[int, str], None]) -> None:
+    """Have ``called(n, "before" or "after")`` called around the n-th call."""
+    real, n_calls = getattr(owner, name), 0
+
+    def watched(*arguments: Any, **named: Any) -> Any:
+        nonlocal n_calls
+        n_calls += 1
+        mine = n_calls
+        called(mine, "before")
+        result = real(*arguments, **named)
+        called(mine, "after")
+        return result
+
+    setattr(owner, name, watched)
+
+
+def count_calls(calls: dict[str, tuple[Any, str]]) -> dict[str, int]:
+    """Count, from now on, the calls of functions given by owner and name."""
+    counts = dict.fromkeys(calls, 0)
+
+    def counter(kind: str) -> Callable[[int, str], None]:
+        return lambda call, when: counts.update({kind: call})
+
+    for kind, (owner, name) in calls.items():
+        watch(owner, name, counter(kind))
+    return counts
+
+
+FILE_CALLS = {
+    "at an fsync": (os, "fsync"),
+    "at a rename": (os, "replace"),
+    "at a removal": (os, "unlink"),
+}
+
+
+def draw_place(
+    kind: str,
+    calls: dict[str, tuple[Any, str]],
+    counts: dict[str, int],
+    largest_file: int,
+    rng: np.random.Generator,
+) -> Place:
+    """A random place of a kind.
+
+    Args:
+        kind: Of ``calls``, or ``in a write``.
+        calls: Owner and name of the function of each kind.
+        counts: How often an undisturbed run calls each.
+        largest_file: Bytes; a write is cut off somewhere before.
+        rng: Where chance comes from.
+    """
+    if kind == "in a write":
+        call = int(rng.integers(1, max(2, counts["at an fsync"])))
+        limit = int(rng.integers(1, largest_file))
+        return Place(*calls["at an fsync"], call, "after", limit)
+    call = int(rng.integers(1, counts[kind] + 1))
+    return Place(*calls[kind], call, ("before", "after")[rng.integers(2)])
+
+
+def contents(folder: Path) -> dict[str, Any]:
+    """Every file below a folder: bytes, or a curve's records without their seconds."""
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        name = str(path.relative_to(folder))
+        if path.name == "train.jsonl":
+            records = map(json.loads, path.read_text().splitlines())
+            found[name] = [record | {"seconds": None} for record in records]
+        elif path.is_file():
+            found[name] = path.read_bytes()
+        elif not any(path.iterdir()):
+            found[name] = "empty folder"
+    return found
+
+
+def differing(found: dict[str, Any], expected: dict[str, Any]) -> list[str]:
+    """Names of files that are missing, too many, or of other content."""
+    names = sorted(found.keys() | expected.keys())
+    return [name for name in names if found.get(name) != expected.get(name)]
+
+
+class Tally:
+    """How many trials of a kind held, and what went wrong in the others."""
+
+    def __init__(self) -> None:
+        self.n_held, self.failures = 0, []
+        self.counts: Counter[str] = Counter()
+
+    def add(self, name: str, problem: str | None) -> None:
+        """Count a trial; ``problem`` is None if it held."""
+        if problem is None:
+            self.n_held += 1
+        else:
+            self.failures.append(f"{name}: {problem}")
+
+    def __str__(self) -> str:
+        return f"{self.n_held}/{self.n_held + len(self.failures)}"
+
+    def report(self, title: str) -> None:
+        """Print the counts by kind, a line per failure, and how many held."""
+        for kind, count in sorted(self.counts.items()):
+            print(f"  {kind}: {count}")
+        for failure in self.failures:
+            print(f"FAILED {failure}")
+        print(f"{self} {title}", flush=True)
+
+
+@contextmanager
+def working_folder() -> Iterator[Path]:
+    """A temporary folder, removed with all trials in it."""
+    folder = Path(tempfile.mkdtemp(prefix="chaos-"))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder)

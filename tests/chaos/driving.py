@@ -1,0 +1,117 @@
+"""Start `make run`'s command, find its processes, and account for all of them."""
+
+import contextlib
+import ctypes
+import hashlib
+import os
+import resource
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+
+ROOT = Path(__file__).resolve().parents[2]
+CONFIGS = (ROOT / "config/demo.yaml", Path(__file__).with_name("chaos.yaml"))
+PR_SET_CHILD_SUBREAPER = 36
+
+
+def adopt_orphans() -> None:
+    """Become the parent of descendants whose own parent is killed (Linux).
+
+    So they can be found, waited for, and their CPU time be counted.
+    """
+    if ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0):
+        raise OSError("prctl refused PR_SET_CHILD_SUBREAPER")
+
+
+def cpu_seconds() -> float:
+    """CPU time of all processes that this one, or a child of it, has waited for."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
+
+
+class Driver:
+    """The command of `make run`, as a process group of its own.
+
+    Args:
+        folder: Where it works; its terminal output is appended to ``terminal.txt``.
+        target: What it makes.
+    """
+
+    def __init__(self, folder: Path, target: str) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        command = [
+            *(sys.executable, ROOT / "tools/drive.py"),
+            *(sys.executable, "-m", "snakemake", target, "--directory", folder),
+            *("--snakefile", ROOT / "workflow/Snakefile", "--cores", "2"),
+            *("--profile", ROOT / "profiles/default", "--configfile", *CONFIGS),
+        ]
+        with open(folder / "terminal.txt", "ab") as terminal:
+            self.process = subprocess.Popen(
+                command, stdout=terminal, stderr=terminal, start_new_session=True
+            )
+        self.pid = self.process.pid
+        self.exit_code: int | None = None
+
+    def runs(self) -> bool:
+        """Whether it has not ended; orphans that have are waited for as well."""
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                break
+            if not pid:
+                break
+            if pid == self.pid:
+                self.exit_code = os.waitstatus_to_exitcode(status)
+                self.process.returncode = self.exit_code
+        return self.exit_code is None
+
+    def wait(self, seconds: float = float("inf")) -> bool:
+        """Wait for its end, not longer than so many seconds; False if it still runs."""
+        deadline = time.monotonic() + seconds
+        while self.runs():
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.01)
+        return True
+
+    def wait_for_orphans(self) -> None:
+        """Wait until no descendant of this process is left."""
+        while psutil.Process().children():
+            self.runs()
+            time.sleep(0.01)
+
+
+def end_all() -> None:
+    """Kill every descendant of this process."""
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+
+
+def jobs() -> list[psutil.Process]:
+    """The running Python processes of jobs, orphaned ones included."""
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):  # it may have ended just now
+            if any(".snakemake/scripts/" in word for word in process.cmdline()):
+                found.append(process)
+    return found
+
+
+def digests(folder: Path, *patterns: str) -> dict[str, str]:
+    """SHA-256 of the files of a run that match a pattern, by relative path."""
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for pattern in patterns
+        for path in sorted(folder.glob(pattern))
+    }
+
+
+def clock(seconds: float) -> str:
+    """A duration as h:mm:ss."""
+    seconds = int(seconds)
+    return f"{seconds // 3600}:{seconds // 60 % 60:02d}:{seconds % 60:02d}"

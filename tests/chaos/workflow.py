@@ -1,0 +1,192 @@
+"""Kill drivers and jobs at random while the whole workflow runs; compare the results.
+
+Each run goes through the reduced DAG in an empty folder, by the command of `make run`
+and its profile, in which a failed job is not tried again. At random instants the driver
+or a job gets SIGKILL or SIGTERM, or all of them SIGKILL at once. Whenever the driver
+has ended with an error the same command is started again, until it succeeds.
+``submission.csv`` and every adapter must then be those of an undisturbed run, byte for
+byte. Wasted work is the CPU time of all processes above that of the undisturbed run.
+"""
+
+import argparse
+import contextlib
+import os
+import random
+import shutil
+import signal
+import statistics
+import sys
+import tempfile
+import time
+from collections import Counter
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from driving import Driver, adopt_orphans, clock, cpu_seconds, digests, end_all, jobs
+
+TARGET = "results/submission.csv"
+COMPARED = (TARGET, "results/**/adapter_model.safetensors")
+KINDS = {
+    "driver SIGKILL": signal.SIGKILL,
+    "driver SIGTERM": signal.SIGTERM,
+    "job SIGKILL": signal.SIGKILL,
+    "job SIGTERM": signal.SIGTERM,
+    "all SIGKILL": signal.SIGKILL,
+}
+# Ends of the driver with an error that no kill since its start explains, in a row.
+MAX_FAILURES = 3
+
+
+@dataclass
+class Outcome:
+    """What a run came to."""
+
+    folder: Path
+    seconds: float = 0.0
+    cpu_s: float = 0.0
+    n_starts: int = 0
+    n_failures: int = 0
+    kills: Counter = field(default_factory=Counter)
+    digests: dict[str, str] = field(default_factory=dict)
+    problem: str | None = None
+
+
+def kill(kind: str, driver: Driver, rng: random.Random) -> bool:
+    """Send the signal of a kind; False if there is no process to send it to."""
+    victims = sorted(job.pid for job in jobs())
+    if kind.startswith("job"):
+        victims = [rng.choice(victims)] if victims else []
+    elif kind.startswith("driver"):
+        victims = [driver.pid]
+    else:
+        victims.append(driver.pid)
+    for pid in victims:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, KINDS[kind])
+    return bool(victims)
+
+
+def run(folder: Path, seed: int, gaps_s: list[float]) -> Outcome:
+    """Go through the DAG with a kill after each of the gaps, then undisturbed."""
+    adopt_orphans()
+    outcome = Outcome(folder)
+    started, cpu_before = time.monotonic(), cpu_seconds()
+    try:
+        disturb(outcome, random.Random(seed), list(gaps_s))
+    finally:
+        end_all()
+    outcome.seconds = time.monotonic() - started
+    outcome.cpu_s = cpu_seconds() - cpu_before
+    outcome.digests = digests(folder, *COMPARED)
+    return outcome
+
+
+def disturb(outcome: Outcome, rng: random.Random, gaps_s: list[float]) -> None:
+    """Start the command, and again whenever it has failed; kill after each gap."""
+    failures_in_a_row = 0
+    while True:
+        driver, explained = Driver(outcome.folder, TARGET), False
+        outcome.n_starts += 1
+        while gaps_s and not driver.wait(gaps_s[0]):
+            kind = rng.choice(list(KINDS))
+            if kill(kind, driver, rng):
+                outcome.kills[kind] += 1
+                explained = True
+                gaps_s.pop(0)
+        driver.wait()
+        if not driver.exit_code:
+            return driver.wait_for_orphans()
+        failures_in_a_row = 0 if explained else failures_in_a_row + 1
+        outcome.n_failures += not explained
+        if failures_in_a_row == MAX_FAILURES:
+            outcome.problem = f"the command failed {MAX_FAILURES} times by itself"
+            return None
+
+
+def difference(outcome: Outcome, expected: dict[str, str]) -> str | None:
+    """What a run did wrong, or None."""
+    if outcome.problem:
+        return outcome.problem
+    files = expected.keys() | outcome.digests.keys()
+    other = [f for f in sorted(files) if expected.get(f) != outcome.digests.get(f)]
+    return f"differs in {', '.join(other)}" if other else None
+
+
+def summary(outcomes: list[Outcome], undisturbed: Outcome) -> str:
+    """Counts of kills and starts, and the wasted work, in words."""
+    kills = sum((outcome.kills for outcome in outcomes), Counter())
+    wasted = [outcome.cpu_s / undisturbed.cpu_s - 1 for outcome in outcomes]
+    n_kills = max(1, kills.total())
+    per_kill_s = sum(wasted) * undisturbed.cpu_s / n_kills
+    return (
+        f"kills: {kills.total()} ("
+        + ", ".join(f"{kind} {kills[kind]}" for kind in KINDS)
+        + f"); starts: {sum(o.n_starts for o in outcomes)}; failures with no kill: "
+        f"{sum(o.n_failures for o in outcomes)}\n"
+        f"wasted work: median {statistics.median(wasted):.0%}, most {max(wasted):.0%} "
+        f"of {undisturbed.cpu_s:.0f} CPU seconds; {per_kill_s:.1f} CPU seconds a kill"
+    )
+
+
+def main() -> int:
+    """Do the runs, and print how many ended as the undisturbed one."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--runs", type=int, default=30)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--kills", type=int, default=6, help="in each run")
+    parser.add_argument("--parallel", type=int, default=1, help="runs at a time")
+    parser.add_argument("--folder", type=Path, help="for the runs; a temporary one")
+    options = parser.parse_args()
+    folder = options.folder or Path(tempfile.mkdtemp(prefix="chaos-"))
+    rng = random.Random(options.seed)
+    outcomes: list[Outcome] = []
+    n_same = 0
+    with ProcessPoolExecutor(options.parallel) as pool:
+        undisturbed = pool.submit(run, folder / "undisturbed", 0, []).result()
+        if undisturbed.problem or not undisturbed.digests:
+            sys.exit(f"the undisturbed run failed: {folder}/undisturbed/terminal.txt")
+        print(
+            f"undisturbed: {undisturbed.seconds:.0f} s, {undisturbed.cpu_s:.0f} CPU "
+            f"seconds, {len(undisturbed.digests)} files to compare",
+            flush=True,
+        )
+        longest_s = 2 * undisturbed.seconds / (options.kills + 1)
+        plans = [
+            (
+                rng.getrandbits(32),
+                [rng.uniform(0, longest_s) for _ in range(options.kills)],
+            )
+            for _ in range(options.runs)
+        ]
+        started = time.monotonic()
+        todo = [
+            pool.submit(run, folder / f"{k}", *plan) for k, plan in enumerate(plans, 1)
+        ]
+        for done in as_completed(todo):
+            outcome = done.result()
+            outcomes.append(outcome)
+            problem = difference(outcome, undisturbed.digests)
+            n_same += not problem
+            n_left = options.runs - len(outcomes)
+            left_s = (time.monotonic() - started) / len(outcomes) * n_left
+            print(
+                f"{len(outcomes)}/{options.runs}: {outcome.seconds:.0f} s, "
+                f"{outcome.kills.total()} kills, {outcome.n_starts} starts, "
+                f"{outcome.cpu_s / undisturbed.cpu_s - 1:+.0%} CPU, "
+                f"{problem or 'identical'}, ETA {clock(left_s)}",
+                flush=True,
+            )
+            if problem:
+                print(f"  see {outcome.folder}/terminal.txt", flush=True)
+            else:
+                shutil.rmtree(outcome.folder)
+    print(summary(outcomes, undisturbed))
+    print(f"{n_same}/{options.runs}")
+    if n_same == options.runs and not options.folder:
+        shutil.rmtree(folder)
+    return n_same != options.runs
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,42 @@
+"""The writers' inputs, made once, and the count of faults that held."""
+
+import os
+from collections import Counter
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pytest
+
+COUNTS = Counter()
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory, tiny_tokenizer):
+    """Inputs of every writer."""
+    from writers import World
+
+    return World.make(tmp_path_factory.mktemp("world"), tiny_tokenizer)
+
+
+@pytest.fixture
+def quick_folder(tmp_path):
+    """A folder in memory where there is one, as thousands of fsyncs take minutes."""
+    memory = Path("/dev/shm")
+    if not os.access(memory, os.W_OK):
+        yield tmp_path
+        return
+    with TemporaryDirectory(dir=memory) as folder:
+        yield Path(folder)
+
+
+@pytest.fixture(scope="session")
+def counts():
+    """Counts of writers, of faults injected, and of those that did no harm."""
+    return COUNTS
+
+
+def pytest_terminal_summary(terminalreporter):
+    if COUNTS:
+        terminalreporter.write_line(
+            f"{COUNTS['held']}/{COUNTS['faults']} faults in {COUNTS['writers']} writers"
+        )

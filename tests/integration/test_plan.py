@@ -1,0 +1,107 @@
+"""A dry run shows what each job asks for, here and on Slurm."""
+
+import re
+import subprocess
+import sys
+from collections import defaultdict
+
+import pytest
+import yaml
+from running import ROOT, snakemake
+
+
+def asked(output):
+    """Threads and resources of every job of a dry run, by rule."""
+    jobs = defaultdict(list)
+    for block in re.split(r"^(?:local)?rule ", output, flags=re.MULTILINE)[1:]:
+        pairs = dict(re.findall(r"(\w+)=([^\s,]+)", block.split("resources:")[1]))
+        threads = re.search(r"threads: (\d+)", block)
+        pairs["threads"] = threads[1] if threads else "1"
+        jobs[block.split(":")[0]].append(pairs)
+    del jobs["all"]
+    return jobs
+
+
+@pytest.fixture
+def data(tmp_path):
+    """Data files of the published sizes, which take no room, in the run's folder."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    megabytes = {"train": 184, "lmsys-33k-deduplicated": 106, "ultrafeedback": 192}
+    for name, size in (megabytes | {"test": 80}).items():
+        with open(folder / f"{name}.csv", "wb") as handle:
+            handle.truncate(size * 10**6)
+    return tmp_path
+
+
+def plan_on_slurm(folder, *configs):
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "snakemake", "--profile", "slurm", "--dry-run"),
+            *("--directory", folder, "--configfile", *configs),
+        ],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    return asked(done.stdout + done.stderr)
+
+
+def test_the_demo_asks_for_little_everywhere(tmp_path):
+    done = snakemake(tmp_path, "--dry-run", "all", config=ROOT / "config/demo.yaml")
+    jobs = asked(done.stdout + done.stderr)
+    assert sum(map(len, jobs.values())) == 51
+    for rule, asks in jobs.items():
+        for each in asks:
+            assert each["threads"] == "1", rule
+            assert 2_000 <= int(each["mem_mb"]) < 4_100, rule
+            assert 15 < int(each["runtime"]) <= 20, rule
+    on_gpus = {rule for rule, asks in jobs.items() if "gpu" in asks[0]}
+    assert on_gpus == {
+        *("post_pretrain", "train_teacher", "infer_logits"),
+        *("distill_student", "quantise_model", "predict_view"),
+    }
+
+
+def test_on_slurm_the_site_caps_what_the_rules_ask_for(data):
+    jobs = plan_on_slurm(data, ROOT / "config/plan.yaml")
+    wanted = ("slurm_partition", "gpu", "threads", "mem_mb", "runtime")
+    shown = {
+        rule: tuple(asks[0].get(name) for name in wanted) for rule, asks in jobs.items()
+    }
+    # 300 steps of 32 pairs: 157 minutes, twice, and 15 to start.
+    assert shown["train_teacher"] == ("gpu", "1", "4", "24082", "329")
+    assert shown["distill_student"] == ("gpu", "1", "4", "26509", "1440")
+    assert shown["merge_adapter"] == ("cpu", None, "4", "24880", "38")
+    assert shown["import_pairs"] == ("cpu", None, "1", "3756", "37")
+    profile = yaml.safe_load((ROOT / "profiles/slurm/config.yaml").read_text())
+    for rule, asks in jobs.items():
+        for each in asks:
+            on_gpu = rule in profile["set-resources"]
+            assert ("gpu" in each) == on_gpu, rule
+            assert each["slurm_partition"] == ("gpu" if on_gpu else "cpu")
+            assert int(each["runtime"]) <= profile["config"]["max_runtime"]
+
+
+def test_several_gpus_bring_cores_and_memory(data):
+    overlay = data / "large.yaml"
+    overlay.write_text(
+        "base_models: {large: {source: hub, repo: meta-llama/Llama-3.3-70B-Instruct}}\n"
+        "teachers: {llama: {base: large, gpus: 4}}\n"
+    )
+    jobs = plan_on_slurm(data, ROOT / "config/plan.yaml", overlay)
+    for each in jobs["train_teacher"]:
+        assert (each["gpu"], each["threads"]) == ("4", "16")
+        assert 180_000 < int(each["mem_mb"]) < 190_000
+
+
+def test_a_base_of_unknown_size_is_one_line_before_any_job(tmp_path):
+    overlay = tmp_path / "unknown.yaml"
+    overlay.write_text("base_models: {judge: {source: hub, repo: a/judge}}\n")
+    done = snakemake(tmp_path, "--dry-run", "all", overlays=(overlay,))
+    assert done.returncode != 0
+    lines = [line for line in done.stderr.splitlines() if "error:" in line]
+    assert lines == [
+        "error: config: base_models.judge: its size shows in no name; set "
+        "base_models.judge.billions, its parameters in billions such as 0.135"
+    ]
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,84 @@
+"""Folders on the toy Slurm of `make slurm-test`: a finished run, and copies of it."""
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+from running import checkout, snakemake
+from toy import REDUCED, TEACHER, Driver
+
+# The long job of these tests: many quick steps, and a checkpoint now and then.
+LONG = """
+teachers:
+  llama:
+    training: {epochs: 1000, max_steps: 400, checkpoint_steps: 50}
+"""
+CONFIGS = ("config/demo.yaml", "reduced.yaml")
+
+
+def pytest_collection_modifyitems(items) -> None:
+    if "SLURM_TEST_FOLDER" not in os.environ:
+        for item in items:
+            if Path(__file__).parent in item.path.parents:
+                reason = "needs the toy Slurm: make slurm-test"
+                item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory) -> Driver:
+    """The reduced workflow, run to its end by `snakemake --profile slurm all`."""
+    if os.environ.get("SLURM_REUSE"):  # DEV
+        d = Driver.__new__(Driver)
+        d.folder = Path(os.environ["SLURM_REUSE"])
+        return d  # DEV
+    folder = checkout(tmp_path_factory.mktemp("whole"))
+    (folder / "slurm").symlink_to("profiles/slurm")
+    shutil.copy(REDUCED, folder / "reduced.yaml")
+    (folder / "long.yaml").write_text(LONG)
+    driver = Driver(folder, "all", "--configfile", *CONFIGS)
+    assert driver.finish() == 0, driver.text[-6000:]
+    return driver
+
+
+def copied(finished: Driver, folder: Path) -> Path:
+    """A finished run that a test may go on from, without its logs."""
+    logs = shutil.ignore_patterns("logs")
+    return Path(shutil.copytree(finished.folder, folder, symlinks=True, ignore=logs))
+
+
+@pytest.fixture
+def start(finished, tmp_path):
+    """Function that starts the long training job in a copy of the finished run.
+
+    Its arguments are Driver's, and a text of the profile with another in its place;
+    called again it starts another driver there.
+    """
+    drivers = []
+
+    def start(*arguments: str, profile: tuple[str, str] | None = None, **options):
+        folder = tmp_path / "run"
+        if not folder.exists():
+            copied(finished, folder)
+        if profile:
+            path = folder / "profiles/slurm/config.yaml"
+            path.write_text(path.read_text().replace(*profile))
+        configs = ("--configfile", *CONFIGS, "long.yaml")
+        driver = Driver(folder, *arguments, *configs, "--", TEACHER, **options)
+        drivers.append(driver)
+        return driver
+
+    yield start
+    for driver in drivers:
+        driver.process.kill()
+
+
+@pytest.fixture(scope="session")
+def expected(finished, tmp_path_factory) -> bytes:
+    """The long job's adapter, made without Slurm and in one go."""
+    folder = copied(finished, tmp_path_factory.mktemp("expected") / "run")
+    overlays = (folder / "reduced.yaml", folder / "long.yaml")
+    config = folder / "config/demo.yaml"
+    result = snakemake(folder, TEACHER, root=folder, config=config, overlays=overlays)
+    assert result.returncode == 0, result.stderr[-4000:]
+    return (folder / TEACHER).read_bytes()

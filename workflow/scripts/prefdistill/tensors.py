@@ -1,0 +1,32 @@
+"""Safetensors files of torch tensors: written whole and finite, checked when read."""
+
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from prefdistill.files import atomic_path, reading
+from prefdistill.job import UserError
+
+
+def write_tensors(path: str | Path, tensors: dict[str, torch.Tensor]) -> None:
+    """Write contiguous tensors under their names.
+
+    Raises:
+        UserError: If a value is NaN or infinite; nothing is written then.
+    """
+    for name, tensor in tensors.items():
+        if not torch.isfinite(tensor).all():
+            raise UserError(f"{path}: not written, as {name} holds NaN or infinity")
+    with atomic_path(path) as temporary:
+        save_file(tensors, temporary, metadata={"format": "pt"})
+
+
+def read_tensors(path: str | Path) -> dict[str, torch.Tensor]:
+    """Read all tensors of a file to the CPU.
+
+    Raises:
+        UserError: If the file is not whole.
+    """
+    with reading(path, "a whole safetensors file"):
+        return load_file(path)
