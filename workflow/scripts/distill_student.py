@@ -38,8 +38,11 @@ def main(
     from prefdistill.checkpoints import Checkpoints, identity_of
     from prefdistill.config import result_settings
     from prefdistill.distillation import check_gates, check_weights, teacher_logits
+    from prefdistill.distributed import is_first
     from prefdistill.losses import distillation_objective
+    from prefdistill.memory import must_shard
     from prefdistill.models import (
+        adapter_rank,
         base_folder,
         load_adapter,
         load_classifier,
@@ -65,7 +68,9 @@ def main(
         distillation["temperature"],
     )
     folder = base_folder(base)
-    model = load_classifier(folder, precision)
+    lora_rank = adapter_rank(init_adapter.parent)
+    shard = must_shard(folder, precision, training["token_budget"], lora_rank)
+    model = load_classifier(folder, precision, shard=shard)
     model = load_adapter(model, init_adapter.parent, trainable=True)
     encoded = encode_pairs(table, load_tokenizer(folder), text)
     logger.info("%d rows, %d truncated", len(table), encoded.n_truncated)
@@ -76,12 +81,13 @@ def main(
     epochs = training["epochs"]
     trainer = Trainer(model, encoded, objective, training, epochs, checkpoints)
     trainer.run(curve_path)
-    save_adapter(model, adapter_path.parent)
+    if is_first():
+        save_adapter(model, adapter_path.parent)
     trainer.finish()
 
 
 if __name__ == "__main__":
-    with run_job(snakemake):
+    with run_job(snakemake, processes=snakemake.resources.gpu):
         from prefdistill.models import unused_packages
 
         def by_teacher(files: list[str]) -> dict[str, list[Path]]:

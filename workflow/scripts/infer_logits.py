@@ -41,7 +41,9 @@ def main(
     """
     from prefdistill.checkpoints import Checkpoints, identity_of
     from prefdistill.config import result_settings
+    from prefdistill.distributed import is_first
     from prefdistill.inference import score_pairs, subset_rows
+    from prefdistill.memory import must_shard
     from prefdistill.models import (
         base_folder,
         load_adapter,
@@ -60,7 +62,8 @@ def main(
     if inference["weights"] == "merged":
         model = load_merged(folder, adapter_path.parent, precision)
     else:
-        model = load_classifier(folder, precision)
+        shard = must_shard(folder, precision, inference["token_budget"])
+        model = load_classifier(folder, precision, shard=shard)
         model = load_adapter(model, adapter_path.parent, trainable=False)
     known = [code, precision, result_settings(inference), text, seed]
     identity = identity_of(known, fold_table, adapter_path, base)
@@ -72,6 +75,8 @@ def main(
         progress_batches=inference["progress_batches"],
         checkpoints=checkpoints,
     )
+    if not is_first():
+        return
     meta = {
         "adapter": file_digest(adapter_path),
         "base": file_digest(base),
@@ -89,7 +94,7 @@ def main(
 
 
 if __name__ == "__main__":
-    with run_job(snakemake):
+    with run_job(snakemake, processes=snakemake.resources.gpu):
         from prefdistill.models import unused_packages
 
         teacher = snakemake.config["teachers"][snakemake.wildcards.teacher]

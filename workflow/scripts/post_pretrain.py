@@ -33,7 +33,9 @@ def main(
     """
     from prefdistill.checkpoints import Checkpoints, identity_of
     from prefdistill.config import result_settings
+    from prefdistill.distributed import is_first
     from prefdistill.losses import label_objective, next_token_objective
+    from prefdistill.memory import must_shard
     from prefdistill.models import (
         add_adapter,
         base_folder,
@@ -50,18 +52,20 @@ def main(
     folder, seed = base_folder(base), settings["seed"]
     untrained = settings["objective"] == "none" or not len(table)
     language = settings["objective"] == "causal_lm" and not untrained
+    shard = must_shard(folder, precision, settings["token_budget"], lora["r"])
     if language:
-        model = load_language_model(folder, precision)
+        model = load_language_model(folder, precision, shard=shard)
         objective = next_token_objective()
     else:
-        model = load_classifier(folder, precision, head_seed=seed)
+        model = load_classifier(folder, precision, head_seed=seed, shard=shard)
         objective = label_objective(table_targets(table))
     fresh_head = seeded_head(model.config.hidden_size, seed)
     model = add_adapter(model, lora, seed)
     if untrained:
         logger.info("no post-pretraining: the seeded adapter is saved as it is")
-        save_adapter(model, adapter_path.parent)
-        write_text(curve_path, "")
+        if is_first():
+            save_adapter(model, adapter_path.parent)
+            write_text(curve_path, "")
         return
     encoded = encode_pairs(table, load_tokenizer(folder), text)
     known = [code, precision, lora, result_settings(settings), text]
@@ -70,12 +74,14 @@ def main(
     trainer = Trainer(model, encoded, objective, settings, epochs, checkpoints)
     trainer.run(curve_path)
     drop_head = language or not settings["keep_head"]
-    save_adapter(model, adapter_path.parent, head=fresh_head if drop_head else None)
+    if is_first():
+        head = fresh_head if drop_head else None
+        save_adapter(model, adapter_path.parent, head=head)
     trainer.finish()
 
 
 if __name__ == "__main__":
-    with run_job(snakemake):
+    with run_job(snakemake, processes=snakemake.resources.gpu):
         from prefdistill.models import unused_packages
 
         name, config = snakemake.wildcards.model, snakemake.config

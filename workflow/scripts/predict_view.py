@@ -50,7 +50,9 @@ def main(
     import pyarrow.compute as pc
 
     from prefdistill.checkpoints import Checkpoints, identity_of
+    from prefdistill.distributed import is_first
     from prefdistill.inference import score_pairs
+    from prefdistill.memory import must_shard
     from prefdistill.models import (
         base_folder,
         load_adapter,
@@ -64,7 +66,8 @@ def main(
     if len(pc.unique(table.column("id"))) != len(table):
         raise UserError(f"{', '.join(map(str, tables))}: a row id occurs twice")
     folder = weights.parent if base is None else base_folder(base)
-    model = load_classifier(folder, precision)
+    shard = must_shard(folder, precision, token_budget)
+    model = load_classifier(folder, precision, shard=shard)
     if base is not None:
         model = load_adapter(model, weights.parent, trainable=False)
     encoded = encode_pairs(table, load_tokenizer(folder), text)
@@ -75,6 +78,8 @@ def main(
     logits = score_pairs(
         model, encoded, views=views, token_budget=token_budget, checkpoints=checkpoints
     )
+    if not is_first():
+        return
     split = np.array(table.column("split").to_pylist(), dtype=np.str_)
     for column, view in enumerate(views):
         write_predictions(outputs[view], encoded.ids, split, logits[:, column])
@@ -83,7 +88,7 @@ def main(
 
 
 if __name__ == "__main__":
-    with run_job(snakemake):
+    with run_job(snakemake, processes=snakemake.resources.gpu):
         from prefdistill.models import base_folder, unused_packages
 
         weights = Path(snakemake.input.weights)

@@ -28,8 +28,11 @@ def main(
     """Train on the fold's train rows, both orders of a pair in the same step."""
     from prefdistill.checkpoints import Checkpoints, identity_of
     from prefdistill.config import result_settings
+    from prefdistill.distributed import is_first
     from prefdistill.losses import label_objective
+    from prefdistill.memory import must_shard
     from prefdistill.models import (
+        adapter_rank,
         base_folder,
         load_adapter,
         load_classifier,
@@ -43,7 +46,9 @@ def main(
     rows = choose_rows(len(table), training["n_rows"], training["seed"])
     table = table.take(rows)
     folder = base_folder(base)
-    model = load_classifier(folder, precision)
+    lora_rank = adapter_rank(init_adapter.parent)
+    shard = must_shard(folder, precision, training["token_budget"], lora_rank)
+    model = load_classifier(folder, precision, shard=shard)
     model = load_adapter(model, init_adapter.parent, trainable=True)
     encoded = encode_pairs(table, load_tokenizer(folder), text)
     logger.info("%d rows, %d truncated", len(table), encoded.n_truncated)
@@ -58,12 +63,13 @@ def main(
         Checkpoints(scratch, identity),
     )
     trainer.run(curve_path)
-    save_adapter(model, adapter_path.parent)
+    if is_first():
+        save_adapter(model, adapter_path.parent)
     trainer.finish()
 
 
 if __name__ == "__main__":
-    with run_job(snakemake):
+    with run_job(snakemake, processes=snakemake.resources.gpu):
         from prefdistill.models import unused_packages
 
         settings = snakemake.config["teachers"][snakemake.wildcards.teacher]["training"]

@@ -10,10 +10,18 @@ import numpy as np
 import torch
 
 from prefdistill.checkpoints import Checkpoints
+from prefdistill.distributed import (
+    any_process,
+    is_first,
+    n_processes,
+    rank,
+    sum_over_processes,
+    wait_for_all,
+)
 from prefdistill.io import VIEWS
 from prefdistill.job import Interrupted, Progress, UserError, stop_requested
-from prefdistill.memory import halved_budget
-from prefdistill.models import classify
+from prefdistill.memory import halved_budget, note_short_memory
+from prefdistill.models import classify, is_sharded
 from prefdistill.packing import collate, pack
 from prefdistill.prompts import EncodedPairs
 
@@ -31,7 +39,7 @@ def score_pairs(
     progress_batches: int = 5,
     checkpoints: Checkpoints | None = None,
 ) -> np.ndarray:
-    """Logits of pairs in the given orders.
+    """Logits of pairs in the given orders; several processes share out the bins.
 
     Args:
         model: A classifier of ``models``, which is put into evaluation mode.
@@ -43,11 +51,13 @@ def score_pairs(
             stopped; without it nothing is kept.
 
     Returns:
-        ``(n, n_views, 3)`` float32; classes (first, second, tie) as shown.
+        ``(n, n_views, 3)`` float32; classes (first, second, tie) as shown. All
+        processes have them.
 
     Raises:
         Interrupted: After SIGTERM or SIGUSR1, or shortly before the time limit.
-        UserError: If a logit is not finite, or memory runs out with a single row.
+        UserError: If a logit is not finite, or memory runs out with a single row or a
+            sharded model.
     """
     model.eval()
     n_views = len(views)
@@ -55,15 +65,17 @@ def score_pairs(
     state = _State(torch.zeros(len(lengths), 3), 0, token_budget, token_budget)
     if checkpoints:
         state.resume(checkpoints)
+    if is_sharded(model):  # equally many passes in every process
+        state.pass_budget = state.token_budget
     bins = pack(lengths, state.token_budget)
     every_s = 0 if len(bins) < 50 else 10
     progress = Progress(len(bins), "batches", done=state.n_done, every_s=every_s)
     first = saved = state.n_done
     saved_at = time.monotonic()
     n_new = n_tokens = 0
-    for members in bins[first:]:
-        stop = stop_requested()
-        due = time.monotonic() - saved_at > SAVE_EVERY_S
+    while state.n_done < len(bins):
+        stop = any_process(stop_requested())
+        due = any_process(time.monotonic() - saved_at > SAVE_EVERY_S)
         if checkpoints and state.n_done > saved and (stop or due):
             state.save(checkpoints)
             saved, saved_at = state.n_done, time.monotonic()
@@ -72,15 +84,17 @@ def score_pairs(
                 f"{saved} of {len(bins)} batches are scored and kept",
                 progressed=saved > first,
             )
-        scored = _score(model, encoded, members, views, state.pass_budget)
+        together = bins[state.n_done : state.n_done + n_processes()]
+        scored = _score_together(model, encoded, together, views, state.pass_budget)
+        members = np.concatenate(together)
         while scored is None:
             state.halve(int(lengths[members].max()))
-            scored = _score(model, encoded, members, views, state.pass_budget)
+            scored = _score_together(model, encoded, together, views, state.pass_budget)
         state.logits[members] = scored
-        state.n_done += 1
-        n_new += 1
+        state.n_done += len(together)
+        n_new += len(together)
         n_tokens += int(lengths[members].sum())
-        if n_new == progress_batches or state.n_done == len(bins):
+        if n_new >= progress_batches or state.n_done == len(bins):
             progress.update(n_new, n_tokens)
             n_new = n_tokens = 0
     return state.logits.numpy().reshape(len(encoded.ids), n_views, 3)
@@ -111,7 +125,9 @@ class _State:
 
     def save(self, checkpoints: Checkpoints) -> None:
         budgets = {"token_budget": self.token_budget, "pass_budget": self.pass_budget}
-        checkpoints.save(self.n_done, {"logits": self.logits}, budgets)
+        if is_first():
+            checkpoints.save(self.n_done, {"logits": self.logits}, budgets)
+        wait_for_all()
 
     def halve(self, longest_row: int) -> None:
         """Take half the tokens in a pass, from now on.
@@ -122,6 +138,42 @@ class _State:
         self.pass_budget = halved_budget(self.pass_budget, longest_row)
 
 
+def _score_together(
+    model: Any,
+    encoded: EncodedPairs,
+    bins: list[np.ndarray],
+    views: Sequence[str],
+    pass_budget: int,
+) -> torch.Tensor | None:
+    """Logits of the rows of at most one bin a process; None if memory ran out anywhere.
+
+    Returns:
+        ``(rows, 3)`` on the CPU, bin after bin, in every process.
+
+    Raises:
+        UserError: If a logit is not finite.
+    """
+    # A process without a bin scores the last one, as a sharded model needs them all.
+    own = bins[min(rank(), len(bins) - 1)]
+    scored = _score(model, encoded, own, views, pass_budget)
+    if any_process(scored is None):
+        return None
+    members = np.concatenate(bins)
+    logits = torch.zeros(len(members), 3)
+    if rank() < len(bins):
+        start = sum(map(len, bins[: rank()]))
+        logits[start : start + len(scored)] = scored
+    sum_over_processes([logits])
+    bad = np.flatnonzero(~torch.isfinite(logits).all(dim=1).numpy())
+    if len(bad):
+        raise UserError(
+            f"row id {encoded.ids[members[bad[0]] // len(views)]}: the model's logits "
+            f"are not finite ({len(bad)} of {len(members)} rows of its batch); train "
+            "again or use another precision"
+        )
+    return logits
+
+
 def _score(
     model: Any,
     encoded: EncodedPairs,
@@ -129,11 +181,7 @@ def _score(
     views: Sequence[str],
     pass_budget: int,
 ) -> torch.Tensor | None:
-    """Logits of one bin's rows, ``(rows, 3)`` on the CPU; None if memory ran out.
-
-    Raises:
-        UserError: If a logit is not finite.
-    """
+    """Logits of one bin's rows, ``(rows, 3)`` on the CPU; None if memory ran out."""
     pairs, shown = np.divmod(members, len(views))
     logits = torch.zeros(len(members), 3)
     try:
@@ -142,15 +190,8 @@ def _score(
             with torch.inference_mode():
                 logits[part] = classify(model, collate(tokens)).float().cpu()
     except torch.OutOfMemoryError as error:
-        logger.warning("%s", str(error).splitlines()[0])
+        note_short_memory(model, error)
         return None
-    bad = np.flatnonzero(~torch.isfinite(logits).all(dim=1).numpy())
-    if len(bad):
-        raise UserError(
-            f"row id {encoded.ids[pairs[bad[0]]]}: the model's logits are not finite "
-            f"({len(bad)} of {len(members)} rows of its batch); train again or use "
-            "another precision"
-        )
     return logits
 
 

@@ -15,6 +15,16 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from prefdistill.launch import (
+    STOPPED,
+    Outcome,
+    end_with_parent,
+    is_worker,
+    n_workers,
+    report,
+    run_workers,
+    worker_rank,
+)
 from prefdistill.slurm import requeue, seconds_left
 
 logger = logging.getLogger(__name__)
@@ -133,16 +143,16 @@ def _stay_offline() -> None:
         os.environ.pop(name, None)
 
 
-def _log_to(log_path: Path) -> logging.Handler:
+def _log_to(log_path: Path, prefix: str = "") -> logging.Handler:
     """Log to the file and the terminal; returns the terminal's handler."""
     log_path.parent.mkdir(parents=True, exist_ok=True)
     logging.raiseExceptions = False  # a full disk is said once, not by each log line
     to_file = logging.FileHandler(log_path, mode="a", encoding="utf-8")
     to_file.setFormatter(
-        logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
+        logging.Formatter(f"%(asctime)s {prefix}%(levelname)s %(name)s: %(message)s")
     )
     to_terminal = logging.StreamHandler(sys.stderr)
-    to_terminal.setFormatter(logging.Formatter("%(message)s"))
+    to_terminal.setFormatter(logging.Formatter(f"{prefix}%(message)s"))
     to_terminal.setLevel(logging.INFO)
     logger.setLevel(logging.DEBUG)  # what only the file needs
     logging.basicConfig(level=logging.INFO, handlers=[to_file, to_terminal], force=True)
@@ -169,8 +179,10 @@ def _fingerprint(job: Any) -> str:
 
 
 @contextmanager
-def _only_copy(job: Any) -> Iterator[None]:
+def _only_copy(job: Any) -> Iterator[int]:
     """Hold the job's lock; end well if another copy of it has just done the same work.
+
+    Yields the lock's file descriptor.
 
     Two copies run at once when a cluster queues a job again whose first process still
     lives, or when a driver was killed and its jobs were not. The lock is the system's
@@ -190,7 +202,7 @@ def _only_copy(job: Any) -> Iterator[None]:
             os.ftruncate(lock, 0)
             text = f"{socket.gethostname()} {os.getpid()}\n{fingerprint}\n"
             os.pwrite(lock, text.encode(), 0)
-        yield
+        yield lock
     finally:
         os.close(lock)
 
@@ -219,8 +231,61 @@ def _wait_for_lock(lock: int, path: Path) -> bool:
         time.sleep(LOCK_POLL_S)
 
 
+def _run_in_workers(count: int, lock: int) -> None:
+    """Have the job done by several processes; see ``launch.run_workers``.
+
+    Raises:
+        Interrupted: If they were stopped.
+        UserError: If one of them failed.
+    """
+    logger.info("sharing the job out over %d processes", count)
+    outcome = run_workers(count, lock, stop_requested)
+    if outcome is None:
+        return
+    if outcome.kind == "stopped":
+        _Stop.reason = _Stop.reason or "a signal"
+        raise Interrupted(outcome.text, progressed=outcome.progressed)
+    raise UserError(outcome.text)
+
+
 @contextmanager
-def run_job(job: Any, *, online: bool = False) -> Iterator[None]:
+def _work(job: Any) -> Iterator[None]:
+    """Run the body in one of a job's several processes, and report how it ended.
+
+    The first logs as a job on its own does, the others their warnings, by number. A
+    worker that ends early leaves at once, as taking leave of the others could hang.
+    """
+    rank = worker_rank()
+    to_terminal = _log_to(Path(job.log[0]), prefix=f"[{rank}] " if rank else "")
+    for handler in logging.getLogger().handlers if rank else []:
+        handler.setLevel(logging.WARNING)
+    end_with_parent()
+    set_threads(max(1, job.threads // n_workers()))
+    from prefdistill.distributed import connect, disconnect
+
+    try:
+        connect()
+        yield
+        disconnect()
+    except Interrupted as stop:
+        report(Outcome("stopped", str(stop), stop.progressed))
+        os._exit(STOPPED)
+    except Exception as error:
+        foreseen = isinstance(error, UserError) or disk_fault(error)
+        report(Outcome("refused" if foreseen else "failed", _one_line(error)))
+        to_terminal.setLevel(logging.CRITICAL)
+        logger.exception("failed")
+        os._exit(1)
+
+
+def _one_line(error: Exception) -> str:
+    """An error in one line; after its type, if nobody foresaw it."""
+    kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
+    return disk_fault(error) or kind + " ".join(str(error).split())
+
+
+@contextmanager
+def run_job(job: Any, *, online: bool = False, processes: int = 1) -> Iterator[None]:
     """Run a script's body: log, signals, time limit, one copy at a time, clear errors.
 
     A ``UserError`` ends the job with one line on the terminal and the log's path; any
@@ -229,23 +294,36 @@ def run_job(job: Any, *, online: bool = False) -> Iterator[None]:
     Shortly before the job's time limit on Slurm it may do the same, and the job is
     queued again by itself.
 
+    With more than one process the body is run by workers, which run this script again
+    (``launch``), while this process holds the lock, watches the clock, hands signals on
+    and ends as the workers did.
+
     Args:
         job: The script's ``snakemake`` object.
         online: Whether the body may use the hub, with the token of the environment.
+        processes: Processes that share the body's work, one a GPU.
     """
     set_threads(job.threads)
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     if not online:
         _stay_offline()
-    log_path = Path(job.log[0])
-    to_terminal = _log_to(log_path)
     for number in (signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, _request_stop)
+    if is_worker():
+        with _work(job):
+            yield
+        return
+    log_path = Path(job.log[0])
+    to_terminal = _log_to(log_path)
     _log_place()
     _watch_time_limit()
     started = time.monotonic()
     try:
-        with _only_copy(job):
+        with _only_copy(job) as lock:
+            if processes > 1:
+                _run_in_workers(processes, lock)
+                logger.info("done in %.1f s", time.monotonic() - started)
+                sys.exit(0)
             yield
     except Interrupted as stop:
         logger.warning("stopped by %s: %s", _Stop.reason, stop)
@@ -254,14 +332,13 @@ def run_job(job: Any, *, online: bool = False) -> Iterator[None]:
         _keep_log(log_path)
         if _Stop.reason == TIME_LIMIT:
             time.sleep(END_S)  # Slurm ends the job; if it ended itself, it would fail
-        sys.exit(143)
+        sys.exit(STOPPED)
     except Exception as error:
-        kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
-        text = disk_fault(error) or kind + " ".join(str(error).split())
         to_terminal.setLevel(logging.CRITICAL)
         logger.exception("failed")
         _keep_log(log_path)
-        print(f"error: {text} (log: {log_path})", file=sys.stderr, flush=True)
+        text = f"error: {_one_line(error)} (log: {log_path})"
+        print(text, file=sys.stderr, flush=True)
         sys.exit(1)
     logger.info("done in %.1f s", time.monotonic() - started)
 

@@ -1,12 +1,15 @@
 """How much memory training takes, and what to do when it is short."""
 
 import logging
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from prefdistill.distributed import n_processes
 from prefdistill.job import UserError
-from prefdistill.models import core_model, device_of
+from prefdistill.models import core_model, device_of, is_gptq, is_sharded
+from prefdistill.sharding import empty_model
 
 logger = logging.getLogger(__name__)
 
@@ -67,6 +70,21 @@ def estimate_memory(
     return (weights + trained + token_budget * values * n_bytes) / 2**30
 
 
+def note_short_memory(model: torch.nn.Module, error: torch.OutOfMemoryError) -> None:
+    """Log that memory ran out.
+
+    Raises:
+        UserError: If the model is sharded: the other processes are in the middle of the
+            same pass, so it cannot be taken back.
+    """
+    logger.warning("%s", str(error).splitlines()[0])
+    if is_sharded(model):
+        raise UserError(
+            "out of memory in a model sharded over several GPUs; lower its "
+            "token_budget or raise its gpus"
+        ) from error
+
+
 def halved_budget(token_budget: int, longest_row: int) -> int:
     """Half the tokens in a pass, after memory ran out; at least one row fits in it.
 
@@ -91,8 +109,10 @@ def halved_budget(token_budget: int, longest_row: int) -> int:
 def must_recompute(model: torch.nn.Module, settings: dict[str, Any]) -> bool:
     """Whether to recompute activations: as set, or ``auto`` if memory is too short.
 
-    On the CPU ``auto`` never does.
+    With ``auto``, a sharded model always does, and else one on the CPU never.
     """
+    if settings["recompute"] == "auto" and is_sharded(model):
+        return True
     device, core = device_of(model), core_model(model)
     if settings["recompute"] != "auto" or device.type == "cpu":
         return settings["recompute"] == "full"
@@ -107,4 +127,34 @@ def must_recompute(model: torch.nn.Module, settings: dict[str, Any]) -> bool:
     )
     available = torch.cuda.get_device_properties(device).total_memory / 2**30
     logger.info("%.1f GiB of %.1f needed without recomputation", needed, available)
+    return needed > 0.9 * available
+
+
+def must_shard(
+    folder: Path, precision: str, token_budget: int, lora_rank: int = 0
+) -> bool:
+    """Whether a model is too large for each of several processes to hold whole.
+
+    Args:
+        folder: The base model's.
+        precision: How the base is stored.
+        token_budget: Tokens in a pass.
+        lora_rank: Of the adapter to train, taken to be on every linear layer; 0 where
+            nothing is trained.
+    """
+    if n_processes() == 1 or not torch.cuda.is_available() or is_gptq(folder):
+        return False
+    from transformers import AutoConfig, AutoModelForSequenceClassification
+
+    config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    model = empty_model(AutoModelForSequenceClassification, config, torch.bfloat16)
+    counts = count_parameters(model)
+    counts["lora"] = lora_rank * sum(
+        module.in_features + module.out_features
+        for module in model.modules()
+        if hasattr(module, "in_features")
+    )
+    needed = estimate_memory(config, counts, precision, token_budget, recompute=True)
+    available = torch.cuda.get_device_properties().total_memory / 2**30
+    logger.info("%.1f GiB of %.1f needed by a whole model", needed, available)
     return needed > 0.9 * available

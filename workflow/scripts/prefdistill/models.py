@@ -19,6 +19,7 @@ from prefdistill.files import reading
 from prefdistill.io import read_json, write_json
 from prefdistill.job import UserError
 from prefdistill.packing import PackedBatch, next_shape, pad_batch
+from prefdistill.sharding import SHARDED, load_sharded
 from prefdistill.tensors import write_tensors
 
 logger = logging.getLogger(__name__)
@@ -59,7 +60,9 @@ def device_of(model: torch.nn.Module) -> torch.device:
 
 
 def _default_device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", torch.cuda.current_device())
 
 
 def resolve_precision(precision: str, device: torch.device) -> tuple[torch.dtype, bool]:
@@ -98,7 +101,14 @@ def seeded_head(hidden_size: int, seed: int) -> torch.Tensor:
     return HEAD_STD * torch.randn(len(CLASSES), hidden_size, generator=generator)
 
 
-def _load(auto_class: Any, folder: Path, precision: str, device: Any, **settings: Any):
+def _load(
+    auto_class: Any,
+    folder: Path,
+    precision: str,
+    device: Any,
+    shard: bool = False,
+    **settings: Any,
+):
     """A frozen model with packed attention, and the names of its missing weights."""
     from transformers import AutoConfig
     from transformers.utils import logging as transformers_logging
@@ -118,6 +128,8 @@ def _load(auto_class: Any, folder: Path, precision: str, device: Any, **settings
         eos = config.eos_token_id
         config.pad_token_id = eos[0] if isinstance(eos, list) else eos
     config.use_cache = False
+    if shard:
+        return load_sharded(auto_class, folder, config, dtype, device, nf4=nf4)
     if nf4 and not gptq:
         settings["quantization_config"] = _nf4(dtype)
     model, info = auto_class.from_pretrained(
@@ -163,6 +175,7 @@ def load_classifier(
     *,
     head_seed: int = 0,
     device: str | torch.device | None = None,
+    shard: bool = False,
 ) -> torch.nn.Module:
     """Load a model folder as a frozen three-class judge with packed attention.
 
@@ -174,6 +187,7 @@ def load_classifier(
         precision: fp32, bf16, fp16, nf4 or auto; see ``resolve_precision``.
         head_seed: Seed of a fresh head.
         device: Where to load; by default the GPU if there is one.
+        shard: Whether each of the job's processes is to hold a part of the weights.
 
     Raises:
         UserError: If weights other than the head are missing from the folder.
@@ -185,6 +199,7 @@ def load_classifier(
         folder,
         precision,
         device,
+        shard,
         num_labels=len(CLASSES),
     )
     model.config.id2label = dict(CLASSES)
@@ -197,11 +212,13 @@ def load_classifier(
     return model.eval()
 
 
-def load_language_model(folder: Path, precision: str) -> torch.nn.Module:
-    """Load a model folder as a frozen language model with packed attention."""
+def load_language_model(
+    folder: Path, precision: str, *, shard: bool = False
+) -> torch.nn.Module:
+    """Load a model folder as a frozen language model; see ``load_classifier``."""
     from transformers import AutoModelForCausalLM
 
-    model, missing = _load(AutoModelForCausalLM, folder, precision, None)
+    model, missing = _load(AutoModelForCausalLM, folder, precision, None, shard)
     _check_missing(folder, missing)
     return model.eval()
 
@@ -217,6 +234,11 @@ def _check_missing(folder: Path, missing: set[str]) -> None:
 def core_model(model: torch.nn.Module) -> torch.nn.Module:
     """The transformers model inside a PEFT model, or the model itself."""
     return model.get_base_model() if hasattr(model, "peft_config") else model
+
+
+def is_sharded(model: torch.nn.Module) -> bool:
+    """Whether each process holds but a part of the model's base."""
+    return getattr(core_model(model), SHARDED, False)
 
 
 def hidden_states(model: torch.nn.Module, batch: PackedBatch) -> torch.Tensor:
@@ -298,7 +320,12 @@ def load_adapter(
         safe_open(path, framework="pt") as archive,
     ):
         saved = set(archive.keys())
-    model = PeftModel.from_pretrained(model, str(folder), is_trainable=trainable)
+    model = PeftModel.from_pretrained(
+        model,
+        str(folder),
+        is_trainable=trainable,
+        torch_device=str(device_of(model)),
+    )
     expected = set(adapter_tensors(model))
     if saved != expected:
         name = min(saved ^ expected)
@@ -318,6 +345,11 @@ def load_merged(folder: Path, adapter: Path, precision: str) -> torch.nn.Module:
     model.to(device, dtype)
     model.score.to(torch.float32)
     return model.eval()
+
+
+def adapter_rank(folder: Path) -> int:
+    """The rank of a saved adapter."""
+    return read_json(Path(folder) / "adapter_config.json")["r"]
 
 
 def adapter_tensors(model: torch.nn.Module) -> dict[str, torch.Tensor]:

@@ -1,8 +1,9 @@
 """The training loop: packed bins, a fixed number of pairs a step, exact resume.
 
 Nothing depends on the state of a random generator: the order of the data comes from
-(seed, epoch) and dropout from (seed, step), so a resumed run repeats the uninterrupted
-one bit for bit on a CPU.
+(seed, epoch) and dropout from (seed, step, bin), so a resumed run repeats the
+uninterrupted one bit for bit on a CPU. Several processes share out the bins of a step
+and add up their gradients: the step is the same for any number of them, up to rounding.
 """
 
 import json
@@ -19,12 +20,20 @@ import pyarrow.compute as pc
 import torch
 
 from prefdistill.checkpoints import Checkpoints
+from prefdistill.distributed import (
+    any_process,
+    is_first,
+    n_processes,
+    own_share,
+    sum_over_processes,
+    wait_for_all,
+)
 from prefdistill.files import write_text
 from prefdistill.io import VIEWS
 from prefdistill.job import Interrupted, Progress, UserError, stop_requested
 from prefdistill.losses import RowLosses
-from prefdistill.memory import halved_budget, must_recompute
-from prefdistill.models import core_model, device_of
+from prefdistill.memory import halved_budget, must_recompute, note_short_memory
+from prefdistill.models import core_model, device_of, is_sharded
 from prefdistill.packing import collate, pack
 from prefdistill.prompts import EncodedPairs
 
@@ -113,6 +122,8 @@ class Plan:
 class Trainer:
     """One training run; ``run`` goes through its steps and keeps checkpoints.
 
+    With several processes each has a trainer, and the first one's writes the files.
+
     Args:
         model: A PEFT model; its trainable weights are float32.
         encoded: Pairs to train on.
@@ -169,7 +180,7 @@ class Trainer:
         first_step = saved_step = self.step
         progress = Progress(self.plan.n_steps, "steps", done=self.step)
         while self.step < self.plan.n_steps:
-            stop = stop_requested()
+            stop = any_process(stop_requested())
             due = self.step - saved_step >= self.settings["checkpoint_steps"]
             if self.step > saved_step and (stop or due):
                 self._save()
@@ -185,11 +196,13 @@ class Trainer:
             note = f"loss {record['loss']:.4f}" if record["loss"] is not None else ""
             progress.update(1, record["n_tokens"], note)
         self.model.eval()
-        write_text(curve_path, "".join(json.dumps(r) + "\n" for r in self.curve))
+        if is_first():
+            write_text(curve_path, "".join(json.dumps(r) + "\n" for r in self.curve))
 
     def finish(self) -> None:
         """Remove the state of the run, once its outputs are in place."""
-        self.checkpoints.remove()
+        if is_first():
+            self.checkpoints.remove()
 
     def _take_step(self) -> dict[str, Any]:
         """Forward, backward and update on one step's pairs in both orders."""
@@ -226,11 +239,15 @@ class Trainer:
 
     def _accumulate(self, rows: np.ndarray, views: np.ndarray) -> float | None:
         """Mean loss of a step's rows, its gradient added up; None if memory ran out."""
-        sequence = np.random.SeedSequence([self.settings["seed"], self.step])
-        torch.manual_seed(int(sequence.generate_state(1)[0]))
+        lengths = self.encoded.lengths[rows]
+        bins = pack(lengths, self.token_budget)
+        sizes = [int(lengths[members].sum()) for members in bins]
         loss = torch.zeros((), device=device_of(self.model))
+        out_of_memory = False
         try:
-            for members in pack(self.encoded.lengths[rows], self.token_budget):
+            for index, weight in own_share(sizes, in_step=is_sharded(self.model)):
+                self._seed_dropout(index)
+                members = bins[index]
                 tokens = [
                     self.encoded.tokens(rows[i], VIEWS[views[i]])
                     for i in members.tolist()
@@ -238,13 +255,31 @@ class Trainer:
                 losses = self.row_losses(
                     self.model, collate(tokens), rows[members], views[members]
                 )
-                part = losses.sum() / len(rows)
+                part = weight * losses.sum() / len(rows)
                 (part * self.loss_scale).backward()
                 loss += part.detach()
         except torch.OutOfMemoryError as error:
-            logger.warning("step %d: %s", self.step + 1, str(error).splitlines()[0])
+            note_short_memory(self.model, error)
+            out_of_memory = True
+        if any_process(out_of_memory):
             return None
+        self._add_up(loss)
         return float(loss)
+
+    def _seed_dropout(self, index: int) -> None:
+        """Seed the dropout of a step's bin, whichever process works on it."""
+        seeds = [self.settings["seed"], self.step, index]
+        torch.manual_seed(int(np.random.SeedSequence(seeds).generate_state(1)[0]))
+
+    def _add_up(self, loss: torch.Tensor) -> None:
+        """Add the processes' losses and gradients; a process may have had no bin."""
+        if n_processes() == 1:
+            return
+        for weight in self.weights.values():
+            if weight.grad is None:
+                weight.grad = torch.zeros_like(weight)
+        gradients = [weight.grad for weight in self.weights.values()]
+        sum_over_processes([loss, *gradients])
 
     def _clip(self) -> float:
         """Undo the loss scale, clip the gradients' norm, return it as it was."""
@@ -288,7 +323,9 @@ class Trainer:
             "loss_scale": self.loss_scale,
             "curve": self.curve,
         }
-        self.checkpoints.save(self.step, tensors, info)
+        if is_first():
+            self.checkpoints.save(self.step, tensors, info)
+        wait_for_all()
 
     def _resume(self) -> None:
         """Take up the newest checkpoint, if there is one."""

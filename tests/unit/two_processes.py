@@ -1,0 +1,196 @@
+"""What the processes of ``test_distributed`` do; run as a script, a job of two.
+
+python two_processes.py FOLDER [loop STEPS | die | refuse | work]
+"""
+
+import json
+import os
+import sys
+import time
+import types
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "workflow/scripts"))
+
+from prefdistill.job import (
+    Interrupted,
+    UserError,
+    hide_unused_imports,
+    run_job,
+    stop_requested,
+)
+
+TEXT = {
+    "template": "<prompt>: {prompt}<response_a>: {response_a}"
+    "<response_b>: {response_b}<verdict>:",
+    "turn": "<turn {n}>: ",
+    "max_length": 80,
+    "prompt_share": 0.25,
+    "head_share": 0.5,
+}
+LORA = {
+    "r": 2,
+    "alpha": 4,
+    "dropout": 0.1,
+    "targets": ["q_proj", "up_proj"],
+    "lowest_layer": 0,
+}
+SETTINGS = {
+    "learning_rate": 0.01,
+    "max_steps": None,
+    "pairs_per_step": 4,
+    "token_budget": 128,
+    "warmup_steps": None,
+    "warmup_fraction": 0.2,
+    "schedule": "cosine",
+    "min_lr_ratio": 0.1,
+    "weight_decay": 0.01,
+    "max_grad_norm": 1.0,
+    "seed": 7,
+    "checkpoint_steps": 3,
+    "recompute": "auto",
+}
+MODELS = {"llama": "nf4", "gemma2": "fp32"}
+N_PAIRS = 14
+
+
+def encoded_pairs(folder):
+    import pyarrow as pa
+
+    from prefdistill.models import load_tokenizer
+    from prefdistill.prompts import encode_pairs
+
+    words = ["river ", "list ", "poem "]
+    table = {
+        "id": [f"train:{n}" for n in range(N_PAIRS)],
+        "prompt": [[words[n % 3] * (1 + n % 4)] for n in range(N_PAIRS)],
+        "response_a": [["yes " * (1 + n % 5)] for n in range(N_PAIRS)],
+        "response_b": [["no " * (1 + n % 7)] for n in range(N_PAIRS)],
+    }
+    return encode_pairs(pa.table(table), load_tokenizer(folder), TEXT)
+
+
+def trainer_of(folder, name, scratch, *, shard=False, objective=None, **changes):
+    """A trainer on a fresh model; its scratch folder is shared by the processes."""
+    import numpy as np
+
+    from prefdistill.checkpoints import Checkpoints
+    from prefdistill.losses import label_objective
+    from prefdistill.models import add_adapter, load_classifier
+    from prefdistill.training import Trainer
+
+    model = load_classifier(folder / name, MODELS[name], shard=shard)
+    model = add_adapter(model, LORA, seed=1)
+    targets = np.eye(3, dtype=np.float32)[np.arange(N_PAIRS) % 3]
+    objective = objective or label_objective(targets)
+    pairs = encoded_pairs(folder / name)
+    checkpoints = Checkpoints(scratch, "abc")
+    return Trainer(model, pairs, objective, SETTINGS | changes, 3.0, checkpoints)
+
+
+def outcome_of(folder, trainer, name):
+    """Train to the end, score, and write what came out, as the first process."""
+    import numpy as np
+
+    from prefdistill.distributed import is_first
+    from prefdistill.inference import score_pairs
+    from prefdistill.models import save_adapter
+
+    trainer.run(folder / name / "train.jsonl")
+    logits = score_pairs(trainer.model, trainer.encoded, token_budget=100)
+    if is_first():
+        save_adapter(trainer.model, folder / name)
+        np.save(folder / name / "logits.npy", logits)
+        budget = {"token_budget": trainer.token_budget}
+        (folder / name / "end.json").write_text(json.dumps(budget))
+
+
+def out_of_memory_once():
+    """The label objective, out of memory at the second process's first pass."""
+    import numpy as np
+    import torch
+
+    from prefdistill.distributed import rank
+    from prefdistill.losses import label_objective
+
+    good = label_objective(np.eye(3, dtype=np.float32)[np.arange(N_PAIRS) % 3])
+    calls = iter(range(1000))
+
+    def row_losses(*arguments):
+        if next(calls) == 0 and rank() == 1:
+            raise torch.OutOfMemoryError("tried to allocate 2 GiB")
+        return good(*arguments)
+
+    return row_losses
+
+
+def work(folder):
+    """Every way to train, one after the other."""
+    from prefdistill import training
+    from prefdistill.distributed import rank
+
+    for name in MODELS:
+        for shard in (False, True):
+            kind = f"{name}-{'sharded' if shard else 'whole'}"
+            trainer = trainer_of(folder, name, folder / "scratch" / kind, shard=shard)
+            outcome_of(folder, trainer, kind)
+    scratch = folder / "scratch" / "resumed"
+    stopped = trainer_of(folder, "llama", scratch)
+    training.stop_requested = lambda: rank() == 1 and stopped.step == 5
+    try:
+        stopped.run(folder / "never.jsonl")
+    except Interrupted as stop:
+        (folder / f"stop-{rank()}.txt").write_text(f"{stop} {stop.progressed}")
+    training.stop_requested = stop_requested
+    if rank() == 0:
+        os.system(f"cp -r {scratch} {folder / 'scratch' / 'left'}")
+    outcome_of(folder, trainer_of(folder, "llama", scratch), "resumed")
+    short = trainer_of(
+        folder, "llama", folder / "scratch" / "short", objective=out_of_memory_once()
+    )
+    outcome_of(folder, short, "short")
+
+
+def loop(folder, n_steps):
+    """Count steps, kept in a file; the request to stop reaches one process first."""
+    from prefdistill.distributed import any_process, is_first, wait_for_all
+
+    state = folder / "state.txt"
+    first = step = int(state.read_text()) if state.exists() else 0
+    while step < n_steps:
+        if is_first():
+            print("at work", flush=True)
+        time.sleep(0.05)
+        step += 1
+        if any_process(stop_requested()):
+            if is_first():
+                time.sleep(0.5)  # the others must not leave meanwhile
+                state.write_text(str(step))
+            wait_for_all()
+            raise Interrupted(f"saved at step {step}", progressed=step > first)
+    if is_first():
+        (folder / "done.txt").write_text(f"from {first}")
+
+
+def main():
+    folder, what = Path(sys.argv[1]), sys.argv[2]
+    job = types.SimpleNamespace(
+        log=[folder / "logs/a.log"], threads=1, input=[], output=[], params={}
+    )
+    with run_job(job, processes=2):
+        hide_unused_imports()
+        from prefdistill.distributed import rank, wait_for_all
+
+        if what == "work":
+            work(folder)
+        elif what == "loop":
+            loop(folder, int(sys.argv[3]))
+        elif rank() == 1 and what == "die":
+            os.kill(os.getpid(), 9)
+        elif rank() == 1 and what == "refuse":
+            raise UserError("row id 7: no good; do better")
+        wait_for_all()
+
+
+if __name__ == "__main__":
+    main()
