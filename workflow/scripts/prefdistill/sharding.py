@@ -176,4 +176,10 @@ def _nf4_linear(linear: nn.Linear, dtype: torch.dtype) -> nn.Module:
 def _quantise(value: torch.Tensor) -> tuple[torch.Tensor, Any]:
     from bitsandbytes.functional import quantize_4bit
 
-    return quantize_4bit(value, compress_statistics=True, quant_type="nf4")
+    # FSDP of torch below 2.13 takes floating point alone, be it for bytes.
+    return quantize_4bit(
+        value,
+        compress_statistics=True,
+        quant_type="nf4",
+        quant_storage=torch.bfloat16,
+    )
