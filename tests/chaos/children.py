@@ -60,6 +60,7 @@ class Child:
 
     def __init__(self, body: Callable[[], None], log: Path) -> None:
         sys.stdout.flush()
+        self.code: int | None = None
         self.pid = os.fork()
         if self.pid:
             return
@@ -85,7 +86,9 @@ class Child:
 
     def wait(self) -> int:
         """The exit status; minus the signal's number if one ended the child."""
-        return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+        if self.code is None:
+            self.code = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+        return self.code
 
 
 @dataclass(frozen=True)
@@ -182,11 +185,14 @@ def draw_place(
 
 
 def contents(folder: Path) -> dict[str, Any]:
-    """Every file below a folder: bytes, or a curve's records without their seconds."""
+    """Every file below a folder: bytes, or a curve's records without their seconds.
+
+    Files in temporary folders may be half-written and are taken as they are.
+    """
     found = {}
     for path in sorted(folder.rglob("*")):
         name = str(path.relative_to(folder))
-        if path.name == "train.jsonl":
+        if path.name == "train.jsonl" and not path.parent.name.startswith("."):
             records = map(json.loads, path.read_text().splitlines())
             found[name] = [record | {"seconds": None} for record in records]
         elif path.is_file():

@@ -256,6 +256,8 @@ class Trials:
             time.sleep(max(0.0, started + moment - time.monotonic()))
             if action == "end":
                 first.signal(end)
+                if end == signal.SIGKILL:
+                    first.wait()  # until then it counts as a live process
                 continue
             if deletes:
                 job.forget(folder)
