@@ -176,10 +176,11 @@ def _nf4_linear(linear: nn.Linear, dtype: torch.dtype) -> nn.Module:
 def _quantise(value: torch.Tensor) -> tuple[torch.Tensor, Any]:
     from bitsandbytes.functional import quantize_4bit
 
-    # FSDP of torch below 2.13 takes floating point alone, be it for bytes.
+    # FSDP of torch below 2.13 takes floating point alone, be it for bytes; as bfloat16
+    # they would be gathered by a copy that changes those that look like a NaN.
     return quantize_4bit(
         value,
         compress_statistics=True,
         quant_type="nf4",
-        quant_storage=torch.bfloat16,
+        quant_storage=torch.float32,
     )
