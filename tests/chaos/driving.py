@@ -27,9 +27,15 @@ def adopt_orphans() -> None:
 
 
 def cpu_seconds() -> float:
-    """CPU time of all processes that this one, or a child of it, has waited for."""
+    """CPU time of all descendants of this process, those that have ended included."""
     usage = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return usage.ru_utime + usage.ru_stime
+    total_s = usage.ru_utime + usage.ru_stime
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            times = process.cpu_times()
+            total_s += times.user + times.system
+            total_s += times.children_user + times.children_system
+    return total_s
 
 
 class Driver:

@@ -68,32 +68,37 @@ def kill(kind: str, driver: Driver, rng: random.Random) -> bool:
 
 
 def run(folder: Path, seed: int, gaps_s: list[float]) -> Outcome:
-    """Go through the DAG with a kill after each of the gaps, then undisturbed."""
+    """Go through the DAG with a kill after each gap, in CPU seconds of all processes.
+
+    On a clock that counts work the kills are spread alike, however busy the machine.
+    """
     adopt_orphans()
     outcome = Outcome(folder)
-    started, cpu_before = time.monotonic(), cpu_seconds()
+    started, cpu_before_s = time.monotonic(), cpu_seconds()
+    instants = [cpu_before_s + sum(gaps_s[: k + 1]) for k in range(len(gaps_s))]
     try:
-        disturb(outcome, random.Random(seed), list(gaps_s))
+        disturb(outcome, random.Random(seed), instants)
     finally:
         end_all()
     outcome.seconds = time.monotonic() - started
-    outcome.cpu_s = cpu_seconds() - cpu_before
+    outcome.cpu_s = cpu_seconds() - cpu_before_s
     outcome.digests = digests(folder, *COMPARED)
     return outcome
 
 
-def disturb(outcome: Outcome, rng: random.Random, gaps_s: list[float]) -> None:
-    """Start the command, and again whenever it has failed; kill after each gap."""
+def disturb(outcome: Outcome, rng: random.Random, instants: list[float]) -> None:
+    """Start the command, and again whenever it has failed; kill at the instants."""
     failures_in_a_row = 0
     while True:
         driver, explained = Driver(outcome.folder, TARGET), False
         outcome.n_starts += 1
-        while gaps_s and not driver.wait(gaps_s[0]):
+        while instants and driver.runs():
             kind = rng.choice(list(KINDS))
-            if kill(kind, driver, rng):
+            if cpu_seconds() >= instants[0] and kill(kind, driver, rng):
                 outcome.kills[kind] += 1
                 explained = True
-                gaps_s.pop(0)
+                del instants[0]
+            time.sleep(0.1)
         driver.wait()
         if not driver.exit_code:
             return driver.wait_for_orphans()
@@ -113,20 +118,39 @@ def difference(outcome: Outcome, expected: dict[str, str]) -> str | None:
     return f"differs in {', '.join(other)}" if other else None
 
 
-def summary(outcomes: list[Outcome], undisturbed: Outcome) -> str:
+def summary(outcomes: list[Outcome], undisturbed_s: float) -> str:
     """Counts of kills and starts, and the wasted work, in words."""
     kills = sum((outcome.kills for outcome in outcomes), Counter())
-    wasted = [outcome.cpu_s / undisturbed.cpu_s - 1 for outcome in outcomes]
-    n_kills = max(1, kills.total())
-    per_kill_s = sum(wasted) * undisturbed.cpu_s / n_kills
+    wasted = [outcome.cpu_s / undisturbed_s - 1 for outcome in outcomes]
+    per_kill_s = sum(wasted) * undisturbed_s / max(1, kills.total())
     return (
         f"kills: {kills.total()} ("
         + ", ".join(f"{kind} {kills[kind]}" for kind in KINDS)
         + f"); starts: {sum(o.n_starts for o in outcomes)}; failures with no kill: "
         f"{sum(o.n_failures for o in outcomes)}\n"
         f"wasted work: median {statistics.median(wasted):.0%}, most {max(wasted):.0%} "
-        f"of {undisturbed.cpu_s:.0f} CPU seconds; {per_kill_s:.1f} CPU seconds a kill"
+        f"of {undisturbed_s:.0f} CPU seconds; {per_kill_s:.1f} CPU seconds a kill"
     )
+
+
+def undisturbed_runs(
+    pool: ProcessPoolExecutor, folder: Path, n_runs: int
+) -> tuple[dict[str, str], float]:
+    """Digests and mean CPU seconds of runs without a kill, as many as run at a time."""
+    todo = [pool.submit(run, folder / f"undisturbed{k}", 0, []) for k in range(n_runs)]
+    outcomes = [done.result() for done in todo]
+    expected = outcomes[0].digests
+    for outcome in outcomes:
+        problem = difference(outcome, expected) if expected else "made no file"
+        if problem:
+            sys.exit(f"{outcome.folder}: {problem}; see terminal.txt there")
+    cpu_s = statistics.mean(outcome.cpu_s for outcome in outcomes)
+    print(
+        f"undisturbed: {outcomes[0].seconds:.0f} s, {cpu_s:.0f} CPU seconds, "
+        f"{len(expected)} files to compare",
+        flush=True,
+    )
+    return expected, cpu_s
 
 
 def main() -> int:
@@ -143,45 +167,32 @@ def main() -> int:
     outcomes: list[Outcome] = []
     n_same = 0
     with ProcessPoolExecutor(options.parallel) as pool:
-        undisturbed = pool.submit(run, folder / "undisturbed", 0, []).result()
-        if undisturbed.problem or not undisturbed.digests:
-            sys.exit(f"the undisturbed run failed: {folder}/undisturbed/terminal.txt")
-        print(
-            f"undisturbed: {undisturbed.seconds:.0f} s, {undisturbed.cpu_s:.0f} CPU "
-            f"seconds, {len(undisturbed.digests)} files to compare",
-            flush=True,
-        )
-        longest_s = 2 * undisturbed.seconds / (options.kills + 1)
-        plans = [
-            (
-                rng.getrandbits(32),
-                [rng.uniform(0, longest_s) for _ in range(options.kills)],
-            )
-            for _ in range(options.runs)
-        ]
+        expected, cpu_s = undisturbed_runs(pool, folder, options.parallel)
+        longest_s = 2 * cpu_s / (options.kills + 1)
         started = time.monotonic()
-        todo = [
-            pool.submit(run, folder / f"{k}", *plan) for k, plan in enumerate(plans, 1)
-        ]
+        todo = []
+        for k in range(1, options.runs + 1):
+            gaps_s = [rng.uniform(0, longest_s) for _ in range(options.kills)]
+            todo.append(pool.submit(run, folder / f"{k}", rng.getrandbits(32), gaps_s))
         for done in as_completed(todo):
             outcome = done.result()
             outcomes.append(outcome)
-            problem = difference(outcome, undisturbed.digests)
+            problem = difference(outcome, expected)
             n_same += not problem
             n_left = options.runs - len(outcomes)
             left_s = (time.monotonic() - started) / len(outcomes) * n_left
             print(
                 f"{len(outcomes)}/{options.runs}: {outcome.seconds:.0f} s, "
                 f"{outcome.kills.total()} kills, {outcome.n_starts} starts, "
-                f"{outcome.cpu_s / undisturbed.cpu_s - 1:+.0%} CPU, "
-                f"{problem or 'identical'}, ETA {clock(left_s)}",
+                f"{outcome.cpu_s / cpu_s - 1:+.0%} CPU, {problem or 'identical'}, "
+                f"ETA {clock(left_s)}",
                 flush=True,
             )
             if problem:
                 print(f"  see {outcome.folder}/terminal.txt", flush=True)
             else:
                 shutil.rmtree(outcome.folder)
-    print(summary(outcomes, undisturbed))
+    print(summary(outcomes, cpu_s))
     print(f"{n_same}/{options.runs}")
     if n_same == options.runs and not options.folder:
         shutil.rmtree(folder)
