@@ -77,6 +77,11 @@ def test_every_job_gets_what_its_rule_asks_for(finished):
     }
 
 
+def test_every_job_runs_the_sites_hook(finished):
+    ran = (finished.folder / "hook.txt").read_text().split()
+    assert set(ran) == {record["JobId"] for record in jobs(finished.folder)}
+
+
 def test_gpu_jobs_see_their_gpus_and_no_others(finished):
     on_gpus = set(yaml.safe_load(PROFILE.read_text())["set-resources"])
     seen = 0
