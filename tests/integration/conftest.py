@@ -1,6 +1,7 @@
 """One finished run of the reduced demo, shared by the tests of the workflow."""
 
 import fcntl
+import os
 import shutil
 from pathlib import Path
 
@@ -15,7 +16,9 @@ def finished(tmp_path_factory) -> Path:
     Test processes of one session share the run: the first one makes it. The scripts of
     its jobs are kept in ``.snakemake/scripts``.
     """
-    folder = tmp_path_factory.getbasetemp().parent / "finished"
+    base = tmp_path_factory.getbasetemp()
+    in_workers = "PYTEST_XDIST_WORKER" in os.environ
+    folder = (base.parent if in_workers else base) / "finished"
     with open(folder.with_suffix(".lock"), "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not (folder / "done").exists():

@@ -125,7 +125,12 @@ def fetched(hub, tmp_path_factory):
         "data": {"train": ["broken.csv"], "extra": [], "ultra": [], "test": None},
         "simulation": {f"n_{name}": 40 for name in ("train", "extra", "ultra", "test")},
         "base_models": {
-            name: {"source": "hub", "repo": f"org/{name}", "revision": COMMIT}
+            name: {
+                "source": "hub",
+                "repo": f"org/{name}",
+                "revision": COMMIT,
+                "billions": 1,
+            }
             for name in REPOSITORIES
         },
     }

@@ -146,7 +146,9 @@ def must_shard(
         return False
     from transformers import AutoConfig, AutoModelForSequenceClassification
 
-    config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    config = AutoConfig.from_pretrained(
+        folder, local_files_only=True, trust_remote_code=False
+    )
     model = empty_model(AutoModelForSequenceClassification, config, torch.bfloat16)
     counts = count_parameters(model)
     counts["lora"] = lora_rank * sum(
