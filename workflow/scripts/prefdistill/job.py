@@ -102,7 +102,7 @@ def _watch_time_limit() -> None:
     if left_s is not None:
         spare_s = min(max(MIN_SPARE_S, SPARE_SHARE * left_s), MAX_SPARE_S)
         _Stop.deadline = time.monotonic() + left_s - spare_s
-        logger.info(
+        logger.debug(
             "%.0f min left to the job, %.0f s kept to save", left_s / 60, spare_s
         )
 
