@@ -2,6 +2,8 @@
 
 import os
 import shutil
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -12,8 +14,9 @@ from toy import REDUCED, TEACHER, Driver
 LONG = """
 teachers:
   llama:
-    training: {epochs: 1000, max_steps: 400, checkpoint_steps: 50}
+    training: {{epochs: 1000, max_steps: {n_steps}, checkpoint_steps: 50}}
 """
+N_STEPS = 400
 # What the site's hook does here.
 HOOK = 'echo "$SLURM_JOB_ID" >> hook.txt\n'
 CONFIGS = ("config/demo.yaml", "reduced.yaml")
@@ -34,7 +37,6 @@ def finished(tmp_path_factory) -> Driver:
     (folder / "slurm").symlink_to("profiles/slurm")
     (folder / "profiles/slurm/job_env.sh").write_text(HOOK)
     shutil.copy(REDUCED, folder / "reduced.yaml")
-    (folder / "long.yaml").write_text(LONG)
     driver = Driver(folder, "all", "--configfile", *CONFIGS)
     assert driver.finish() == 0, driver.text[-6000:]
     return driver
@@ -50,15 +52,21 @@ def copied(finished: Driver, folder: Path) -> Path:
 def start(finished, tmp_path):
     """Function that starts the long training job in a copy of the finished run.
 
-    Its arguments are Driver's, and a text of the profile with another in its place;
-    called again it starts another driver there.
+    Its arguments are Driver's, the number of its steps, and a text of the profile with
+    another in its place; called again it starts another driver there.
     """
     drivers = []
 
-    def start(*arguments: str, profile: tuple[str, str] | None = None, **options):
+    def start(
+        *arguments: str,
+        n_steps: int = N_STEPS,
+        profile: tuple[str, str] | None = None,
+        **options,
+    ) -> Driver:
         folder = tmp_path / "run"
         if not folder.exists():
             copied(finished, folder)
+        (folder / "long.yaml").write_text(LONG.format(n_steps=n_steps))
         if profile:
             path = folder / "profiles/slurm/config.yaml"
             path.write_text(path.read_text().replace(*profile))
@@ -73,11 +81,19 @@ def start(finished, tmp_path):
 
 
 @pytest.fixture(scope="session")
-def expected(finished, tmp_path_factory) -> bytes:
-    """The long job's adapter, made without Slurm and in one go."""
-    folder = copied(finished, tmp_path_factory.mktemp("expected") / "run")
-    overlays = (folder / "reduced.yaml", folder / "long.yaml")
-    config = folder / "config/demo.yaml"
-    result = snakemake(folder, TEACHER, root=folder, config=config, overlays=overlays)
-    assert result.returncode == 0, result.stderr[-4000:]
-    return (folder / TEACHER).read_bytes()
+def expected(finished, tmp_path_factory) -> Callable[[int], bytes]:
+    """Function that gives the long job's adapter, made without Slurm and in one go."""
+
+    @cache
+    def make(n_steps: int = N_STEPS) -> bytes:
+        folder = copied(finished, tmp_path_factory.mktemp("expected") / "run")
+        (folder / "long.yaml").write_text(LONG.format(n_steps=n_steps))
+        overlays = (folder / "reduced.yaml", folder / "long.yaml")
+        config = folder / "config/demo.yaml"
+        result = snakemake(
+            folder, TEACHER, root=folder, config=config, overlays=overlays
+        )
+        assert result.returncode == 0, result.stderr[-4000:]
+        return (folder / TEACHER).read_bytes()
+
+    return make

@@ -14,6 +14,7 @@ from toy import TEACHER, job_log, jobs, slurm, wait_until
 SLURM = Path(os.environ.get("SLURM_TEST_FOLDER", "."))
 PROFILE = Path(__file__).parents[2] / "profiles/slurm/config.yaml"
 RULE = "train_teacher"
+MINUTES_OF_STEPS = 1200  # on a quick machine still more than a minute
 
 
 def option(name: str, value: object) -> tuple[str, str]:
@@ -97,8 +98,8 @@ def test_gpu_jobs_see_their_gpus_and_no_others(finished):
 def test_a_partition_shorter_than_the_work(start, expected):
     """The job saves, queues itself again and goes on, and no retry is used up."""
     arguments = (*option("slurm_partition", "short"), f"{RULE}:runtime=1")
-    driver = start(*arguments, "--retries", "0")
-    trained_as_expected(driver, expected)
+    driver = start(*arguments, "--retries", "0", n_steps=MINUTES_OF_STEPS)
+    trained_as_expected(driver, expected(MINUTES_OF_STEPS))
     (record,) = jobs(driver.folder, RULE)
     assert record["Partition"] == "short"
     assert int(record["Restarts"]) >= 1
@@ -110,8 +111,9 @@ def test_a_partition_shorter_than_the_work(start, expected):
 def test_a_time_limit_where_jobs_are_not_queued_again(start, expected):
     """Slurm ends the job at its limit; the retry has more time and goes on."""
     arguments = (*option("slurm_partition", "gpu"), f"{RULE}:runtime=1 * attempt")
-    driver = start(*arguments, profile=("slurm-requeue", "slurm-no-requeue"))
-    trained_as_expected(driver, expected)
+    profile = ("slurm-requeue", "slurm-no-requeue")
+    driver = start(*arguments, profile=profile, n_steps=MINUTES_OF_STEPS)
+    trained_as_expected(driver, expected(MINUTES_OF_STEPS))
     first, *_, last = jobs(driver.folder, RULE)
     assert first["JobState"] == "TIMEOUT"
     assert last["JobState"] == "COMPLETED"
@@ -124,7 +126,7 @@ def test_a_cancelled_job_is_reported_and_tried_again(start, expected):
     driver = start()
     record = running(driver)
     slurm("scancel", record["JobId"])
-    trained_as_expected(driver, expected)
+    trained_as_expected(driver, expected())
     assert f"SLURM-job '{record['JobId']}' failed" in driver.text
     assert "CANCELLED" in driver.text
     assert "going on from step" in job_log(driver.folder)
@@ -133,7 +135,7 @@ def test_a_cancelled_job_is_reported_and_tried_again(start, expected):
 def test_a_requeued_job_goes_on(start, expected):
     driver = start("--retries", "0")
     slurm("scontrol", "requeue", running(driver)["JobId"])
-    trained_as_expected(driver, expected)
+    trained_as_expected(driver, expected())
     (record,) = jobs(driver.folder, RULE)
     assert record["Restarts"] == "1"
     assert "stopped by SIGTERM: saved at step" in job_log(driver.folder)
@@ -145,7 +147,7 @@ def test_a_preempted_job_goes_on(start, expected):
     running(driver)
     slurm("sbatch", "--partition", "gpu", "--gpus", "2", "--output", "/dev/null",
           "--wrap", "sleep 3")  # fmt: skip
-    trained_as_expected(driver, expected)
+    trained_as_expected(driver, expected())
     (record,) = jobs(driver.folder, RULE)
     assert record["Restarts"] == "1"
     assert "stopped by SIGTERM: saved at step" in job_log(driver.folder)
@@ -158,7 +160,7 @@ def test_a_job_outlives_its_slurmd(start, expected):
     os.kill(int(pid_file.read_text()), signal.SIGKILL)
     time.sleep(5)
     subprocess.run(["/usr/sbin/slurmd"], check=True)
-    trained_as_expected(driver, expected)
+    trained_as_expected(driver, expected())
     (record,) = jobs(driver.folder, RULE)
     assert (record["JobState"], record["Restarts"]) == ("COMPLETED", "0")
 
@@ -179,7 +181,7 @@ def test_a_killed_driver(start, expected):
     driver.process.kill()
     driver.process.wait()
     again = start(command=command)
-    trained_as_expected(again, expected)
+    trained_as_expected(again, expected())
     assert f"cancelling 1 Slurm jobs of the dead driver: {orphan}" in again.text
     assert "stopped by SIGTERM: saved at step" in job_log(driver.folder)
     assert "going on from step" in job_log(driver.folder)
