@@ -98,8 +98,9 @@ def test_gpu_jobs_see_their_gpus_and_no_others(finished):
 def test_a_partition_shorter_than_the_work(start, expected):
     """The job saves, queues itself again and goes on, and no retry is used up."""
     arguments = (*option("slurm_partition", "short"), f"{RULE}:runtime=1")
+    adapter = expected(MINUTES_OF_STEPS)
     driver = start(*arguments, "--retries", "0", n_steps=MINUTES_OF_STEPS)
-    trained_as_expected(driver, expected(MINUTES_OF_STEPS))
+    trained_as_expected(driver, adapter)
     (record,) = jobs(driver.folder, RULE)
     assert record["Partition"] == "short"
     assert int(record["Restarts"]) >= 1
@@ -112,8 +113,9 @@ def test_a_time_limit_where_jobs_are_not_queued_again(start, expected):
     """Slurm ends the job at its limit; the retry has more time and goes on."""
     arguments = (*option("slurm_partition", "gpu"), f"{RULE}:runtime=1 * attempt")
     profile = ("slurm-requeue", "slurm-no-requeue")
+    adapter = expected(MINUTES_OF_STEPS)
     driver = start(*arguments, profile=profile, n_steps=MINUTES_OF_STEPS)
-    trained_as_expected(driver, expected(MINUTES_OF_STEPS))
+    trained_as_expected(driver, adapter)
     first, *_, last = jobs(driver.folder, RULE)
     assert first["JobState"] == "TIMEOUT"
     assert last["JobState"] == "COMPLETED"
