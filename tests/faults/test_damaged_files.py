@@ -10,6 +10,7 @@ from writers import WRITERS
 
 from prefdistill.adapters import read_adapter, write_adapter
 from prefdistill.bases import base_folder, tensor_header, write_manifest
+from prefdistill.disk import disk_fault
 from prefdistill.io import (
     FOLD_SCHEMA,
     Logits,
@@ -22,7 +23,7 @@ from prefdistill.io import (
     write_predictions,
     write_table,
 )
-from prefdistill.job import UserError, disk_fault
+from prefdistill.job import UserError
 from prefdistill.merging import write_classifier
 from prefdistill.metrics import read_labels
 from prefdistill.models import (

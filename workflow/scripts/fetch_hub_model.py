@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from prefdistill.bases import TOKENIZER_FILES, write_manifest
-from prefdistill.job import UserError, disk_fault, run_job
+from prefdistill.disk import disk_fault
+from prefdistill.job import UserError, run_job
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
