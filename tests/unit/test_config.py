@@ -102,6 +102,8 @@ WRONG = {
     "negative weights": (["ensemble", "fold_weights"], [1, 1, -1], "greater than 0"),
     "fold beyond": (["predict", "folds"], [3], "a fold beyond 2"),
     "view": (["predict", "views"], ["AC"], "one of AB, BA"),
+    "parts not equal": (["folds"], {"test_fraction": 0.3, "test_part": 0}, "it must be 1/m"),
+    "part too high": (["folds"], {"test_fraction": 0.2, "test_part": 5}, "has parts 0 to 4"),
     "select too large": (["folds"], {"select_fraction": 0.4, "test_fraction": 0.4}, "their sum <= 0.6"),
     "template field": (["text", "template"], "{prompt} {response_b} {response_a}:", "in this order"),
     "template brace": (["text", "template"], "{prompt", "unbalanced braces"),

@@ -259,6 +259,24 @@ def plan(n_rows, n_prompts, labels=None, **changes):
     return plan_folds(source, labels, np.arange(n_rows) % n_prompts, SETTINGS | changes)
 
 
+def test_parts_test_every_row_once(tmp_path):
+    rows, tested = simulated_rows(), []
+    for part in range(4):
+        folder = tmp_path / str(part)
+        folder.mkdir()
+        run(folder, rows, test_fraction=0.25, test_part=part)
+        fold = read_table(folder / "fold0.parquet", FOLD_SCHEMA).to_pylist()
+        groups = {
+            split: {r["group"] for r in fold if r["split"] == split}
+            for split in ("train", "dev", "select", "test")
+        }
+        assert not groups["test"] & (groups["train"] | groups["dev"] | groups["select"])
+        tested += [r["id"] for r in fold if r["split"] == "test"]
+        post_pretrain = (folder / "post_pretrain.parquet").read_bytes()
+        assert post_pretrain == (tmp_path / "0/post_pretrain.parquet").read_bytes()
+    assert sorted(tested) == sorted(r["id"] for r in rows if r["source"] == "train")
+
+
 @pytest.mark.parametrize(
     ("arguments", "changes", "message"),
     [

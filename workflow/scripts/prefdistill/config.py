@@ -243,6 +243,17 @@ def _check_folds(config: dict[str, Any]) -> None:
             f"test_fraction {folds['test_fraction']} leave too little to train on; "
             "keep their sum <= 0.6"
         )
+    part, n_parts = folds["test_part"], round(1 / folds["test_fraction"])
+    if part is not None and abs(n_parts * folds["test_fraction"] - 1) > 0.01:
+        raise UserError(
+            f"config: folds.test_fraction: {folds['test_fraction']} does not cut the "
+            f"rows into parts for test_part; it must be 1/m, such as {1 / n_parts:g}"
+        )
+    if part is not None and part >= n_parts:
+        raise UserError(
+            f"config: folds.test_part: {part} is not allowed; a test_fraction of "
+            f"{folds['test_fraction']} has parts 0 to {n_parts - 1}"
+        )
     weights = config["ensemble"]["fold_weights"]
     if weights != "equal" and len(weights) != folds["n"]:
         raise UserError(

@@ -129,6 +129,31 @@ def bin_shares(settings: dict[str, Any]) -> list[float]:
     return [test, select] + [(1 - test - select) / settings["n"]] * settings["n"]
 
 
+def assign_bins(
+    labels: np.ndarray, groups: np.ndarray, settings: dict[str, Any]
+) -> np.ndarray:
+    """The bin of each train row: test, select, or a fold's dev side.
+
+    With ``test_part`` the rows are first cut into parts that are the same whichever is
+    taken for test, so that one run for each part tests every row once.
+
+    Args:
+        labels: ``(n,)`` integer class.
+        groups: ``(n,)`` prompt group.
+        settings: As for ``plan_folds``.
+    """
+    shares, seed = bin_shares(settings), settings["seed"]
+    if settings.get("test_part") is None:
+        return assign_groups(labels, groups, shares, seed)
+    n_parts = round(1 / shares[TEST])
+    parts = assign_groups(labels, groups, [1 / n_parts] * n_parts, seed)
+    rest = parts != settings["test_part"]
+    bins = np.full(len(labels), TEST)
+    left = np.array(shares[SELECT:]) / sum(shares[SELECT:])
+    bins[rest] = SELECT + assign_groups(labels[rest], groups[rest], left, seed)
+    return bins
+
+
 def _count(rows: np.ndarray) -> int:
     return int(np.count_nonzero(rows))
 
@@ -142,7 +167,8 @@ def plan_folds(
         source: ``(n,)`` unicode: train, extra, ultra or test.
         labels: ``(n,)`` integer class; of an unlabelled row, any.
         groups: ``(n,)`` prompt group.
-        settings: ``n``, ``select_fraction``, ``test_fraction`` and ``seed``.
+        settings: ``n``, ``select_fraction``, ``test_fraction``, ``seed`` and, for
+            cross-validation, ``test_part``.
 
     Raises:
         UserError: If the train rows have too few prompts, or a split would be empty or
@@ -158,9 +184,7 @@ def plan_folds(
             "data"
         )
     bins = np.full(len(source), -1)
-    bins[is_train] = assign_groups(
-        labels[is_train], groups[is_train], bin_shares(settings), settings["seed"]
-    )
+    bins[is_train] = assign_bins(labels[is_train], groups[is_train], settings)
     check_bins(bins[is_train], labels[is_train], settings["n"])
 
     names, group_of_row = np.unique(groups, return_inverse=True)
