@@ -4,19 +4,45 @@ Registered with transformers under the name ``packed``: a model loaded with that
 attention passes the ``packed`` argument of its forward through to every layer. On the
 CPU, rows of similar length are gathered into small right-padded groups and go through
 PyTorch's scaled dot product attention, or through explicit products where scores are
-soft-capped (Gemma-2). On CUDA, FlexAttention runs with one block mask a batch.
+soft-capped (Gemma-2). On CUDA, FlexAttention runs with one block mask a batch, made on
+the host from the rows' lengths; where flash-attn is installed, its kernel for rows of
+varying length is taken instead.
 """
 
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from torch.nn.attention.flex_attention import BlockMask, flex_attention
 from torch.nn.functional import dropout as drop
 from torch.nn.functional import scaled_dot_product_attention
 
+from prefdistill.tensors import to_device
+
 ATTENTION = "packed"
 GROUP_FILL = 0.7
+BLOCK = 128
+# Numbers of rows are rounded up, so that they do not make another shape.
+ROWS_STEP = 64
+
+
+class Grouped(NamedTuple):
+    """Attention on the CPU: rows in groups, and a window if any."""
+
+    layout: "PackedLayout"
+    window: int | None
+
+
+class Varlen(NamedTuple):
+    """Attention by flash-attn: borders of the rows, ``(n + 1,)`` int32; a window."""
+
+    borders: torch.Tensor
+    longest: int
+    window: int | None
+
+
+Attention = Grouped | Varlen | BlockMask
 
 
 class PackedLayout:
@@ -32,6 +58,20 @@ class PackedLayout:
         self._masks: dict[Any, Any] = {}
         if device.type == "cpu":
             self.groups, self.scatter = self._grouped()
+
+    def attention(self, window: int | None) -> Attention:
+        """What ``packed_attention`` needs to know of the batch, for a sliding window.
+
+        A window that no row exceeds is none.
+        """
+        if window is not None and window >= self.lengths.max():
+            window = None
+        if self.device.type == "cpu":
+            return Grouped(self, window)
+        if window not in self._masks:
+            make = self._varlen if _flash_attn() else self._block_mask
+            self._masks[window] = make(window)
+        return self._masks[window]
 
     def _grouped(self) -> tuple[list[torch.Tensor], torch.Tensor]:
         """Token indices of each group, ``(n, length)``, and the way back.
@@ -67,29 +107,124 @@ class PackedLayout:
             self._masks[key] = mask if window is None else mask & ~ones.tril(-window)
         return self._masks[key]
 
-    def block_mask(self, window: int | None) -> Any:
-        """FlexAttention's block-sparse mask of the whole batch."""
-        if window not in self._masks:
-            from torch.nn.attention.flex_attention import create_block_mask
+    def _varlen(self, window: int | None) -> Varlen:
+        borders = np.concatenate([[0], np.cumsum(self.lengths)])
+        n_borders = -(-len(borders) // ROWS_STEP) * ROWS_STEP + 1
+        borders = np.pad(borders, (0, n_borders - len(borders)), mode="edge")
+        longest = 1 << int(self.lengths.max() - 1).bit_length()
+        return Varlen(to_device(borders.astype(np.int32), self.device), longest, window)
 
-            numbers = np.repeat(np.arange(len(self.lengths)), self.lengths)
-            rows = torch.from_numpy(numbers).to(self.device)
+    def _block_mask(self, window: int | None) -> BlockMask:
+        """FlexAttention's block-sparse mask of the whole batch, from the lengths."""
+        ends = np.cumsum(self.lengths)
+        n_tokens = int(ends[-1])
+        numbers = np.repeat(np.arange(len(ends)), self.lengths)
+        partial, full = visible_blocks(self.lengths, window)
+        arrays = [numbers]
+        for blocks in (partial, full, partial.T, full.T):
+            arrays.append(blocks.sum(axis=1))
+            arrays.append(np.argsort(~blocks, axis=1, kind="stable"))
+        # One copy for all; each starts where the compiled kernels expect it to.
+        sizes = [-(-array.size // 64) * 64 for array in arrays]
+        flat = np.zeros(sum(sizes), dtype=np.int32)
+        for start, array in zip(np.cumsum(sizes) - sizes, arrays, strict=True):
+            flat[start : start + array.size] = array.ravel()
+        parts = [
+            part[: array.size].view(array.shape)
+            for part, array in zip(to_device(flat, self.device).split(sizes), arrays, strict=True)
+        ]
+        rows, *tables = parts
+        names = [
+            f"{kind}{part}"
+            for kind in ("kv_", "full_kv_", "q_", "full_q_")
+            for part in ("num_blocks", "indices")
+        ]
 
-            def visible(_batch, _head, query, key):
-                return (rows[query] == rows[key]) & (query >= key)
+        def visible(_batch, _head, query, key):
+            return (rows[query] == rows[key]) & (query >= key)
 
-            def visible_in_window(batch, head, query, key):
-                return visible(batch, head, query, key) & (query - key < window)
+        def visible_in_window(batch, head, query, key):
+            return visible(batch, head, query, key) & (query - key < window)
 
-            n_tokens = len(rows)
-            mask_mod = visible if window is None else visible_in_window
-            self._masks[window] = create_block_mask(
-                mask_mod, None, None, n_tokens, n_tokens, device=self.device
-            )
-        return self._masks[window]
+        return BlockMask(
+            seq_lengths=(n_tokens, n_tokens),
+            BLOCK_SIZE=(BLOCK, BLOCK),
+            mask_mod=visible if window is None else visible_in_window,
+            **{k: t[None, None] for k, t in zip(names, tables, strict=True)},
+        )
+
+
+def visible_blocks(
+    lengths: np.ndarray, window: int | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Which blocks of 128 keys a block of 128 queries sees in part, and which whole.
+
+    Returns:
+        Two ``(n_blocks, n_blocks)`` bool arrays, queries by keys.
+    """
+    ends = np.cumsum(lengths)
+    starts, n_tokens = ends - lengths, int(ends[-1])
+    first = np.arange(0, n_tokens, BLOCK)
+    last = np.minimum(first + BLOCK, n_tokens) - 1
+    row_first = np.searchsorted(ends, first, side="right")
+    row_last = np.searchsorted(ends, last, side="right")
+    earliest = starts[row_first]  # the first key that the block's first query sees
+    common = starts[row_last]  # the first key that all of its queries could see
+    if window is not None:
+        earliest = np.maximum(earliest, first - window + 1)
+        common = np.maximum(common, last - window + 1)
+    seen = (last[None] >= earliest[:, None]) & (first[None] <= last[:, None])
+    whole = (first[None] >= common[:, None]) & (last[None] <= first[:, None])
+    whole &= (row_first == row_last)[:, None] & seen
+    return seen & ~whole, whole
 
 
 def packed_attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention: Attention,
+    scaling: float,
+    softcap: float | None = None,
+    dropout: float = 0.0,
+) -> torch.Tensor:
+    """Attention of one layer.
+
+    Args:
+        query: ``(1, n_heads, n_tokens, head_dim)``.
+        key: ``(1, n_key_heads, n_tokens, head_dim)``.
+        value: Like ``key``.
+        attention: From the batch's layout.
+        scaling: Factor of the scores.
+        softcap: Bound of the scores, through ``softcap * tanh(score / softcap)``.
+        dropout: Share of attention weights dropped; on the CPU only.
+
+    Returns:
+        ``(n_tokens, n_heads, head_dim)``.
+    """
+    if isinstance(attention, Grouped):
+        layout, window = attention
+        outputs = []
+        for index in layout.groups:
+            states = [x[0][:, index].transpose(0, 1) for x in (query, key, value)]
+            output = _group(*states, scaling, dropout, softcap, window, layout)
+            outputs.append(output.transpose(1, 2).flatten(0, 1))
+        return torch.cat(outputs)[layout.scatter]
+    if isinstance(attention, Varlen):
+        return _varlen(query, key, value, attention, scaling, softcap)
+    output = _flex()(
+        query,
+        key,
+        value,
+        score_mod=None if softcap is None else _soft_cap(softcap),
+        block_mask=attention,
+        scale=scaling,
+        enable_gqa=query.shape[1] != key.shape[1],
+    )
+    return output[0].transpose(0, 1)
+
+
+def _layer_attention(
     module: torch.nn.Module,
     query: torch.Tensor,
     key: torch.Tensor,
@@ -103,36 +238,16 @@ def packed_attention(
     packed: PackedLayout | None = None,
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Attention of one layer, in the form that transformers calls.
-
-    Args:
-        module: The attention layer.
-        query: ``(1, n_heads, n_tokens, head_dim)``.
-        key: ``(1, n_key_heads, n_tokens, head_dim)``.
-        value: Like ``key``.
-        attention_mask: Unused; the layout says what a token sees.
-        scaling: Factor of the scores.
-        dropout: Share of attention weights dropped; 0 outside training.
-        softcap: Bound of the scores, through ``softcap * tanh(score / softcap)``.
-        sliding_window: Number of latest tokens seen, the token itself included.
-        packed: Layout of the batch.
-
-    Returns:
-        ``(1, n_tokens, n_heads, head_dim)``, and None for the weights.
+    """``packed_attention`` in the form that transformers calls.
 
     Raises:
         ValueError: If the model was called without a layout.
     """
     if packed is None:
         raise ValueError("a model with packed attention must be called with packed=")
-    if query.device.type == "cuda":
-        return _flex(query, key, value, scaling, softcap, sliding_window, packed), None
-    outputs = []
-    for index in packed.groups:
-        states = [x[0][:, index].transpose(0, 1) for x in (query, key, value)]
-        output = _group(*states, scaling, dropout, softcap, sliding_window, packed)
-        outputs.append(output.transpose(1, 2).flatten(0, 1))
-    return torch.cat(outputs)[packed.scatter][None], None
+    attention = packed.attention(sliding_window)
+    states = query, key, value
+    return packed_attention(*states, attention, scaling, softcap, dropout)[None], None
 
 
 def _group(query, key, value, scaling, dropout, softcap, window, packed):
@@ -154,37 +269,58 @@ def _group(query, key, value, scaling, dropout, softcap, window, packed):
     return drop(weights, dropout) @ value
 
 
-def _flex(query, key, value, scaling, softcap, window, packed):
-    if window is not None and window >= packed.lengths.max():
-        window = None
-    output = _compiled_flex_attention()(
-        query,
-        key,
-        value,
-        score_mod=None if softcap is None else _soft_cap(softcap),
-        block_mask=packed.block_mask(window),
-        scale=scaling,
-        enable_gqa=query.shape[1] != key.shape[1],
+def _varlen(query, key, value, attention, scaling, softcap):
+    """flash-attn's kernel; untested on a GPU, as no card here had it installed."""
+    states = [x[0].transpose(0, 1) for x in (query, key, value)]
+    borders, longest, window = attention
+    return _flash_attn()(
+        *states,
+        cu_seqlens_q=borders,
+        cu_seqlens_k=borders,
+        max_seqlen_q=longest,
+        max_seqlen_k=longest,
+        softmax_scale=scaling,
+        causal=True,
+        window_size=(-1, -1) if window is None else (window - 1, 0),
+        softcap=softcap or 0.0,
     )
-    return output.transpose(1, 2)
+
+
+@cache
+def _flash_attn() -> Any:
+    """``flash_attn_varlen_func``, or None where it is not installed."""
+    try:
+        from flash_attn import flash_attn_varlen_func
+    except ImportError:
+        return None
+    return flash_attn_varlen_func
 
 
 @cache
 def _soft_cap(bound: float) -> Any:
-    """The same function for the same bound, as another one would be compiled anew."""
+    """The same function for the same bound, as another one would be compiled anew.
+
+    ``tanh(x) = 2 sigmoid(2x) - 1`` takes two instructions of the GPU, where its tanh
+    takes many.
+    """
 
     def capped(score, _batch, _head, _query, _key):
-        return bound * torch.tanh(score / bound)
+        return bound * (2 * torch.sigmoid(score * (2 / bound)) - 1)
 
     return capped
+
+
+def _flex() -> Any:
+    """FlexAttention: compiled here, if it is not part of a compiled layer."""
+    if torch.compiler.is_compiling():
+        return flex_attention
+    return _compiled_flex_attention()
 
 
 @cache
 def _compiled_flex_attention() -> Any:
     import torch._dynamo
-    from torch.nn.attention.flex_attention import flex_attention
 
-    # One build for each shape of ``packing.next_shape``, mask and gradient mode.
     torch._dynamo.config.recompile_limit = 64
     return torch.compile(flex_attention, dynamic=False)
 
@@ -196,4 +332,4 @@ def register() -> None:
     """
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-    ALL_ATTENTION_FUNCTIONS.register(ATTENTION, packed_attention)
+    ALL_ATTENTION_FUNCTIONS.register(ATTENTION, _layer_attention)

@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from prefdistill.models import classify, core_model, hidden_states
 from prefdistill.packing import PackedBatch
+from prefdistill.tensors import to_device
 
 RowLosses = Callable[
     [torch.nn.Module, PackedBatch, np.ndarray, np.ndarray], torch.Tensor
@@ -125,7 +126,7 @@ def label_objective(targets: np.ndarray) -> RowLosses:
 
     def row_losses(model, batch, rows, views):
         logits = classify(model, batch)
-        return cross_entropy(logits, shown[views, rows].to(logits.device))
+        return cross_entropy(logits, to_device(shown[views, rows], logits.device))
 
     return row_losses
 
@@ -155,7 +156,7 @@ def distillation_objective(
     def row_losses(model, batch, rows, views):
         logits = classify(model, batch)
         seen = shown[views, rows], by_order[views, rows], labelled[rows], taught[rows]
-        parts = [part.to(logits.device) for part in seen]
+        parts = [to_device(part, logits.device) for part in seen]
         return distillation_loss(logits, *parts, weights, temperature)
 
     return row_losses
@@ -171,8 +172,8 @@ def next_token_objective() -> RowLosses:
             hidden,
             core.lm_head,
             getattr(core.config, "final_logit_softcapping", None),
-            torch.from_numpy(batch.input_ids[0]).to(hidden.device),
-            batch.cu_lengths.tolist(),
+            to_device(batch.input_ids[0], hidden.device),
+            batch.cu_lengths[: len(batch.last) + 1].tolist(),
         )
 
     return row_losses

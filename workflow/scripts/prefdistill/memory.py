@@ -106,16 +106,19 @@ def halved_budget(token_budget: int, longest_row: int) -> int:
     return halved
 
 
-def must_recompute(model: torch.nn.Module, settings: dict[str, Any]) -> bool:
-    """Whether to recompute activations: as set, or ``auto`` if memory is too short.
+def choose_recompute(model: torch.nn.Module, settings: dict[str, Any]) -> str:
+    """Which activations to recompute, ``none``, ``selective`` or ``full``.
 
-    With ``auto``, a sharded model always does, and else one on the CPU never.
+    As set, or with ``auto`` as few as memory allows: on the CPU none, in a sharded
+    model all.
     """
-    if settings["recompute"] == "auto" and is_sharded(model):
-        return True
+    if settings["recompute"] != "auto":
+        return settings["recompute"]
     device, core = device_of(model), core_model(model)
-    if settings["recompute"] != "auto" or device.type == "cpu":
-        return settings["recompute"] == "full"
+    if is_sharded(model):
+        return "full"
+    if device.type == "cpu":
+        return "none"
     nf4 = getattr(core, "is_loaded_in_4bit", False)
     precision = "nf4" if nf4 else "fp32" if core.dtype == torch.float32 else "bf16"
     needed = estimate_memory(
@@ -127,7 +130,7 @@ def must_recompute(model: torch.nn.Module, settings: dict[str, Any]) -> bool:
     )
     available = torch.cuda.get_device_properties(device).total_memory / 2**30
     logger.info("%.1f GiB of %.1f needed without recomputation", needed, available)
-    return needed > 0.9 * available
+    return "full" if needed > 0.9 * available else "none"
 
 
 def must_shard(

@@ -15,12 +15,13 @@ from safetensors import safe_open
 from prefdistill.attention import ATTENTION, PackedLayout, register
 from prefdistill.bases import base_folder as manifest_folder
 from prefdistill.bases import check_model_files
+from prefdistill.engine import attach, quantise_to_fp8
 from prefdistill.files import reading
 from prefdistill.io import read_json, write_json
 from prefdistill.job import UserError
-from prefdistill.packing import PackedBatch, next_shape, pad_batch
+from prefdistill.packing import PackedBatch
 from prefdistill.sharding import SHARDED, load_sharded
-from prefdistill.tensors import write_tensors
+from prefdistill.tensors import to_device, write_tensors
 
 logger = logging.getLogger(__name__)
 
@@ -73,8 +74,10 @@ def resolve_precision(precision: str, device: torch.device) -> tuple[torch.dtype
     """
     if device.type == "cpu":
         return torch.float32, precision == "nf4"
+    if precision == "fp8" and torch.cuda.get_device_capability(device) < (8, 9):
+        raise UserError("precision fp8: this GPU has no fp8; use auto, bf16 or nf4")
     has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
-    if precision == "bf16" and not has_bf16:
+    if precision in ("bf16", "fp8") and not has_bf16:
         raise UserError("precision bf16: this GPU has no bf16; use auto, fp16 or nf4")
     auto = torch.bfloat16 if has_bf16 else torch.float16
     return DTYPES.get(precision, auto), precision == "nf4"
@@ -145,6 +148,8 @@ def _load(
         **{key: value for key, value in settings.items() if key != "num_labels"},
     )
     model.requires_grad_(False)
+    if precision == "fp8" and not gptq:
+        quantise_to_fp8(model)
     if gptq and device.type == "cpu":
         from prefdistill.gptq_check import use_eager_kernels
 
@@ -243,19 +248,18 @@ def is_sharded(model: torch.nn.Module) -> bool:
 
 def hidden_states(model: torch.nn.Module, batch: PackedBatch) -> torch.Tensor:
     """Last hidden states of a packed batch, ``(n_tokens, hidden_size)``."""
-    device = device_of(model)
-    dtype = core_model(model).dtype
-    n_tokens = batch.input_ids.shape[1]
-    if device.type == "cuda":
-        batch = pad_batch(batch, next_shape(n_tokens))
-    with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-        output = core_model(model).model(
-            input_ids=torch.from_numpy(batch.input_ids).to(device),
-            position_ids=torch.from_numpy(batch.position_ids).to(device),
+    core, device = core_model(model), device_of(model)
+    fast = attach(core)
+    dtype = core.dtype
+    autocast = not fast and dtype != torch.float32
+    with torch.autocast(device.type, dtype, enabled=autocast):
+        output = core.model(
+            input_ids=to_device(batch.input_ids, device),
+            position_ids=to_device(batch.position_ids, device),
             use_cache=False,
             packed=PackedLayout(batch.lengths, device),
         )
-    return output.last_hidden_state[0, :n_tokens]
+    return output.last_hidden_state[0]
 
 
 def classify(model: torch.nn.Module, batch: PackedBatch) -> torch.Tensor:
@@ -264,7 +268,7 @@ def classify(model: torch.nn.Module, batch: PackedBatch) -> torch.Tensor:
     Only the last token of a row is scored, in float32.
     """
     states = hidden_states(model, batch)
-    last = torch.from_numpy(batch.last).to(states.device)
+    last = to_device(batch.last, states.device)
     return core_model(model).score(states[last].float())
 
 

@@ -14,8 +14,9 @@ class PackedBatch:
     Attributes:
         input_ids: ``(1, n_tokens)`` int64.
         position_ids: ``(1, n_tokens)`` int64, starting again at 0 with every row.
-        cu_lengths: ``(n_rows + 1,)`` int64: row i is ``[cu[i], cu[i + 1])``.
-        last: ``(n_rows,)`` int64 indices of the rows' last tokens.
+        cu_lengths: ``(n_rows + 1,)`` int64: row i is ``[cu[i], cu[i + 1])``; one more
+            where a dummy row follows.
+        last: ``(n_rows,)`` int64 indices of the rows' last tokens, dummy left out.
     """
 
     input_ids: np.ndarray
@@ -25,7 +26,7 @@ class PackedBatch:
 
     @property
     def lengths(self) -> np.ndarray:
-        """Tokens of each row, ``(n_rows,)`` int64."""
+        """Tokens of each row, the dummy's last, ``(n_rows,)`` int64."""
         return np.diff(self.cu_lengths)
 
 
@@ -60,38 +61,34 @@ def pack(lengths: np.ndarray, token_budget: int) -> list[np.ndarray]:
     return [np.array(rows, dtype=np.int64) for rows in bins]
 
 
-def collate(rows: Sequence[np.ndarray]) -> PackedBatch:
-    """Lay token arrays end to end, in the order given."""
-    cu_lengths = np.concatenate([[0], np.cumsum([len(row) for row in rows])])
+def collate(rows: Sequence[np.ndarray], step: int = 1) -> PackedBatch:
+    """Lay token arrays end to end, in the order given.
+
+    Args:
+        rows: Tokens of each row.
+        step: A dummy row, which nobody scores, fills the batch up to a multiple of it.
+    """
+    ends = np.cumsum([len(row) for row in rows])
+    last = ends - 1
+    missing = -int(ends[-1]) % step
+    if missing:
+        rows = [*rows, np.zeros(missing, dtype=np.int64)]
+        ends = np.append(ends, ends[-1] + missing)
     return PackedBatch(
         input_ids=np.concatenate(rows).astype(np.int64)[None],
         position_ids=np.concatenate([np.arange(len(row)) for row in rows])[None],
-        cu_lengths=cu_lengths.astype(np.int64),
-        last=cu_lengths[1:].astype(np.int64) - 1,
+        cu_lengths=np.concatenate([[0], ends]).astype(np.int64),
+        last=last.astype(np.int64),
     )
 
 
-def pad_batch(batch: PackedBatch, n_tokens: int) -> PackedBatch:
-    """Append one dummy row, so that the batch has ``n_tokens``; nobody scores it."""
-    missing = n_tokens - batch.input_ids.shape[1]
-    if missing <= 0:
-        return batch
-    zeros = np.zeros((1, missing), dtype=np.int64)
-    return PackedBatch(
-        input_ids=np.concatenate([batch.input_ids, zeros], axis=1),
-        position_ids=np.concatenate([batch.position_ids, zeros], axis=1),
-        cu_lengths=np.append(batch.cu_lengths, n_tokens),
-        last=batch.last,
-    )
+def shape_step(token_budget: int, device_type: str) -> int:
+    """What batches' lengths are rounded up to: on a GPU an eighth of the budget.
 
-
-def next_shape(n_tokens: int) -> int:
-    """The smallest of 256, 384, 512, 768, 1024, 1536, ... that is not below a length.
-
-    Compiled attention is built once a shape; with these there are few, and a bin that
-    nearly fills its budget wastes nearly nothing.
+    Compiled layers are built once a shape, of which this leaves eight; most bins fill
+    the budget, and of a step's bins but the last is much emptier. At least one block
+    of attention (128).
     """
-    shape = 256
-    while shape < n_tokens:
-        shape = shape * 3 // 2 if shape & (shape - 1) == 0 else shape * 4 // 3
-    return shape
+    if device_type != "cuda":
+        return 1
+    return max(1, token_budget // 1024) * 128

@@ -32,9 +32,10 @@ from prefdistill.files import write_text
 from prefdistill.io import VIEWS
 from prefdistill.job import Interrupted, Progress, UserError, stop_requested
 from prefdistill.losses import RowLosses
-from prefdistill.memory import halved_budget, must_recompute, note_short_memory
+from prefdistill.engine import set_recompute
+from prefdistill.memory import choose_recompute, halved_budget, note_short_memory
 from prefdistill.models import core_model, device_of, is_sharded
-from prefdistill.packing import collate, pack
+from prefdistill.packing import collate, pack, shape_step
 from prefdistill.prompts import EncodedPairs
 
 logger = logging.getLogger(__name__)
@@ -160,8 +161,7 @@ class Trainer:
         self.curve: list[dict[str, Any]] = []
         fp16 = core_model(model).dtype == torch.float16
         self.loss_scale = FP16_LOSS_SCALE if fp16 else 1.0
-        if must_recompute(model, settings):
-            core_model(model).activation_checkpointing_enable({"use_reentrant": False})
+        set_recompute(core_model(model), choose_recompute(model, settings))
 
     def run(self, curve_path: Path) -> None:
         """Train to the last step, resuming if there is a checkpoint.
@@ -241,6 +241,7 @@ class Trainer:
         """Mean loss of a step's rows, its gradient added up; None if memory ran out."""
         lengths = self.encoded.lengths[rows]
         bins = pack(lengths, self.token_budget)
+        step = shape_step(self.token_budget, device_of(self.model).type)
         sizes = [int(lengths[members].sum()) for members in bins]
         loss = torch.zeros((), device=device_of(self.model))
         out_of_memory = False
@@ -253,7 +254,7 @@ class Trainer:
                     for i in members.tolist()
                 ]
                 losses = self.row_losses(
-                    self.model, collate(tokens), rows[members], views[members]
+                    self.model, collate(tokens, step), rows[members], views[members]
                 )
                 part = weight * losses.sum() / len(rows)
                 (part * self.loss_scale).backward()
@@ -339,7 +340,8 @@ class Trainer:
         self.loss_scale = info["loss_scale"]
         self.curve = info["curve"]
         for name, weight in self.weights.items():
-            weight.data.copy_(tensors[f"weight.{name}"])
+            with torch.no_grad():
+                weight.copy_(tensors[f"weight.{name}"])
             if self.n_updates:
                 self.optimizer.state[weight] = {
                     "step": torch.tensor(float(self.n_updates)),

@@ -1,0 +1,330 @@
+"""The fast path through a model's decoder layers.
+
+Gemma-2, Llama and Qwen2 share one layer here: packed attention, one product for linear
+layers that read the same input, lean LoRA without casts and copies, and on a GPU one
+compiled graph for each half of a layer (attention; MLP) that all layers share. It
+computes what transformers and PEFT compute; a layer that it does not know (another
+architecture, GPTQ, a base in parts) goes through them.
+
+Dropout of LoRA draws one mask for layers that read the same input.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache, partial
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.functional import gelu, silu
+from torch.utils.checkpoint import checkpoint
+
+from prefdistill.attention import Attention, PackedLayout, packed_attention
+from prefdistill.frozen import Group, gather, kind_of, project, to_fp8
+from prefdistill.job import UserError
+from prefdistill.sharding import SHARDED
+
+ACTIVATIONS = {"gelu_pytorch_tanh": partial(gelu, approximate="tanh"), "silu": silu}
+ARCHITECTURES = ("gemma2", "llama", "qwen2")
+GROUPS = {
+    "qkv": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+    "out": ("self_attn.o_proj",),
+    "gate_up": ("mlp.gate_proj", "mlp.up_proj"),
+    "down": ("mlp.down_proj",),
+}
+NORMS = {"before_attention": "input_layernorm", "before_mlp": "post_attention_layernorm"}
+GEMMA_NORMS = {
+    "before_attention": "input_layernorm",
+    "after_attention": "post_attention_layernorm",
+    "before_mlp": "pre_feedforward_layernorm",
+    "after_mlp": "post_feedforward_layernorm",
+}
+RECOMPUTE = ("none", "selective", "full")
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What all layers of a model have in common."""
+
+    n_heads: int
+    n_key_heads: int
+    head_dim: int
+    scaling: float
+    softcap: float | None
+    eps: float
+    activation: str
+    is_gemma: bool
+
+
+def normalise(x: torch.Tensor, weight: torch.Tensor, shape: Shape) -> torch.Tensor:
+    """Root mean square norm in float32; Gemma scales by ``1 + weight`` before rounding."""
+    wide = x.float()
+    wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + shape.eps)
+    if shape.is_gemma:
+        return (wide * (1.0 + weight.float())).to(x.dtype)
+    return weight * wide.to(x.dtype)
+
+
+def _rotated(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """Rotary position embedding of ``(n, heads, dim)``; cos and sin ``(n, 1, dim)``."""
+    first, second = x.chunk(2, dim=-1)
+    return x * cos + torch.cat([-second, first], dim=-1) * sin
+
+
+def attention_half(
+    x: torch.Tensor,
+    cos: torch.Tensor,
+    sin: torch.Tensor,
+    attention: Attention,
+    groups: dict[str, Group],
+    norms: dict[str, torch.Tensor],
+    shape: Shape,
+    training: bool,
+) -> torch.Tensor:
+    """Residual stream ``(n, hidden)`` after a layer's attention."""
+    states = normalise(x, norms["before_attention"], shape)
+    query, key, value = (
+        part.unflatten(1, (-1, shape.head_dim))
+        for part in project(states, groups["qkv"], training)
+    )
+    query, key = _rotated(query, cos, sin), _rotated(key, cos, sin)
+    heads = [part.transpose(0, 1)[None] for part in (query, key, value)]
+    states = packed_attention(*heads, attention, shape.scaling, shape.softcap)
+    (states,) = project(states.flatten(1), groups["out"], training)
+    if shape.is_gemma:
+        states = normalise(states, norms["after_attention"], shape)
+    return x + states
+
+
+def mlp_half(
+    x: torch.Tensor,
+    groups: dict[str, Group],
+    norms: dict[str, torch.Tensor],
+    shape: Shape,
+    training: bool,
+) -> torch.Tensor:
+    """Residual stream ``(n, hidden)`` after a layer's gated MLP."""
+    states = normalise(x, norms["before_mlp"], shape)
+    gate, up = project(states, groups["gate_up"], training)
+    states = ACTIVATIONS[shape.activation](gate) * up
+    (states,) = project(states, groups["down"], training)
+    if shape.is_gemma:
+        states = normalise(states, norms["after_mlp"], shape)
+    return x + states
+
+
+@cache
+def _compiled() -> tuple[Callable, Callable]:
+    import torch._dynamo
+
+    # A build for each of a few shapes, with and without gradients, of two masks.
+    torch._dynamo.config.recompile_limit = 64
+    torch._dynamo.config.accumulated_recompile_limit = 1024
+    build = partial(torch.compile, dynamic=False, fullgraph=True)
+    return build(attention_half), build(mlp_half)
+
+
+class FastLayer:
+    """A decoder layer's weights, gathered; called in place of the layer's forward.
+
+    Args:
+        layer: The layer of transformers, with or without LoRA.
+        shape: From ``shape_of``.
+        window: Its sliding window, if it has one.
+        has_gradient: Whether the loss's gradient passes through it.
+    """
+
+    def __init__(
+        self, layer: nn.Module, shape: Shape, window: int | None, has_gradient: bool
+    ) -> None:
+        self.layer, self.shape, self.window = layer, shape, window
+        self.recompute = "none"
+        self.groups = {
+            name: _group(layer, paths, has_gradient) for name, paths in GROUPS.items()
+        }
+        self.versions: list[int] = []
+        names = GEMMA_NORMS if shape.is_gemma else NORMS
+        self.norms = {key: getattr(layer, name).weight for key, name in names.items()}
+
+    def refresh(self) -> None:
+        """Take over what an optimiser has changed in LoRA's weights since last time."""
+        versions = [b._version for group in self.groups.values() for b in group.b]
+        if versions != self.versions:
+            for group in self.groups.values():
+                group.refresh()
+            self.versions = versions
+
+    def __call__(
+        self,
+        hidden_states: torch.Tensor,
+        *,
+        position_embeddings: tuple[torch.Tensor, torch.Tensor],
+        packed: PackedLayout,
+        **_: Any,
+    ) -> torch.Tensor:
+        """``(1, n, hidden)`` to the same, as transformers calls a layer."""
+        x = hidden_states[0]
+        cos, sin = (part[0][:, None] for part in position_embeddings)
+        attention = packed.attention(self.window)
+        on_gpu = x.device.type == "cuda"
+        halves = _compiled() if on_gpu else (attention_half, mlp_half)
+        common = self.groups, self.norms, self.shape, self.layer.training
+
+        def first(x: torch.Tensor) -> torch.Tensor:
+            return halves[0](x, cos, sin, attention, *common)
+
+        def second(x: torch.Tensor) -> torch.Tensor:
+            return halves[1](x, *common)
+
+        if not torch.is_grad_enabled() or self.recompute == "none":
+            x = second(first(x))
+        elif self.recompute == "selective":
+            x = checkpoint(second, first(x), use_reentrant=False)
+        else:
+            x = checkpoint(lambda x: second(first(x)), x, use_reentrant=False)
+        return x[None]
+
+
+def _group(layer: nn.Module, paths: tuple[str, ...], has_gradient: bool) -> Group:
+    modules = [layer.get_submodule(path) for path in paths]
+    bases = [_base(module) for module in modules]
+    adapted = [index for index, module in enumerate(modules) if _has_lora(module)]
+    loras = [modules[index] for index in adapted]
+    a = tuple(module.lora_A["default"].weight for module in loras)
+    kind = kind_of(bases[0])
+    rates = [getattr(module.lora_dropout["default"], "p", 0.0) for module in loras]
+    return Group(
+        kind,
+        gather(kind, bases, sum(map(len, a)), has_gradient),
+        tuple(base.out_features for base in bases),
+        tuple(adapted),
+        a,
+        tuple(module.lora_B["default"].weight for module in loras),
+        loras[0].scaling["default"] if loras else 1.0,
+        rates[0] if rates else 0.0,
+    )
+
+
+def _base(module: nn.Module) -> nn.Module:
+    return module.base_layer if _has_lora(module) else module
+
+
+def _has_lora(module: nn.Module) -> bool:
+    return hasattr(module, "lora_A")
+
+
+def shape_of(config: Any) -> Shape | None:
+    """What the layers of a model have in common; None if they are not known here."""
+    is_gemma = config.model_type == "gemma2"
+    activation = config.hidden_activation if is_gemma else config.hidden_act
+    known = config.model_type in ARCHITECTURES and activation in ACTIVATIONS
+    if not known or getattr(config, "attention_dropout", 0.0):
+        return None
+    n_heads = config.num_attention_heads
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // n_heads
+    scale_of = config.query_pre_attn_scalar if is_gemma else head_dim
+    return Shape(
+        n_heads,
+        config.num_key_value_heads,
+        head_dim,
+        scale_of**-0.5,
+        config.attn_logit_softcapping if is_gemma else None,
+        config.rms_norm_eps,
+        activation,
+        is_gemma,
+    )
+
+
+def _is_fast(layer: nn.Module) -> bool:
+    """Whether a layer's linear modules are of kinds known here, alike in a group."""
+    for paths in GROUPS.values():
+        modules = [layer.get_submodule(path) for path in paths]
+        if len({kind_of(_base(module)) for module in modules} | {None}) != 2:
+            return False
+        loras = [module for module in modules if _has_lora(module)]
+        if len({(m.scaling["default"], m.r["default"]) for m in loras}) > 1:
+            return False
+        if any(m.lora_variant or m.disable_adapters or m.merged for m in loras):
+            return False
+    return True
+
+
+def attach(core: nn.Module) -> bool:
+    """Let a model's layers compute the fast way; gathers their weights where needed.
+
+    Args:
+        core: A transformers model of ``models``, with or without LoRA inside; weights
+            may have moved, and LoRA may have come, since the last call.
+
+    Returns:
+        Whether they do; otherwise they compute as before.
+    """
+    layers = core.model.layers
+    ends = [_base(layers[index].self_attn.q_proj) for index in (0, -1)]
+    state = [
+        (id(layers[i].self_attn.q_proj), end.weight.data_ptr(), end.weight.device)
+        for i, end in zip((0, -1), ends, strict=True)
+    ]
+    if core.__dict__.get("_fast_state") == state:
+        if core.__dict__["_is_fast"]:
+            for layer in layers:
+                layer.forward.refresh()
+        return core.__dict__["_is_fast"]
+    detach(core)
+    shape = shape_of(core.config)
+    fast = (
+        shape is not None
+        and not getattr(core, SHARDED, False)
+        and all(_is_fast(layer) for layer in layers)
+    )
+    if fast:
+        has_gradient = False
+        for layer in layers:
+            has_gradient |= any(weight.requires_grad for weight in layer.parameters())
+            window = getattr(layer.self_attn, "sliding_window", None)
+            layer.forward = FastLayer(layer, shape, window, has_gradient)
+            layer.forward.recompute = core.__dict__.get("_recompute", "none")
+            layer.forward.refresh()
+    state = [
+        (id(layers[i].self_attn.q_proj), end.weight.data_ptr(), end.weight.device)
+        for i, end in zip((0, -1), ends, strict=True)
+    ]
+    core.__dict__.update(_fast_state=state, _is_fast=fast)
+    return fast
+
+
+def detach(core: nn.Module) -> None:
+    """Let a model's layers compute as transformers and PEFT do."""
+    for layer in core.model.layers:
+        layer.__dict__.pop("forward", None)
+    core.__dict__.pop("_fast_state", None)
+
+
+def quantise_to_fp8(core: nn.Module) -> None:
+    """Turn the linear layers of a loaded model's decoder into fp8, in place.
+
+    Raises:
+        UserError: If its layers are not known here.
+    """
+    if shape_of(core.config) is None:
+        raise UserError(
+            f"precision fp8: not for {core.config.model_type} models; use bf16 or nf4"
+        )
+    for layer in core.model.layers:
+        for path in (path for paths in GROUPS.values() for path in paths):
+            to_fp8(layer.get_submodule(path))
+
+
+def set_recompute(core: nn.Module, how: str) -> None:
+    """Choose which activations the backward pass computes anew.
+
+    Args:
+        core: A transformers model.
+        how: ``none``, ``selective`` (those of the MLP) or ``full`` (a layer's).
+    """
+    core.__dict__["_recompute"] = how
+    if attach(core):
+        for layer in core.model.layers:
+            layer.forward.recompute = how
+    elif how != "none":
+        core.activation_checkpointing_enable({"use_reentrant": False})
