@@ -383,6 +383,8 @@ def train_engine(model: Any, encoded: Any, amount: Amount, clock: Clock) -> list
         )
         trainer.run(Path(folder, "curve.jsonl"))
     clock.tick()
+    if len(clock.times) != N_WARM + amount.repeats + 1:
+        raise RuntimeError("the trainer no longer asks once a step whether to stop")
     if trainer.token_budget != amount.token_budget:
         raise UserError(f"out of memory at a token budget of {amount.token_budget}")
     if any(record["loss"] is None for record in trainer.curve):
