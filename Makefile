@@ -110,6 +110,14 @@ chaos: setup ## kill training and jobs, and race copies of jobs: 200, 50, 50 and
 	$(VENV)/bin/python tests/chaos/training.py --kills 200 --signals 50 $(ARGS)
 	$(VENV)/bin/python tests/chaos/jobs.py --kills 50 --races 50 $(ARGS)
 
+.PHONY: bench
+bench: setup ## the public recipe and this engine on the GPU (ARGS="--models gemma-2-9b")
+	$(VENV)/bin/python bench/engine.py $(ARGS)
+
+.PHONY: bench-cpu
+bench-cpu: setup ## packing's gain and what a job's start costs, on the CPU
+	$(VENV)/bin/python bench/cpu.py $(ARGS)
+
 .PHONY: lint
 lint: setup ## check style: ruff, snakefmt, snakemake --lint
 	$(VENV)/bin/ruff check .

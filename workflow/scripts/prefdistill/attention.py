@@ -147,7 +147,9 @@ class PackedLayout:
             flat[start : start + array.size] = array.ravel()
         parts = [
             part[: array.size].view(array.shape)
-            for part, array in zip(to_device(flat, self.device).split(sizes), arrays, strict=True)
+            for part, array in zip(
+                to_device(flat, self.device).split(sizes), arrays, strict=True
+            )
         ]
         rows, *tables = parts
         names = [

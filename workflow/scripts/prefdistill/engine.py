@@ -32,7 +32,10 @@ GROUPS = {
     "gate_up": ("mlp.gate_proj", "mlp.up_proj"),
     "down": ("mlp.down_proj",),
 }
-NORMS = {"before_attention": "input_layernorm", "before_mlp": "post_attention_layernorm"}
+NORMS = {
+    "before_attention": "input_layernorm",
+    "before_mlp": "post_attention_layernorm",
+}
 GEMMA_NORMS = {
     "before_attention": "input_layernorm",
     "after_attention": "post_attention_layernorm",

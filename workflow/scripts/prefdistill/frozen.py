@@ -12,7 +12,7 @@ add it in place.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -71,14 +71,19 @@ def kind_of(module: nn.Module) -> str | None:
     """``plain``, ``nf4`` or ``fp8``; None for a layer of another kind (GPTQ, sharded)."""
     if hasattr(module, "fp8_weight"):
         return "fp8"
-    weight = getattr(module, "weight", None)
-    if getattr(weight, "quant_state", None) is not None:
-        state = weight.quant_state
+    weight, state = getattr(module, "weight", None), _quant_state(module)
+    if state is not None:
         nested = state.nested and state.state2.blocksize == NF4_NESTED_BLOCK
         known = state.quant_type == "nf4" and state.blocksize == NF4_BLOCK and nested
         return "nf4" if known else None
     is_plain = type(module) is nn.Linear and not weight.requires_grad
     return "plain" if is_plain else None
+
+
+def _quant_state(module: nn.Module) -> Any:
+    """bitsandbytes' description of an NF4 weight, or None."""
+    own = getattr(getattr(module, "weight", None), "quant_state", None)
+    return own or getattr(module, "quant_state", None)
 
 
 def gather(
@@ -101,7 +106,7 @@ def gather(
         return tensors | _gather_plain(modules, rank)
     dtype, device = torch.float32, modules[0].weight.device
     if kind == "nf4":
-        dtype = modules[0].weight.quant_state.dtype
+        dtype = _quant_state(modules[0]).dtype
         tensors |= _gather_nf4(modules)
     else:
         dtype = modules[0].weight.dtype
@@ -321,8 +326,9 @@ def _gather_fp8(modules: Sequence[nn.Module], has_gradient: bool) -> Tensors:
 def _gather_nf4(modules: Sequence[nn.Module]) -> Tensors:
     tensors = {}
     for number, module in enumerate(modules):
-        state = module.weight.quant_state
-        tensors[f"packed{number}"] = module.weight.data.as_subclass(torch.Tensor)
+        state, weight = _quant_state(module), module.weight.data
+        packed = weight.as_subclass(torch.Tensor).view(torch.uint8)
+        tensors[f"packed{number}"] = packed
         tensors[f"absmax{number}"] = state.absmax
         tensors[f"offset{number}"] = state.offset
         tensors[f"nested{number}"] = state.state2.absmax

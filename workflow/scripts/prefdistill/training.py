@@ -28,11 +28,11 @@ from prefdistill.distributed import (
     sum_over_processes,
     wait_for_all,
 )
+from prefdistill.engine import set_recompute
 from prefdistill.files import write_text
 from prefdistill.io import VIEWS
 from prefdistill.job import Interrupted, Progress, UserError, stop_requested
 from prefdistill.losses import RowLosses
-from prefdistill.engine import set_recompute
 from prefdistill.memory import choose_recompute, halved_budget, note_short_memory
 from prefdistill.models import core_model, device_of, is_sharded
 from prefdistill.packing import collate, pack, shape_step

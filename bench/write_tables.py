@@ -1,0 +1,183 @@
+"""Write the tables of GPU results into docs/performance.md.
+
+    python bench/write_tables.py             # after `make bench` on an H100
+    python bench/write_tables.py --table     # print them only
+
+They come from `bench/results/h100.json`, and the predicted hours also from
+`config/config.yaml`; a test compares the document with them.
+"""
+
+import argparse
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "workflow/scripts"))
+
+from prefdistill.config import SIMULATED_FOLDER, validate_config
+from prefdistill.estimates import (
+    Pairs,
+    count_pairs,
+    count_tokens,
+    scored_pairs,
+    trained_pairs,
+)
+from rows import Row, find_row, markdown_table, read_rows, speed_table
+from workload import PUBLISHED
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "bench/results/h100.json"
+DOCUMENT = ROOT / "docs/performance.md"
+BASES = {"auto": "bf16"}
+# Pairs of the published configuration's files, as its comments have them; those of
+# UltraFeedback and of the competition's hidden test are assumed.
+PUBLISHED_PAIRS = {
+    "n_train": 57_477,
+    "n_extra": 33_000,
+    "n_ultra": 60_000,
+    "n_test": 25_000,
+}
+NOT_YET = "Not measured yet."
+
+
+def published() -> tuple[dict[str, Any], Pairs]:
+    """The published configuration with its defaults, and its numbers of pairs.
+
+    Its files need not be here: simulated ones of as many pairs stand for them.
+    """
+    schema = (ROOT / "workflow/schemas/config.schema.yaml").read_text("utf-8")
+    config = yaml.safe_load((ROOT / "config/config.yaml").read_text("utf-8"))
+    sources = ("train", "extra", "ultra")
+    files = {name: [f"{SIMULATED_FOLDER}{name}.csv"] for name in sources}
+    config["data"] = files | {"test": f"{SIMULATED_FOLDER}test.csv"}
+    config["simulation"] = PUBLISHED_PAIRS
+    config = validate_config(config, yaml.safe_load(schema))
+    return config, count_pairs(config)
+
+
+def shape_of(base: dict[str, Any]) -> str | None:
+    """The benchmark's name of a base model's shape."""
+    name = base.get("repo", "").rpartition("/")[2].lower()
+    return next((shape for shape in PUBLISHED if name.startswith(shape)), None)
+
+
+def find_speed(
+    rows: list[Row], shape: str | None, mode: str, base: str, *, adapter: bool
+) -> float | None:
+    """Useful tokens/s of one GPU, with an unmerged adapter if that was measured."""
+    wanted = {"model": shape, "mode": mode, "base": BASES.get(base, base), "gpus": 1}
+    row = find_row(rows, **wanted, variant="engine_adapter") if adapter else None
+    row = row or find_row(rows, **wanted, variant="engine")
+    return row["useful_tokens_per_s"] if row else None
+
+
+def list_work(config: dict[str, Any], pairs: Pairs) -> list[dict[str, Any]]:
+    """The GPU's work by model and stage: pairs of all folds, shown in both orders."""
+    n_folds, student = config["folds"]["n"], config["student"]
+    held_out = pairs.held_out + pairs.unlabelled
+    work = []
+
+    def add(model: str, stage: str, mode: str, n_pairs: float, adapter: bool) -> None:
+        settings = student if model == "student" else config["teachers"][model]
+        work.append(
+            {
+                **{"model": model, "stage": stage, "mode": mode, "pairs": n_pairs},
+                **{"adapter": adapter, "precision": settings["precision"]},
+                "shape": shape_of(config["base_models"][settings["base"]]),
+            }
+        )
+
+    for model, settings in [*config["teachers"].items(), ("student", student)]:
+        before = trained_pairs(settings["post_pretrain"], pairs.post_pretrain)
+        add(model, "post-pretrain", "train", before, True)
+        shown = n_folds * trained_pairs(settings["training"], pairs.train)
+        add(model, "train", "train", shown, True)
+        if model != "student":
+            scored = n_folds * scored_pairs(settings["inference"], pairs)
+            add(model, "logits", "infer", scored, True)
+    add("student", "predict, folds", "infer", n_folds * (pairs.dev + held_out), True)
+    add("student", "predict, merged", "infer", held_out, False)
+    return work
+
+
+def hours_table(config: dict[str, Any], pairs: Pairs, rows: list[Row]) -> str:
+    """GPU hours of a configuration by measured speeds; blank where one is missing."""
+    lines, hours = [], []
+    for work in list_work(config, pairs):
+        n_tokens = count_tokens(work["pairs"], config["text"]["max_length"])
+        keys = (work["shape"], work["mode"], work["precision"])
+        speed = find_speed(rows, *keys, adapter=work["adapter"])
+        hours.append(n_tokens / speed / 3600 if speed else None)
+        lines.append(
+            (
+                *(work["model"], work["stage"], work["precision"]),
+                *(f"{work['pairs']:,.0f}", f"{n_tokens / 1e6:,.0f}"),
+                f"{speed:,.0f}" if speed else "",
+                f"{hours[-1]:.1f}" if speed else "",
+            )
+        )
+    total = "" if None in hours else f"{sum(hours):.1f}"
+    lines.append(("all", "", "", "", "", "", total))
+    head = ("model", "stage", "base", "pairs", "M tokens", "tokens/s", "GPU hours")
+    return markdown_table(head, lines)
+
+
+def fill_in(text: str, tables: dict[str, str]) -> str:
+    """A document with what stands between a table's two marks replaced.
+
+    Raises:
+        ValueError: If a table has no marks.
+    """
+    for name, table in tables.items():
+        pattern = rf"(<!-- begin {name} -->\n).*?(<!-- end {name} -->)"
+        text, n_found = re.subn(
+            pattern, lambda m, t=table: f"{m[1]}{t}\n{m[2]}", text, flags=re.DOTALL
+        )
+        if n_found != 1:
+            raise ValueError(f"{n_found} places for the table {name}")
+    return text
+
+
+def render(text: str, rows: list[Row]) -> str:
+    """The document with its tables as the results have them."""
+    tables = {"speed": NOT_YET, "machine": NOT_YET}
+    if rows:
+        tables = {"speed": speed_table(rows), "machine": describe_runs(rows)}
+    tables["hours"] = hours_table(*published(), rows)
+    return fill_in(text, tables)
+
+
+def describe_runs(rows: list[Row]) -> str:
+    """Machines, versions and peaks of the runs, one line each."""
+    lines = set()
+    for row in rows:
+        versions = ", ".join(f"{k} {v}" for k, v in row["versions"].items() if v)
+        peaks = row["matmul_tflops"].items()
+        said = ", ".join(f"{kind} {rate:.0f}" for kind, rate in peaks)
+        lengths = f"; lengths: {row['lengths']}" if "lengths" in row else ""
+        lines.add(
+            f"- {row['date']}, {row['machine']}: {versions}; "
+            f"matrix products, TFLOP/s: {said}{lengths}"
+        )
+    return "\n".join(sorted(lines))
+
+
+def main() -> None:
+    """Fill the document, or print its tables."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--table", action="store_true", help="print, write nothing")
+    arguments = parser.parse_args()
+    rows = read_rows(arguments.results)
+    if arguments.table:
+        print(speed_table(rows), describe_runs(rows), sep="\n\n", end="\n\n")
+        print(hours_table(*published(), rows))
+        return
+    DOCUMENT.write_text(render(DOCUMENT.read_text("utf-8"), rows), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
