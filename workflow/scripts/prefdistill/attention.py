@@ -340,7 +340,7 @@ def _flex() -> Any:
 def _compiled_flex_attention() -> Any:
     import torch._dynamo
 
-    torch._dynamo.config.recompile_limit = 64
+    torch._dynamo.config.recompile_limit = 256
     return torch.compile(flex_attention, dynamic=False)
 
 

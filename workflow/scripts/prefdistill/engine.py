@@ -17,7 +17,11 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn.functional import gelu, silu
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import (
+    CheckpointPolicy,
+    checkpoint,
+    create_selective_checkpoint_contexts,
+)
 
 from prefdistill.attention import Attention, PackedLayout, packed_attention
 from prefdistill.frozen import Group, gather, kind_of, project, to_fp8
@@ -42,6 +46,11 @@ GEMMA_NORMS = {
     "before_mlp": "pre_feedforward_layernorm",
     "after_mlp": "post_feedforward_layernorm",
 }
+PRODUCTS = (
+    torch.ops.aten.mm.default,
+    torch.ops.prefdistill.fp8_product.default,
+    torch.ops.prefdistill.nf4_product.default,
+)
 RECOMPUTE = ("none", "selective", "full")
 
 
@@ -74,6 +83,17 @@ def _rotated(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Ten
     return x * cos + torch.cat([-second, first], dim=-1) * sin
 
 
+def _policy(_context: Any, operation: Any, *_: Any, **__: Any) -> CheckpointPolicy:
+    """Keep what products return; compute the rest of a marked region anew."""
+    kept = operation in PRODUCTS
+    return CheckpointPolicy.MUST_SAVE if kept else CheckpointPolicy.PREFER_RECOMPUTE
+
+
+def _keep_products(region: Callable, *inputs: torch.Tensor) -> Any:
+    contexts = partial(create_selective_checkpoint_contexts, _policy)
+    return checkpoint(region, *inputs, use_reentrant=False, context_fn=contexts)
+
+
 def attention_half(
     x: torch.Tensor,
     cos: torch.Tensor,
@@ -83,15 +103,20 @@ def attention_half(
     norms: dict[str, torch.Tensor],
     shape: Shape,
     training: bool,
+    selective: bool,
 ) -> torch.Tensor:
     """Residual stream ``(n, hidden)`` after a layer's attention."""
-    states = normalise(x, norms["before_attention"], shape)
-    query, key, value = (
-        part.unflatten(1, (-1, shape.head_dim))
-        for part in project(states, groups["qkv"], training)
-    )
-    query, key = _rotated(query, cos, sin), _rotated(key, cos, sin)
-    heads = [part.transpose(0, 1)[None] for part in (query, key, value)]
+
+    def heads_of(x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        states = normalise(x, norms["before_attention"], shape)
+        query, key, value = (
+            part.unflatten(1, (-1, shape.head_dim))
+            for part in project(states, groups["qkv"], training)
+        )
+        query, key = _rotated(query, cos, sin), _rotated(key, cos, sin)
+        return tuple(part.transpose(0, 1)[None] for part in (query, key, value))
+
+    heads = _keep_products(heads_of, x) if selective else heads_of(x)
     states = packed_attention(*heads, attention, shape.scaling, shape.softcap)
     (states,) = project(states.flatten(1), groups["out"], training)
     if shape.is_gemma:
@@ -105,12 +130,17 @@ def mlp_half(
     norms: dict[str, torch.Tensor],
     shape: Shape,
     training: bool,
+    selective: bool,
 ) -> torch.Tensor:
     """Residual stream ``(n, hidden)`` after a layer's gated MLP."""
-    states = normalise(x, norms["before_mlp"], shape)
-    gate, up = project(states, groups["gate_up"], training)
-    states = ACTIVATIONS[shape.activation](gate) * up
-    (states,) = project(states, groups["down"], training)
+
+    def gated(x: torch.Tensor) -> torch.Tensor:
+        states = normalise(x, norms["before_mlp"], shape)
+        gate, up = project(states, groups["gate_up"], training)
+        states = ACTIVATIONS[shape.activation](gate) * up
+        return project(states, groups["down"], training)[0]
+
+    states = _keep_products(gated, x) if selective else gated(x)
     if shape.is_gemma:
         states = normalise(states, norms["after_mlp"], shape)
     return x + states
@@ -121,7 +151,7 @@ def _compiled() -> tuple[Callable, Callable]:
     import torch._dynamo
 
     # A build for each of a few shapes, with and without gradients, of two masks.
-    torch._dynamo.config.recompile_limit = 64
+    torch._dynamo.config.recompile_limit = 256
     torch._dynamo.config.accumulated_recompile_limit = 1024
     build = partial(torch.compile, dynamic=False, fullgraph=True)
     return build(attention_half), build(mlp_half)
@@ -171,7 +201,9 @@ class FastLayer:
         attention = packed.attention(self.window)
         on_gpu = x.device.type == "cuda"
         halves = _compiled() if on_gpu else (attention_half, mlp_half)
-        common = self.groups, self.norms, self.shape, self.layer.training
+        with_gradient = torch.is_grad_enabled()
+        selective = with_gradient and self.recompute == "selective"
+        common = self.groups, self.norms, self.shape, self.layer.training, selective
 
         def first(x: torch.Tensor) -> torch.Tensor:
             return halves[0](x, cos, sin, attention, *common)
@@ -179,12 +211,10 @@ class FastLayer:
         def second(x: torch.Tensor) -> torch.Tensor:
             return halves[1](x, *common)
 
-        if not torch.is_grad_enabled() or self.recompute == "none":
-            x = second(first(x))
-        elif self.recompute == "selective":
-            x = checkpoint(second, first(x), use_reentrant=False)
-        else:
+        if with_gradient and self.recompute == "full":
             x = checkpoint(lambda x: second(first(x)), x, use_reentrant=False)
+        else:
+            x = second(first(x))
         return x[None]
 
 
@@ -252,6 +282,8 @@ def _is_fast(layer: nn.Module) -> bool:
     return True
 
 
+@torch.inference_mode(False)
+@torch.no_grad()
 def attach(core: nn.Module) -> bool:
     """Let a model's layers compute the fast way; gathers their weights where needed.
 
@@ -323,7 +355,8 @@ def set_recompute(core: nn.Module, how: str) -> None:
 
     Args:
         core: A transformers model.
-        how: ``none``, ``selective`` (those of the MLP) or ``full`` (a layer's).
+        how: ``none``, ``selective`` (all but what products and attention return) or
+            ``full`` (all of a layer).
     """
     core.__dict__["_recompute"] = how
     if attach(core):

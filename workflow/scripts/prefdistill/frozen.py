@@ -7,8 +7,8 @@ keeps its weights as a flat dictionary of tensors, so that one compiled layer se
 LoRA adds ``low b'`` with ``low = x A'``. ``b``, ``(out, rank)`` in the computing dtype,
 holds the scaled B of all layers that read the input, each in rows and columns of its
 own, so that they are one product too. Plain weights have it as further columns: ``[x |
-low]`` times ``[W | b]`` is all, and no output is read and written again. The other kinds
-add it in place.
+low]`` times ``[W | b]`` is all, and no output is read and written again. The others add
+it in place; the gradient's product in fp8 has it as further rows.
 """
 
 from collections.abc import Sequence
@@ -20,6 +20,7 @@ from torch.nn.functional import dropout, linear
 
 FP8 = torch.float8_e4m3fn
 FP8_MAX = 448.0
+WIDE = 8000
 NF4_BLOCK = 64
 # Of the absmax of NF4's blocks, which is quantised in turn ("double quantisation").
 NF4_NESTED_BLOCK = 256
@@ -65,6 +66,11 @@ class Group(NamedTuple):
         if self.adapted:
             for block, b in zip(self.blocks(self.frozen["b"]), self.b, strict=True):
                 block.copy_(b * self.scaling)
+            if "weight_t" in self.frozen:
+                rank = self.frozen["b"].shape[1]
+                below, scale = rowwise_fp8(self.frozen["b"].t())
+                self.frozen["weight_t"][-rank:].copy_(below)
+                self.frozen["scale_t"][-rank:].copy_(scale)
 
 
 def kind_of(module: nn.Module) -> str | None:
@@ -110,7 +116,7 @@ def gather(
         tensors |= _gather_nf4(modules)
     else:
         dtype = modules[0].weight.dtype
-        tensors |= _gather_fp8(modules, has_gradient)
+        tensors |= _gather_fp8(modules, rank, has_gradient)
     if rank:
         n_outputs = sum(module.out_features for module in modules)
         tensors["b"] = torch.zeros(n_outputs, rank, dtype=dtype, device=device)
@@ -135,17 +141,21 @@ def project(x: torch.Tensor, group: Group, training: bool) -> tuple[torch.Tensor
     names = tuple(name for name in group.frozen if name not in apart)
     values = [group.frozen[name] for name in names]
     static = group.kind, group.sizes, group.adapted, group.scaling, names
-    if not group.adapted and not (torch.is_grad_enabled() and x.requires_grad):
-        output = _forward(group.kind, group.sizes, group.frozen, x, None)
-    elif not group.adapted:
-        output = _Frozen.apply(x, static, *values)
-    else:
+    dropped = a = None
+    if group.adapted:
         a = torch.cat(group.a).to(x.dtype)
         if training and group.dropout:
             dropped = dropout(x, group.dropout)
-            output = _WithLora.apply(x, dropped, a, static, *group.b, *values)
-        else:
-            output = _WithLora.apply(x, None, a, static, *group.b, *values)
+    with_gradient = torch.is_grad_enabled() and any(
+        tensor.requires_grad for tensor in (x, *group.b)
+    )
+    if not with_gradient:  # dynamo binds such a function's arguments wrongly then
+        low = None if a is None else linear(x if dropped is None else dropped, a)
+        output = _forward(group.kind, group.sizes, group.frozen, x, low)
+    elif a is None:
+        output = _Frozen.apply(x, static, *values)
+    else:
+        output = _WithLora.apply(x, dropped, a, static, *group.b, *values)
     if "bias" in group.frozen:
         output = output + group.frozen["bias"]
     return output.split(group.sizes, dim=1)
@@ -220,7 +230,7 @@ def _forward(
         return linear(x if low is None else torch.cat([x, low], 1), frozen["weight"])
     b = frozen.get("b")
     if kind == "fp8":
-        x8, scale = rowwise_fp8(x)
+        x8, scale = _quantised(x)
         weight = frozen["weight"], frozen["scale"]
         return fp8_product(x8, scale, *weight, low, b, x.dtype)
     return nf4_product(x, *_nf4_lists(frozen, sizes), sizes, low, b, False)
@@ -237,15 +247,14 @@ def _backward(
     if kind == "plain":
         both = gradient @ frozen["weight"]
         return (both[:, :-rank], both[:, -rank:]) if rank else (both, None)
-    low_gradient = gradient @ frozen["b"] if rank else None
     if kind == "fp8":
-        g8, scale = rowwise_fp8(gradient)
+        g8, scale = _quantised(gradient)
         weight = frozen["weight_t"], frozen["scale_t"]
-        output = fp8_product(g8, scale, *weight, None, None, gradient.dtype)
-    else:
-        lists = _nf4_lists(frozen, sizes)
-        output = nf4_product(gradient, *lists, sizes, None, None, True)
-    return output, low_gradient
+        both = fp8_product(g8, scale, *weight, None, None, gradient.dtype)
+        return (both[:, :-rank], both[:, -rank:]) if rank else (both, None)
+    low_gradient = gradient @ frozen["b"] if rank else None
+    lists = _nf4_lists(frozen, sizes)
+    return nf4_product(gradient, *lists, sizes, None, None, True), low_gradient
 
 
 # fp8: e4m3 with one scale a row, as `torch._scaled_mm` takes them. The forward pass
@@ -259,6 +268,25 @@ def rowwise_fp8(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     wide = x.float()
     scale = wide.abs().amax(dim=1, keepdim=True).clamp(min=1e-12) / FP8_MAX
     return (wide / scale).clamp(-FP8_MAX, FP8_MAX).to(FP8), scale
+
+
+@torch.library.custom_op("prefdistill::quantise_wide", mutates_args=())
+def quantise_wide(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """``rowwise_fp8`` of wide rows, which a compiler would read twice."""
+    if x.device.type != "cuda":
+        return rowwise_fp8(x)
+    from prefdistill.fp8_kernel import quantise_rows
+
+    return quantise_rows(x if x.stride(1) == 1 else x.contiguous())
+
+
+@quantise_wide.register_fake
+def _(x):
+    return x.new_empty(x.shape, dtype=FP8), x.new_empty(len(x), 1, dtype=torch.float32)
+
+
+def _quantised(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    return quantise_wide(x) if x.shape[1] > WIDE else rowwise_fp8(x)
 
 
 @torch.library.custom_op("prefdistill::fp8_product", mutates_args=())
@@ -306,7 +334,7 @@ def to_fp8(module: nn.Linear) -> None:
     module.register_buffer("fp8_scale", scale, persistent=False)
 
 
-def _gather_fp8(modules: Sequence[nn.Module], has_gradient: bool) -> Tensors:
+def _gather_fp8(modules: Sequence[nn.Module], rank: int, has_gradient: bool) -> Tensors:
     # Not all devices concatenate fp8, so its bytes are.
     whole = torch.cat([module.fp8_weight.view(torch.uint8) for module in modules])
     weight, sizes = whole.view(FP8), [module.out_features for module in modules]
@@ -314,8 +342,9 @@ def _gather_fp8(modules: Sequence[nn.Module], has_gradient: bool) -> Tensors:
         module.fp8_weight = rows
     scale = torch.cat([module.fp8_scale for module in modules])
     tensors = {"weight": weight, "scale": scale}
-    if has_gradient:  # of what the forward pass computes with
-        columns = (weight.float() * scale).t().contiguous()
+    if has_gradient:  # of what the forward pass computes with, and b' below
+        columns = (weight.float() * scale).t()
+        columns = torch.cat([columns, columns.new_zeros(rank, columns.shape[1])])
         tensors["weight_t"], tensors["scale_t"] = rowwise_fp8(columns)
     return tensors
 
