@@ -66,6 +66,8 @@ def _config(architecture: str):
     }
     if architecture == "llama":
         return transformers.LlamaConfig(**shape)
+    if architecture == "llama_with_biases":
+        return transformers.LlamaConfig(**shape, attention_bias=True, mlp_bias=True)
     if architecture == "qwen2":
         # A sliding window in the upper layer only, as Qwen2 places it.
         return transformers.Qwen2Config(
@@ -82,7 +84,9 @@ def _config(architecture: str):
 
 @pytest.fixture(scope="session")
 def tiny_model_folder(tmp_path_factory, tiny_tokenizer) -> Callable[[str], Path]:
-    """Function from architecture (llama, qwen2, gemma2) to a model folder.
+    """Function from architecture to a model folder.
+
+    There are llama, qwen2, gemma2 and llama_with_biases.
 
     The folder has a manifest, a random causal language model of two layers and hidden
     size 32 with large weights, so that errors show, and the tokenizer.
@@ -105,6 +109,8 @@ def tiny_model_folder(tmp_path_factory, tiny_tokenizer) -> Callable[[str], Path]
             for weight in model.parameters():
                 if weight.dim() > 1:
                     weight.data.normal_(0, 0.2)
+                else:  # a bias or a norm
+                    weight.data += 0.2 * torch.randn_like(weight)
         model.save_pretrained(folder)
         tiny_tokenizer.save_pretrained(folder)
         manifest = {

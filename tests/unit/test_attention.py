@@ -1,15 +1,20 @@
 """Packed attention against one row at a time, and whole models against plain ones."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
-from torch.nn.attention.flex_attention import flex_attention
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
-from prefdistill.attention import PackedLayout, packed_attention
-from prefdistill.attention import _flex as flex
+from prefdistill import attention
+from prefdistill.attention import PackedLayout, packed_attention, visible_blocks
 from prefdistill.models import add_adapter, classify, load_classifier
 from prefdistill.packing import collate
 
+CPU = torch.device("cpu")
 ARCHITECTURES = ("llama", "qwen2", "gemma2")
 LENGTHS = (5, 30, 11, 17, 29, 1, 30)
 LORA = {
@@ -37,40 +42,147 @@ def plain_attention(query, key, value, scaling, softcap, window):
     return output.transpose(0, 1)
 
 
+def flash_attn(
+    query, key, value, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k,
+    softmax_scale, causal, window_size, softcap,
+):  # fmt: skip
+    """A stand-in for ``flash_attn_varlen_func``, by definition, strict about types."""
+    assert query.shape[0] == key.shape[0] == value.shape[0]
+    assert cu_seqlens_q.dtype == torch.int32
+    assert torch.equal(cu_seqlens_q, cu_seqlens_k)
+    borders = cu_seqlens_q.tolist()
+    assert (borders[0], borders[-1]) == (0, query.shape[0])
+    longest = max(np.diff(borders))
+    assert max_seqlen_q == max_seqlen_k >= longest
+    assert causal
+    assert isinstance(softcap, float)
+    left, right = window_size
+    assert (left, right) == (-1, -1) or (left >= 0 and right == 0)
+    output = torch.zeros_like(query)
+    for start, end in pairwise(borders):
+        states = [x[start:end].transpose(0, 1) for x in (query, key, value)]
+        window = None if left < 0 else left + 1
+        if start < end:
+            output[start:end] = plain_attention(
+                *states, softmax_scale, softcap or None, window
+            )
+    return output
+
+
 @pytest.mark.parametrize("softcap", [None, 3.0])
 @pytest.mark.parametrize("window", [None, 4])
-@pytest.mark.parametrize("path", ["cpu", "flex"])
+@pytest.mark.parametrize("path", ["cpu", "flex", "flash"])
 def test_packed_equals_the_definition(path, softcap, window, monkeypatch):
-    """Flex is CUDA's path; here it runs uncompiled on the CPU."""
-    monkeypatch.setattr(
-        "prefdistill.attention._compiled_flex_attention", lambda: flex_attention
-    )
+    """Flex and flash-attn are CUDA's paths; here they run on the CPU.
+
+    Flex runs uncompiled, flash-attn as a stand-in that computes what it documents.
+    """
+    monkeypatch.setattr(attention, "_compiled_flex_attention", lambda: flex_attention)
+    monkeypatch.setattr(attention, "_flash_attn", lambda: flash_attn)
     generator = torch.Generator().manual_seed(0)
     n_tokens = sum(LENGTHS)
     query = torch.randn(1, 4, n_tokens, 8, generator=generator)
     key, value = torch.randn(2, 1, 2, n_tokens, 8, generator=generator)
-    layout = PackedLayout(np.array(LENGTHS), torch.device("cpu"))
-    if path == "flex":
-        output = flex(query, key, value, 0.7, softcap, window, layout)
-    else:
-        arguments = {"softcap": softcap, "sliding_window": window, "packed": layout}
-        output, _ = packed_attention(
-            None, query, key, value, None, scaling=0.7, **arguments
-        )
-    assert output.shape == (1, n_tokens, 4, 8)
+    layout = PackedLayout(np.array(LENGTHS), CPU)
+    make = {
+        "cpu": layout.attention,
+        "flex": layout._block_mask,
+        "flash": layout._varlen,
+    }[path]
+    output = packed_attention(query, key, value, make(window), 0.7, softcap)
+    assert output.shape == (n_tokens, 4, 8)
     start = 0
     for length in LENGTHS:
         row = slice(start, start + length)
         expected = plain_attention(
             *(x[0, :, row] for x in (query, key, value)), 0.7, softcap, window
         )
-        torch.testing.assert_close(output[0, row], expected, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(output[row], expected, atol=1e-5, rtol=1e-5)
         start += length
 
 
 def test_refuses_a_call_without_layout():
     with pytest.raises(ValueError, match="packed="):
-        packed_attention(None, *[torch.zeros(1, 1, 1, 1)] * 3, None, scaling=1.0)
+        attention._layer_attention(
+            None, *[torch.zeros(1, 1, 1, 1)] * 3, None, scaling=1.0
+        )
+
+
+def test_a_window_that_no_row_exceeds_is_none():
+    layout = PackedLayout(np.array(LENGTHS), CPU)
+    assert layout.attention(max(LENGTHS)).window is None
+    assert layout.attention(max(LENGTHS) - 1).window == max(LENGTHS) - 1
+
+
+@pytest.mark.parametrize("has_flash", [False, True])
+def test_a_batch_makes_one_mask_for_each_window(has_flash, monkeypatch):
+    """Without a GPU, on the device that holds no values."""
+    monkeypatch.setattr(
+        attention, "_flash_attn", lambda: flash_attn if has_flash else None
+    )
+    layout = PackedLayout(np.array([200, 300, 12]), torch.device("meta"))
+    whole, cut = layout.attention(None), layout.attention(100)
+    assert isinstance(whole, attention.Varlen if has_flash else attention.BlockMask)
+    assert layout.attention(None) is whole is layout.attention(300)
+    assert layout.attention(100) is cut is not whole
+
+
+@given(lengths=st.lists(st.integers(1, 90), min_size=1, max_size=80))
+def test_borders_of_flash_attn_are_padded_with_empty_rows(lengths):
+    borders, longest, window = PackedLayout(np.array(lengths), CPU)._varlen(17)
+    assert borders.dtype == torch.int32
+    assert len(borders) % attention.ROWS_STEP == 1
+    assert len(borders) > len(lengths)
+    sizes = borders.diff().tolist()
+    assert sizes[: len(lengths)] == lengths
+    assert not any(sizes[len(lengths) :])
+    assert longest >= max(lengths)
+    assert longest & (longest - 1) == 0
+    assert window == 17
+
+
+def dense_mask(lengths, window):
+    """Which key (column) each query (row) of a packed batch sees."""
+    rows = np.repeat(np.arange(len(lengths)), lengths)
+    places = np.arange(len(rows))
+    mask = (rows[:, None] == rows) & (places[:, None] >= places)
+    return mask if window is None else mask & (places[:, None] - places < window)
+
+
+@given(
+    lengths=st.lists(st.integers(1, 420), min_size=1, max_size=9),
+    window=st.none() | st.integers(1, 450),
+)
+def test_visible_blocks_are_those_of_the_dense_mask(lengths, window):
+    partial, whole = visible_blocks(np.array(lengths), window)
+    mask, step = dense_mask(lengths, window), attention.BLOCK
+    places = range(0, len(mask), step)
+    blocks = [[mask[i : i + step, k : k + step] for k in places] for i in places]
+    assert whole.tolist() == [[bool(b.all()) for b in row] for row in blocks]
+    some = [[bool(b.any() and not b.all()) for b in row] for row in blocks]
+    assert partial.tolist() == some
+
+
+@pytest.mark.parametrize("window", [None, 1, 100, 128, 200])
+def test_the_block_mask_is_the_one_that_torch_makes(window):
+    lengths = np.array([5, 700, 1, 1, 130, 512, 57, 130])
+    assert lengths.sum() % attention.BLOCK == 0
+    n_tokens = int(lengths.sum())
+    mask = PackedLayout(lengths, CPU)._block_mask(window)
+    dense = torch.from_numpy(dense_mask(lengths, window))
+    expected = create_block_mask(
+        lambda batch, head, query, key: dense[query, key],
+        None, None, n_tokens, n_tokens, device="cpu", BLOCK_SIZE=attention.BLOCK,
+    )  # fmt: skip
+    for kind in ("kv", "full_kv", "q", "full_q"):
+        numbers = getattr(mask, f"{kind}_num_blocks")
+        assert torch.equal(numbers, getattr(expected, f"{kind}_num_blocks"))
+        indices, other = (getattr(m, f"{kind}_indices") for m in (mask, expected))
+        assert indices.shape == other.shape
+        used = torch.arange(indices.shape[-1]) < numbers[..., None]
+        assert torch.equal(indices[used], other[used])
+    query, key = torch.meshgrid(*[torch.arange(n_tokens)] * 2, indexing="ij")
+    assert torch.equal(mask.mask_mod(0, 0, query, key), dense)
 
 
 @pytest.fixture(scope="module")

@@ -1,8 +1,9 @@
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prefdistill.packing import collate, next_shape, pack, pad_batch
+from prefdistill.packing import collate, pack, shape_step
 
 
 def slow_pack(lengths, budget):
@@ -46,17 +47,50 @@ def test_collate():
     assert batch.lengths.tolist() == [3, 1, 2]
 
 
-def test_a_padded_batch_only_gains_a_row_that_nobody_scores():
-    batch = collate([np.arange(5), np.arange(7)])
-    padded = pad_batch(batch, next_shape(12))
-    assert padded.input_ids.shape == (1, 256)
-    assert padded.lengths.tolist() == [5, 7, 244]
+@given(
+    lengths=st.lists(st.integers(1, 300), min_size=1, max_size=9),
+    step=st.integers(1, 512),
+)
+def test_a_padded_batch_only_gains_a_row_that_nobody_scores(lengths, step):
+    rows = [np.arange(length) + 3 for length in lengths]
+    batch, padded = collate(rows), collate(rows, step)
+    n_tokens, n_padded = batch.input_ids.size, padded.input_ids.size
+    assert n_padded % step == 0
+    assert n_padded - n_tokens < step
+    dummy = [n_padded - n_tokens] if n_padded > n_tokens else []
+    assert padded.lengths.tolist() == lengths + dummy
     assert padded.last.tolist() == batch.last.tolist()
-    assert (padded.input_ids[:, :12] == batch.input_ids).all()
+    assert padded.last.dtype == padded.cu_lengths.dtype == np.int64
+    assert (padded.input_ids[:, :n_tokens] == batch.input_ids).all()
+    assert (padded.position_ids[:, :n_tokens] == batch.position_ids).all()
+    assert padded.position_ids[0, n_tokens:].tolist() == list(range(sum(dummy)))
+    assert not padded.input_ids[:, n_tokens:].any()
 
 
-def test_shapes_are_few_and_never_too_small():
-    shapes = {next_shape(n) for n in range(1, 16385)}
-    assert sorted(shapes)[:5] == [256, 384, 512, 768, 1024]
-    assert len(shapes) == 13
-    assert all(next_shape(n) >= n for n in range(1, 16385))
+@pytest.mark.parametrize(
+    "budget", [100, 1024, 2048, 3000, 6144, 8192, 10000, 16384, 65536]
+)
+def test_compiled_shapes_are_few_for_a_budget(budget):
+    step = shape_step(budget, "cuda")
+    assert step % 128 == 0
+    shapes = {-(-n // step) * step for n in range(1, budget + 1)}
+    assert len(shapes) <= 8
+    assert max(shapes) < budget + step
+    assert shape_step(budget, "cpu") == 1
+
+
+def test_real_lengths_fill_the_shapes_of_a_gpu():
+    """Steps of 64 pairs in both orders; what padding adds counts as computed."""
+    rng = np.random.default_rng(0)
+    budget = 8192
+    step = shape_step(budget, "cuda")
+    fill = []
+    for _ in range(200):
+        lengths = np.exp(rng.normal(np.log(650), 0.75, 64)).clip(48, 2048).astype(int)
+        sizes = [
+            np.repeat(lengths, 2)[rows].sum()
+            for rows in pack(np.repeat(lengths, 2), budget)
+        ]
+        computed = sum(-(-size // step) * step for size in sizes)
+        fill.append(2 * lengths.sum() / computed)
+    assert np.mean(fill) >= 0.97

@@ -91,4 +91,4 @@ def shape_step(token_budget: int, device_type: str) -> int:
     """
     if device_type != "cuda":
         return 1
-    return max(1, token_budget // 1024) * 128
+    return -(-token_budget // 1024) * 128
