@@ -248,10 +248,11 @@ def _has_lora(module: nn.Module) -> bool:
 
 def shape_of(config: Any) -> Shape | None:
     """What the layers of a model have in common; None if they are not known here."""
+    if config.model_type not in ARCHITECTURES:
+        return None
     is_gemma = config.model_type == "gemma2"
     activation = config.hidden_activation if is_gemma else config.hidden_act
-    known = config.model_type in ARCHITECTURES and activation in ACTIVATIONS
-    if not known or getattr(config, "attention_dropout", 0.0):
+    if activation not in ACTIVATIONS or config.attention_dropout:
         return None
     n_heads = config.num_attention_heads
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // n_heads
@@ -272,7 +273,8 @@ def _is_fast(layer: nn.Module) -> bool:
     """Whether a layer's linear modules are of kinds known here, alike in a group."""
     for paths in GROUPS.values():
         modules = [layer.get_submodule(path) for path in paths]
-        if len({kind_of(_base(module)) for module in modules} | {None}) != 2:
+        kinds = {kind_of(_base(module)) for module in modules}
+        if len(kinds) > 1 or None in kinds:
             return False
         loras = [module for module in modules if _has_lora(module)]
         if len({(m.scaling["default"], m.r["default"]) for m in loras}) > 1:
@@ -294,24 +296,19 @@ def attach(core: nn.Module) -> bool:
     Returns:
         Whether they do; otherwise they compute as before.
     """
+    shape = shape_of(core.config)
+    if shape is None:
+        return False
     layers = core.model.layers
-    ends = [_base(layers[index].self_attn.q_proj) for index in (0, -1)]
-    state = [
-        (id(layers[i].self_attn.q_proj), end.weight.data_ptr(), end.weight.device)
-        for i, end in zip((0, -1), ends, strict=True)
-    ]
+    state = _state(core)
     if core.__dict__.get("_fast_state") == state:
         if core.__dict__["_is_fast"]:
             for layer in layers:
                 layer.forward.refresh()
         return core.__dict__["_is_fast"]
     detach(core)
-    shape = shape_of(core.config)
-    fast = (
-        shape is not None
-        and not getattr(core, SHARDED, False)
-        and all(_is_fast(layer) for layer in layers)
-    )
+    sharded = getattr(core, SHARDED, False)
+    fast = not sharded and all(_is_fast(layer) for layer in layers)
     if fast:
         has_gradient = False
         for layer in layers:
@@ -320,12 +317,25 @@ def attach(core: nn.Module) -> bool:
             layer.forward = FastLayer(layer, shape, window, has_gradient)
             layer.forward.recompute = core.__dict__.get("_recompute", "none")
             layer.forward.refresh()
-    state = [
-        (id(layers[i].self_attn.q_proj), end.weight.data_ptr(), end.weight.device)
-        for i, end in zip((0, -1), ends, strict=True)
-    ]
-    core.__dict__.update(_fast_state=state, _is_fast=fast)
+    core.__dict__.update(_fast_state=_state(core), _is_fast=fast)
     return fast
+
+
+def _state(core: nn.Module) -> list[tuple]:
+    """The linear modules of the first and last layer, and where their weights lie.
+
+    Moving a model, and adding or removing LoRA, changes one of the two.
+    """
+    state: list[tuple] = []
+    for layer in (core.model.layers[0], core.model.layers[-1]):
+        for path in (path for paths in GROUPS.values() for path in paths):
+            module = layer.get_submodule(path)
+            base = _base(module)
+            weight = getattr(base, "fp8_weight", getattr(base, "weight", None))
+            place = None if weight is None else (weight.data_ptr(), weight.device)
+            lora = _has_lora(module) and (module.disable_adapters, module.merged)
+            state.append((id(module), place, lora))
+    return state
 
 
 def detach(core: nn.Module) -> None:

@@ -77,13 +77,13 @@ def kind_of(module: nn.Module) -> str | None:
     """``plain``, ``nf4`` or ``fp8``; None for a layer of another kind (GPTQ, sharded)."""
     if hasattr(module, "fp8_weight"):
         return "fp8"
-    weight, state = getattr(module, "weight", None), _quant_state(module)
+    state = _quant_state(module)
     if state is not None:
         nested = state.nested and state.state2.blocksize == NF4_NESTED_BLOCK
         known = state.quant_type == "nf4" and state.blocksize == NF4_BLOCK and nested
         return "nf4" if known else None
-    is_plain = type(module) is nn.Linear and not weight.requires_grad
-    return "plain" if is_plain else None
+    frozen = not any(weight.requires_grad for weight in module.parameters())
+    return "plain" if type(module) is nn.Linear and frozen else None
 
 
 def _quant_state(module: nn.Module) -> Any:
