@@ -49,6 +49,7 @@ MODES = ("train", "infer")
 BASES = ("bf16", "nf4", "fp8")
 VARIANTS = (
     *("recipe", "engine"),
+    *("recipe_dropout", "engine_dropout"),
     *("recipe_upper", "engine_upper"),
     *("recipe_adapter", "engine_adapter"),
 )
@@ -791,8 +792,8 @@ def read_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--bases", nargs="+", choices=BASES, default=list(BASES))
     parser.add_argument(
         "--variants", nargs="+", choices=VARIANTS, default=["recipe", "engine"],
-        help="upper: LoRA r 16 on q, k, v of the upper layers; adapter: scoring with "
-        "an unmerged one of r 64",
+        help="dropout: LoRA with it; upper: LoRA r 16 on q, k, v of the upper layers; "
+        "adapter: scoring with an unmerged one of r 64",
     )  # fmt: skip
     parser.add_argument("--gpus", type=int, default=1, help="processes, one a GPU")
     parser.add_argument("--minutes", type=float, default=float("inf"))
@@ -803,7 +804,9 @@ def read_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=default.seconds)
     parser.add_argument("--token-budget", type=int, help="of training passes")
     parser.add_argument("--infer-budget", type=int, help="of scoring passes")
-    parser.add_argument("--recompute", default="auto", choices=["auto", "none", "full"])
+    parser.add_argument(
+        "--recompute", default="auto", choices=["auto", "none", "selective", "full"]
+    )
     parser.add_argument("--profile", action="store_true", help="print kernels instead")
     parser.add_argument("--tiny", action="store_true", help="tiny shapes on the CPU")
     read = parser.parse_args(arguments)

@@ -108,8 +108,9 @@ TEXT_COLUMNS = ("prompt", "response_a", "response_b")
 def lora_settings(variant: str, mode: str, n_layers: int) -> dict[str, Any] | None:
     """The adapter of a variant, for ``models.add_adapter``; None for a bare base.
 
-    Training adapts all linear layers at rank 64, or, in a variant that ends in
-    ``upper``, query, key and value of the upper layers at rank 16. Scoring has the
+    Training adapts all linear layers at rank 64, in a variant that ends in ``dropout``
+    with dropout, or, in one that ends in ``upper``, query, key and value of the upper
+    layers at rank 16. Scoring has the
     first of these adapters in a variant that ends in ``adapter``, else none, as after
     a merge.
 
@@ -117,7 +118,8 @@ def lora_settings(variant: str, mode: str, n_layers: int) -> dict[str, Any] | No
         ValueError: If there is no such variant in the mode.
     """
     kind = variant.partition("_")[2]
-    if kind not in {"train": ("", "upper"), "infer": ("", "adapter")}[mode]:
+    kinds = {"train": ("", "upper", "dropout"), "infer": ("", "adapter")}
+    if kind not in kinds[mode]:
         raise ValueError(f"no variant {variant} in mode {mode}")
     if kind == "" and mode == "infer":
         return None
@@ -126,7 +128,7 @@ def lora_settings(variant: str, mode: str, n_layers: int) -> dict[str, Any] | No
     return {
         "r": rank,
         "alpha": 2 * rank,
-        "dropout": 0.05,
+        "dropout": 0.05 if kind == "dropout" else 0.0,
         "targets": list(ATTENTION_PROJECTIONS if upper else PROJECTIONS),
         "lowest_layer": round(UPPER_FROM * n_layers) if upper else 0,
     }

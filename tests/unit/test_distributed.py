@@ -18,7 +18,7 @@ from two_processes import MODELS
 
 from prefdistill.distributed import own_share, share_out, sum_over_processes
 from prefdistill.job import UserError
-from prefdistill.memory import must_shard
+from prefdistill.memory import place
 
 ADAPTER = "adapter_model.safetensors"
 TIMEOUT_S = 120
@@ -221,12 +221,12 @@ def test_a_model_is_cut_where_it_does_not_fit(tmp_path, monkeypatch, gib, sharde
         hidden_size=8192, intermediate_size=28672, num_hidden_layers=80,
         num_attention_heads=64, num_key_value_heads=8, vocab_size=128256,
     ).save_pretrained(tmp_path)  # fmt: skip
-    assert not must_shard(tmp_path, "nf4", 8192, 64)  # one process
+    assert place(tmp_path, "nf4", 8192, 64) == ("nf4", False)  # one process
     monkeypatch.setattr("prefdistill.memory.n_processes", lambda: 2)
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     memory = type("Properties", (), {"total_memory": gib * 2**30})
     monkeypatch.setattr("torch.cuda.get_device_properties", memory)
-    assert must_shard(tmp_path, "nf4", 8192, 64) == sharded
+    assert place(tmp_path, "nf4", 8192, 64) == ("nf4", sharded)
 
 
 def test_more_processes_than_gpus_is_one_line(monkeypatch):

@@ -1,4 +1,5 @@
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -224,16 +225,111 @@ def test_parameter_counts(tiny_model_folder, precision):
     }
 
 
-def test_the_memory_estimate_matches_a_measured_run():
-    """Gemma-2-9B, bf16, r 64 on all layers, packed 6144: 58.4 GiB on an H100."""
-    from transformers import Gemma2Config
+MEASURED = [  # on an H100; r 64 on all linear layers
+    # model, base, tokens, recompute, dropout, has AdamW's moments, GiB
+    ("gemma2", "fp8", 8192, "none", 0.0, False, 74.3),
+    ("llama", "bf16", 8192, "none", 0.0, False, 57.2),
+    ("gemma2", "bf16", 6144, "none", 0.05, True, 73.6),
+    ("gemma2", "fp8", 6144, "none", 0.05, True, 70.4),
+    ("gemma2", "nf4", 6144, "none", 0.05, True, 58.6),
+    ("llama", "bf16", 8192, "none", 0.05, True, 66.9),
+    ("gemma2", "bf16", 16384, "full", 0.0, False, 27.1),
+]
+SIZES = {
+    "gemma2": {"embedding": 917e6, "linear": 8.32e9, "other": 6e5, "head": 1e4},
+    "llama": {"embedding": 525e6, "linear": 6.98e9, "other": 3e5, "head": 1e4},
+}
 
-    config = Gemma2Config(
-        hidden_size=3584, intermediate_size=14336, num_hidden_layers=42
+
+def real_config(name):
+    from transformers import Gemma2Config, LlamaConfig
+
+    if name == "llama":
+        return LlamaConfig(
+            hidden_size=4096,
+            intermediate_size=14336,
+            num_hidden_layers=32,
+            num_attention_heads=32,
+            num_key_value_heads=8,
+        )
+    return Gemma2Config(
+        hidden_size=3584,
+        intermediate_size=14336,
+        num_hidden_layers=42,
+        num_attention_heads=16,
+        num_key_value_heads=8,
+        head_dim=256,
     )
-    counts = {"embedding": 917e6, "linear": 8.32e9, "other": 6e5, "head": 1e4}
-    counts["lora"] = 216e6
-    full = estimate_memory(config, counts, "bf16", 6144, recompute=False)
-    assert full == pytest.approx(58.4, rel=0.1)
-    less = estimate_memory(config, counts, "nf4", 6144, recompute=True)
-    assert less < full / 2
+
+
+@pytest.mark.parametrize(
+    ("name", "precision", "tokens", "how", "dropout", "has_moments", "gib"), MEASURED
+)
+def test_the_memory_estimate_is_within_a_tenth_of_measured_peaks(
+    name, precision, tokens, how, dropout, has_moments, gib
+):
+    counts = SIZES[name] | {"lora": {"gemma2": 216e6, "llama": 168e6}[name]}
+    estimate = estimate_memory(
+        real_config(name), counts, precision, tokens, recompute=how, dropout=dropout
+    )
+    if not has_moments:
+        estimate -= 8 * counts["lora"] / 2**30
+    assert estimate == pytest.approx(gib, rel=0.1)
+
+
+def test_the_memory_estimate_falls_with_recomputation_and_nf4():
+    counts = SIZES["gemma2"] | {"lora": 216e6}
+    by_how = [
+        estimate_memory(real_config("gemma2"), counts, "bf16", 8192, recompute=how)
+        for how in ("none", "selective", "full")
+    ]
+    assert by_how == sorted(by_how, reverse=True)
+    less = estimate_memory(real_config("gemma2"), counts, "nf4", 8192, recompute="full")
+    assert less < by_how[2] - 10
+
+
+@pytest.mark.parametrize(
+    ("gib", "chosen"),
+    [
+        (200, ("none", 16384)),
+        (90, ("selective", 16384)),
+        (70, ("none", 8192)),
+        (30, ("full", 16384)),
+        (27, ("full", 8192)),
+    ],
+)
+def test_training_is_fitted_to_the_memory(gib, chosen, monkeypatch):
+    from prefdistill import memory
+
+    counts = SIZES["llama"] | {"lora": 168e6}
+    core = SimpleNamespace(config=real_config("llama"))
+    cuda = torch.device("cuda")
+    monkeypatch.setattr(memory, "count_parameters", lambda model: counts)
+    monkeypatch.setattr(memory, "core_model", lambda model: core)
+    monkeypatch.setattr(memory, "base_precision", lambda core: "bf16")
+    monkeypatch.setattr(memory, "device_of", lambda model: cuda)
+    monkeypatch.setattr(memory, "is_sharded", lambda model: False)
+    monkeypatch.setattr(memory, "available_gib", lambda: gib)
+    settings = {"recompute": "auto", "token_budget": 16384}
+    model = torch.nn.Linear(1, 1)
+    assert memory.fit_training(model, settings, 2048) == chosen
+    fixed = settings | {"recompute": "full"}
+    assert memory.fit_training(model, fixed, 2048)[0] == "full"
+
+
+@pytest.mark.parametrize(
+    ("precision", "gib", "expected"),
+    [
+        ("auto", 80, ("auto", False)),
+        ("auto", 1e-5, ("nf4", False)),
+        ("bf16", 1e-5, ("bf16", False)),
+    ],
+)
+def test_auto_becomes_nf4_where_16_bit_would_not_fit(
+    precision, gib, expected, tiny_model_folder, monkeypatch
+):
+    from prefdistill import memory
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(memory, "available_gib", lambda: gib)
+    assert memory.place(tiny_model_folder("llama"), precision, 256, 4) == expected

@@ -22,11 +22,13 @@ def describe(
     """
     from scipy.special import softmax
 
+    from prefdistill.engine import RECOMPUTE
     from prefdistill.inference import score_pairs
     from prefdistill.io import VIEWS
     from prefdistill.memory import count_parameters, estimate_memory
     from prefdistill.models import (
         add_adapter,
+        base_precision,
         core_model,
         load_classifier,
         load_tokenizer,
@@ -48,11 +50,16 @@ def describe(
         "lora_share": f"{counts['lora'] / n_base:.6f}",
         "head_shape": "x".join(map(str, core.score.weight.shape)),
     }
-    for name, recompute in (("gib", False), ("gib_recompute", True)):
+    for how in RECOMPUTE:
         gib = estimate_memory(
-            core.config, counts, precision, budget, recompute=recompute
+            core.config,
+            counts,
+            base_precision(core),
+            budget,
+            recompute=how,
+            dropout=settings["lora"]["dropout"],
         )
-        row[f"training_{name}"] = f"{gib:.3f}"
+        row[f"training_gib_recompute_{how}"] = f"{gib:.3f}"
     encoded = encode_pairs(table, load_tokenizer(folder), text)
     probs = softmax(score_pairs(model, encoded, token_budget=budget), axis=-1)
     for number, by_view in enumerate(probs, start=1):

@@ -40,7 +40,7 @@ def main(
     from prefdistill.distillation import check_gates, check_weights, teacher_logits
     from prefdistill.distributed import is_first
     from prefdistill.losses import distillation_objective
-    from prefdistill.memory import must_shard
+    from prefdistill.memory import place
     from prefdistill.models import (
         adapter_rank,
         base_folder,
@@ -69,7 +69,7 @@ def main(
     )
     folder = base_folder(base)
     lora_rank = adapter_rank(init_adapter.parent)
-    shard = must_shard(folder, precision, training["token_budget"], lora_rank)
+    precision, shard = place(folder, precision, training["token_budget"], lora_rank)
     model = load_classifier(folder, precision, shard=shard)
     model = load_adapter(model, init_adapter.parent, trainable=True)
     encoded = encode_pairs(table, load_tokenizer(folder), text)

@@ -43,7 +43,7 @@ def main(
     from prefdistill.config import result_settings
     from prefdistill.distributed import is_first
     from prefdistill.inference import score_pairs, subset_rows
-    from prefdistill.memory import must_shard
+    from prefdistill.memory import place
     from prefdistill.models import (
         base_folder,
         load_adapter,
@@ -62,7 +62,7 @@ def main(
     if inference["weights"] == "merged":
         model = load_merged(folder, adapter_path.parent, precision)
     else:
-        shard = must_shard(folder, precision, inference["token_budget"])
+        precision, shard = place(folder, precision, inference["token_budget"])
         model = load_classifier(folder, precision, shard=shard)
         model = load_adapter(model, adapter_path.parent, trainable=False)
     known = [code, precision, result_settings(inference), text, seed]

@@ -35,7 +35,7 @@ def main(
     from prefdistill.config import result_settings
     from prefdistill.distributed import is_first
     from prefdistill.losses import label_objective, next_token_objective
-    from prefdistill.memory import must_shard
+    from prefdistill.memory import place
     from prefdistill.models import (
         add_adapter,
         base_folder,
@@ -52,7 +52,7 @@ def main(
     folder, seed = base_folder(base), settings["seed"]
     untrained = settings["objective"] == "none" or not len(table)
     language = settings["objective"] == "causal_lm" and not untrained
-    shard = must_shard(folder, precision, settings["token_budget"], lora["r"])
+    precision, shard = place(folder, precision, settings["token_budget"], lora["r"])
     if language:
         model = load_language_model(folder, precision, shard=shard)
         objective = next_token_objective()

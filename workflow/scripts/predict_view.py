@@ -52,7 +52,7 @@ def main(
     from prefdistill.checkpoints import Checkpoints, identity_of
     from prefdistill.distributed import is_first
     from prefdistill.inference import score_pairs
-    from prefdistill.memory import must_shard
+    from prefdistill.memory import place
     from prefdistill.models import (
         base_folder,
         load_adapter,
@@ -66,7 +66,7 @@ def main(
     if len(pc.unique(table.column("id"))) != len(table):
         raise UserError(f"{', '.join(map(str, tables))}: a row id occurs twice")
     folder = weights.parent if base is None else base_folder(base)
-    shard = must_shard(folder, precision, token_budget)
+    precision, shard = place(folder, precision, token_budget)
     model = load_classifier(folder, precision, shard=shard)
     if base is not None:
         model = load_adapter(model, weights.parent, trainable=False)

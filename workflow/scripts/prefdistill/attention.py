@@ -26,21 +26,21 @@ BLOCK = 128
 # Numbers of rows are rounded up, so that they do not make another shape.
 ROWS_STEP = 64
 
-# FlexAttention's own choice for wide heads takes a third longer on an H100.
-KERNEL_OPTIONS = {
-    256: {
-        "fwd_BLOCK_M": 128,
-        "fwd_BLOCK_N": 64,
-        "fwd_num_stages": 2,
-        "fwd_num_warps": 8,
-        "bwd_BLOCK_M1": 64,
-        "bwd_BLOCK_N1": 64,
-        "bwd_BLOCK_M2": 64,
-        "bwd_BLOCK_N2": 64,
-        "bwd_num_stages": 2,
-        "bwd_num_warps": 8,
-    }
+# For heads of 256, where FlexAttention's own choice takes a third longer on an H100;
+# needs as much shared memory as that has.
+WIDE_HEADS = {
+    "fwd_BLOCK_M": 128,
+    "fwd_BLOCK_N": 64,
+    "fwd_num_stages": 2,
+    "fwd_num_warps": 8,
+    "bwd_BLOCK_M1": 64,
+    "bwd_BLOCK_N1": 64,
+    "bwd_BLOCK_M2": 64,
+    "bwd_BLOCK_N2": 64,
+    "bwd_num_stages": 2,
+    "bwd_num_warps": 8,
 }
+WIDE_HEADS_BYTES = 227 * 1024
 
 
 class Grouped(NamedTuple):
@@ -205,6 +205,7 @@ def packed_attention(
     scaling: float,
     softcap: float | None = None,
     dropout: float = 0.0,
+    options: dict[str, int] | None = None,
 ) -> torch.Tensor:
     """Attention of one layer.
 
@@ -216,6 +217,7 @@ def packed_attention(
         scaling: Factor of the scores.
         softcap: Bound of the scores, through ``softcap * tanh(score / softcap)``.
         dropout: Share of attention weights dropped; on the CPU only.
+        options: From ``kernel_options``.
 
     Returns:
         ``(n_tokens, n_heads, head_dim)``.
@@ -238,7 +240,7 @@ def packed_attention(
         block_mask=attention,
         scale=scaling,
         enable_gqa=query.shape[1] != key.shape[1],
-        kernel_options=KERNEL_OPTIONS.get(query.shape[-1]),
+        kernel_options=options,
     )
     return output[0].transpose(0, 1)
 
@@ -265,8 +267,10 @@ def _layer_attention(
     if packed is None:
         raise ValueError("a model with packed attention must be called with packed=")
     attention = packed.attention(sliding_window)
+    options = kernel_options(query.shape[-1], query.device)
     states = query, key, value
-    return packed_attention(*states, attention, scaling, softcap, dropout)[None], None
+    output = packed_attention(*states, attention, scaling, softcap, dropout, options)
+    return output[None], None
 
 
 def _group(query, key, value, scaling, dropout, softcap, window, packed):
@@ -327,6 +331,15 @@ def _soft_cap(bound: float) -> Any:
         return bound * (2 * torch.sigmoid(score * (2 / bound)) - 1)
 
     return capped
+
+
+def kernel_options(head_dim: int, device: torch.device) -> dict[str, int] | None:
+    """Block sizes for FlexAttention on a device; None leaves them to it."""
+    if device.type != "cuda" or head_dim != 256:
+        return None
+    properties = torch.cuda.get_device_properties(device)
+    has_room = properties.shared_memory_per_block_optin >= WIDE_HEADS_BYTES
+    return WIDE_HEADS if has_room else None
 
 
 def _flex() -> Any:

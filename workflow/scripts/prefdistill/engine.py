@@ -23,12 +23,18 @@ from torch.utils.checkpoint import (
     create_selective_checkpoint_contexts,
 )
 
-from prefdistill.attention import Attention, PackedLayout, packed_attention
+from prefdistill.attention import (
+    Attention,
+    PackedLayout,
+    kernel_options,
+    packed_attention,
+)
 from prefdistill.frozen import Group, gather, kind_of, project, to_fp8
 from prefdistill.job import UserError
 from prefdistill.sharding import SHARDED
 
 ACTIVATIONS = {"gelu_pytorch_tanh": partial(gelu, approximate="tanh"), "silu": silu}
+CPU = torch.device("cpu")
 ARCHITECTURES = ("gemma2", "llama", "qwen2")
 GROUPS = {
     "qkv": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
@@ -66,10 +72,11 @@ class Shape:
     eps: float
     activation: str
     is_gemma: bool
+    options: dict[str, int] | None = None
 
 
 def normalise(x: torch.Tensor, weight: torch.Tensor, shape: Shape) -> torch.Tensor:
-    """Root mean square norm in float32; Gemma scales by ``1 + weight`` before rounding."""
+    """RMS norm in float32; Gemma scales by ``1 + weight``, and before rounding."""
     wide = x.float()
     wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + shape.eps)
     if shape.is_gemma:
@@ -117,7 +124,9 @@ def attention_half(
         return tuple(part.transpose(0, 1)[None] for part in (query, key, value))
 
     heads = _keep_products(heads_of, x) if selective else heads_of(x)
-    states = packed_attention(*heads, attention, shape.scaling, shape.softcap)
+    states = packed_attention(
+        *heads, attention, shape.scaling, shape.softcap, options=shape.options
+    )
     (states,) = project(states.flatten(1), groups["out"], training)
     if shape.is_gemma:
         states = normalise(states, norms["after_attention"], shape)
@@ -246,8 +255,8 @@ def _has_lora(module: nn.Module) -> bool:
     return hasattr(module, "lora_A")
 
 
-def shape_of(config: Any) -> Shape | None:
-    """What the layers of a model have in common; None if they are not known here."""
+def shape_of(config: Any, device: torch.device = CPU) -> Shape | None:
+    """What a model's layers have in common; None if they are not known here."""
     if config.model_type not in ARCHITECTURES:
         return None
     is_gemma = config.model_type == "gemma2"
@@ -266,6 +275,7 @@ def shape_of(config: Any) -> Shape | None:
         config.rms_norm_eps,
         activation,
         is_gemma,
+        kernel_options(head_dim, device),
     )
 
 
@@ -296,7 +306,7 @@ def attach(core: nn.Module) -> bool:
     Returns:
         Whether they do; otherwise they compute as before.
     """
-    shape = shape_of(core.config)
+    shape = shape_of(core.config, ends[0].weight.device)
     if shape is None:
         return False
     layers = core.model.layers

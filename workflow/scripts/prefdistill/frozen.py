@@ -2,7 +2,7 @@
 
 Linear layers that read the same input (q, k and v; gate and up) are one product. A
 frozen weight needs no gradient, so only the input's and LoRA's are defined. Each kind
-keeps its weights as a flat dictionary of tensors, so that one compiled layer serves all.
+keeps its weights as a flat dictionary of tensors, so one compiled layer serves all.
 
 LoRA adds ``low b'`` with ``low = x A'``. ``b``, ``(out, rank)`` in the computing dtype,
 holds the scaled B of all layers that read the input, each in rows and columns of its
@@ -74,7 +74,7 @@ class Group(NamedTuple):
 
 
 def kind_of(module: nn.Module) -> str | None:
-    """``plain``, ``nf4`` or ``fp8``; None for a layer of another kind (GPTQ, sharded)."""
+    """``plain``, ``nf4`` or ``fp8``; None for other layers (GPTQ, sharded)."""
     if hasattr(module, "fp8_weight"):
         return "fp8"
     state = _quant_state(module)

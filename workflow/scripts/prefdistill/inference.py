@@ -21,8 +21,8 @@ from prefdistill.distributed import (
 from prefdistill.io import VIEWS
 from prefdistill.job import Interrupted, Progress, UserError, stop_requested
 from prefdistill.memory import halved_budget, note_short_memory
-from prefdistill.models import classify, is_sharded
-from prefdistill.packing import collate, pack
+from prefdistill.models import classify, device_of, is_sharded
+from prefdistill.packing import collate, pack, shape_step
 from prefdistill.prompts import EncodedPairs
 
 logger = logging.getLogger(__name__)
@@ -184,11 +184,13 @@ def _score(
     """Logits of one bin's rows, ``(rows, 3)`` on the CPU; None if memory ran out."""
     pairs, shown = np.divmod(members, len(views))
     logits = torch.zeros(len(members), 3)
+    total = len(views) * int(encoded.lengths.sum())
+    step = shape_step(min(pass_budget, total), device_of(model).type)
     try:
         for part in pack(encoded.lengths[pairs], pass_budget):
             tokens = [encoded.tokens(pairs[i], views[shown[i]]) for i in part.tolist()]
             with torch.inference_mode():
-                logits[part] = classify(model, collate(tokens)).float().cpu()
+                logits[part] = classify(model, collate(tokens, step)).float().cpu()
     except torch.OutOfMemoryError as error:
         note_short_memory(model, error)
         return None

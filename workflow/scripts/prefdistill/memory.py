@@ -1,6 +1,7 @@
 """How much memory training takes, and what to do when it is short."""
 
 import logging
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -8,10 +9,22 @@ import torch
 
 from prefdistill.distributed import n_processes
 from prefdistill.job import UserError
-from prefdistill.models import core_model, device_of, is_gptq, is_sharded
+from prefdistill.models import (
+    base_precision,
+    core_model,
+    device_of,
+    is_gptq,
+    is_sharded,
+)
 from prefdistill.sharding import empty_model
 
 logger = logging.getLogger(__name__)
+
+# Four bits a weight, a byte for each 64 of them and four for each 256 of those.
+NF4_BYTES = 0.516
+USABLE = 0.9
+LEAST_TOKENS = 2048
+NOTHING = torch.empty(0)
 
 
 def count_parameters(model: torch.nn.Module) -> dict[str, int]:
@@ -34,6 +47,7 @@ def count_parameters(model: torch.nn.Module) -> dict[str, int]:
                 kind = "linear" if hasattr(module, "in_features") else "other"
             is_nf4 = type(weight).__name__ == "Params4bit"
             counts[kind] += weight.numel() * (2 if is_nf4 else 1)
+        counts["linear"] += getattr(module, "fp8_weight", NOTHING).numel()
     return counts
 
 
@@ -43,30 +57,44 @@ def estimate_memory(
     precision: str,
     token_budget: int,
     *,
-    recompute: bool,
+    recompute: str,
+    dropout: float = 0.0,
 ) -> float:
-    """Rough peak memory of LoRA training, in GiB.
+    """Peak memory of LoRA training, in GiB; measured peaks are within a tenth.
 
-    Weights by precision; 16 bytes for each trained parameter (float32 weight, gradient
-    and two moments of AdamW); activations of ``4 intermediate + 8 hidden`` values a
-    token and layer, which fits Gemma-2-9B as measured on an H100 within a tenth. With
-    recomputation a layer's input stays, and all of one layer.
+    It is the sum of the weights by precision (fp8 training keeps two copies of a byte);
+    16 bytes for each trained parameter (float32 weight, gradient, two moments of AdamW)
+    and its 16-bit copy; what each layer keeps for the backward pass, which is the
+    engine's (``attention_half``, ``mlp_half``); and one layer's activations to work in.
 
     Args:
         config: The model's transformers configuration.
         counts: From ``count_parameters``.
-        precision: The base's, as configured.
+        precision: How the base is stored: bf16, fp16, fp32, nf4 or fp8.
         token_budget: Tokens in a forward pass.
-        recompute: Whether activations are recomputed in the backward pass.
+        recompute: ``none``, ``selective`` or ``full``.
+        dropout: Of LoRA; its inputs are kept a second time.
     """
     n_bytes = 4 if precision == "fp32" else 2
-    linear_bytes = 0.55 if precision == "nf4" else n_bytes
+    linear_bytes = NF4_BYTES if precision == "nf4" else n_bytes
     weights = counts["linear"] * linear_bytes
     weights += (counts["embedding"] + counts["other"]) * n_bytes
-    trained = 16 * (counts["lora"] + counts["head"])
-    layer = 4 * config.intermediate_size + 8 * config.hidden_size
-    values = config.num_hidden_layers * (config.hidden_size if recompute else layer)
-    values += layer if recompute else 0
+    trained = (16 + n_bytes) * (counts["lora"] + counts["head"])
+    hidden, gated = config.hidden_size, config.intermediate_size
+    head_dim = getattr(config, "head_dim", None)
+    head_dim = head_dim or hidden // config.num_attention_heads
+    query = head_dim * config.num_attention_heads
+    keys = head_dim * config.num_key_value_heads
+    # The residual stream twice, what products return, and attention's output.
+    kept = 2 * hidden + (query + 2 * keys) + query + 2 * gated
+    if config.model_type == "gemma2":  # norms come after products too
+        kept += 2 * hidden
+    if dropout:
+        kept += 2 * hidden + query + gated
+    layer = kept + 2 * hidden + (query + keys) + gated
+    by_layer = {"none": layer, "selective": kept, "full": hidden}[recompute]
+    values = config.num_hidden_layers * by_layer + layer
+    values += layer if recompute == "full" else 0
     return (weights + trained + token_budget * values * n_bytes) / 2**30
 
 
@@ -106,47 +134,85 @@ def halved_budget(token_budget: int, longest_row: int) -> int:
     return halved
 
 
-def choose_recompute(model: torch.nn.Module, settings: dict[str, Any]) -> str:
-    """Which activations to recompute, ``none``, ``selective`` or ``full``.
+def fit_training(
+    model: torch.nn.Module, settings: dict[str, Any], longest_row: int
+) -> tuple[str, int]:
+    """How much to recompute and how many tokens to take in a pass, to fit the GPU.
 
-    As set, or with ``auto`` as few as memory allows: on the CPU none, in a sharded
-    model all.
+    ``token_budget`` is the most that is taken. With ``recompute: auto`` as little as
+    possible is recomputed; half the tokens are preferred to recomputing all, down to
+    2048. On the CPU nothing is recomputed, in a sharded model all.
+
+    Args:
+        model: With its adapter.
+        settings: A ``training`` or ``post_pretrain`` block.
+        longest_row: Tokens that a pass must hold.
+
+    Returns:
+        ``none``, ``selective`` or ``full``, and the token budget.
     """
-    if settings["recompute"] != "auto":
-        return settings["recompute"]
-    device, core = device_of(model), core_model(model)
-    if is_sharded(model):
-        return "full"
-    if device.type == "cpu":
-        return "none"
-    nf4 = getattr(core, "is_loaded_in_4bit", False)
-    precision = "nf4" if nf4 else "fp32" if core.dtype == torch.float32 else "bf16"
-    needed = estimate_memory(
-        core.config,
-        count_parameters(model),
-        precision,
-        settings["token_budget"],
-        recompute=False,
-    )
-    available = torch.cuda.get_device_properties(device).total_memory / 2**30
-    logger.info("%.1f GiB of %.1f needed without recomputation", needed, available)
-    return "full" if needed > 0.9 * available else "none"
+    how, budget = settings["recompute"], settings["token_budget"]
+    device = device_of(model)
+    if is_sharded(model) or device.type == "cpu":
+        auto = "full" if is_sharded(model) else "none"
+        return (auto if how == "auto" else how), budget
+    core, counts = core_model(model), count_parameters(model)
+    precision = base_precision(core)
+    rates = [
+        m.p for n, m in model.named_modules() if "lora_dropout" in n and hasattr(m, "p")
+    ]
+    half = max(budget // 2, longest_row)
+    choices = [("none", budget), ("selective", budget)]
+    if half >= LEAST_TOKENS:
+        choices += [("none", half), ("selective", half)]
+    choices += [("full", budget), ("full", half), ("full", max(half // 2, longest_row))]
+    if how != "auto":
+        choices = [(how, budget), (how, half), (how, max(half // 2, longest_row))]
+    available = available_gib()
+    for how, tokens in choices:
+        needed = estimate_memory(
+            core.config,
+            counts,
+            precision,
+            tokens,
+            recompute=how,
+            dropout=max(rates, default=0.0),
+        )
+        if needed <= USABLE * available:
+            break
+    logger.info(
+        "%.1f GiB of %.1f needed: recompute %s, %d tokens in a pass",
+        needed, available, how, tokens,
+    )  # fmt: skip
+    return how, tokens
 
 
-def must_shard(
+def available_gib() -> float:
+    """Memory of the current GPU."""
+    return torch.cuda.get_device_properties().total_memory / 2**30
+
+
+def place(
     folder: Path, precision: str, token_budget: int, lora_rank: int = 0
-) -> bool:
-    """Whether a model is too large for each of several processes to hold whole.
+) -> tuple[str, bool]:
+    """How to store a base on this machine, and whether in parts.
+
+    ``auto`` becomes nf4 where 16-bit weights would not fit the GPU; see also
+    ``models.resolve_precision``. A base is stored in parts where the processes could
+    not each hold it whole.
 
     Args:
         folder: The base model's.
-        precision: How the base is stored.
+        precision: As configured.
         token_budget: Tokens in a pass.
         lora_rank: Of the adapter to train, taken to be on every linear layer; 0 where
             nothing is trained.
+
+    Returns:
+        The precision, and whether to shard.
     """
-    if n_processes() == 1 or not torch.cuda.is_available() or is_gptq(folder):
-        return False
+    if not torch.cuda.is_available() or is_gptq(folder):
+        return precision, False
     from transformers import AutoConfig, AutoModelForSequenceClassification
 
     config = AutoConfig.from_pretrained(
@@ -159,7 +225,18 @@ def must_shard(
         for module in model.modules()
         if hasattr(module, "in_features")
     )
-    needed = estimate_memory(config, counts, precision, token_budget, recompute=True)
-    available = torch.cuda.get_device_properties().total_memory / 2**30
-    logger.info("%.1f GiB of %.1f needed by a whole model", needed, available)
-    return needed > 0.9 * available
+    available = available_gib()
+
+    def fits(precision: str) -> bool:
+        needed = estimate_memory(
+            config, counts, precision, token_budget, recompute="full"
+        )
+        logger.info(
+            "%.1f GiB of %.1f needed by a whole model in %s",
+            needed, available, precision,
+        )  # fmt: skip
+        return needed <= USABLE * available
+
+    if precision == "auto" and not fits("bf16") and find_spec("bitsandbytes"):
+        precision = "nf4"
+    return precision, n_processes() > 1 and not fits(precision)

@@ -52,7 +52,9 @@ def unused_packages(precision: str, folder: Path | None = None) -> list[str]:
     if folder is not None and is_gptq(folder):
         return ["sklearn"]
     names = ["gptqmodel", "optimum", "torchao", "sklearn", "scipy"]
-    return names if precision == "nf4" else [*names, "bitsandbytes"]
+    may_be_nf4 = precision == "auto" and torch.cuda.is_available()
+    needed = precision == "nf4" or may_be_nf4
+    return names if needed else [*names, "bitsandbytes"]
 
 
 def device_of(model: torch.nn.Module) -> torch.device:
@@ -239,6 +241,15 @@ def _check_missing(folder: Path, missing: set[str]) -> None:
 def core_model(model: torch.nn.Module) -> torch.nn.Module:
     """The transformers model inside a PEFT model, or the model itself."""
     return model.get_base_model() if hasattr(model, "peft_config") else model
+
+
+def base_precision(core: torch.nn.Module) -> str:
+    """How a loaded model's base is stored: nf4, fp8, bf16, fp16 or fp32."""
+    if getattr(core, "is_loaded_in_4bit", False):
+        return "nf4"
+    if hasattr(core.model.layers[0].mlp.down_proj, "fp8_weight"):
+        return "fp8"
+    return next(name for name, dtype in DTYPES.items() if dtype == core.dtype)
 
 
 def is_sharded(model: torch.nn.Module) -> bool:

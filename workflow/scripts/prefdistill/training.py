@@ -33,7 +33,7 @@ from prefdistill.files import write_text
 from prefdistill.io import VIEWS
 from prefdistill.job import Interrupted, Progress, UserError, stop_requested
 from prefdistill.losses import RowLosses
-from prefdistill.memory import choose_recompute, halved_budget, note_short_memory
+from prefdistill.memory import fit_training, halved_budget, note_short_memory
 from prefdistill.models import core_model, device_of, is_sharded
 from prefdistill.packing import collate, pack, shape_step
 from prefdistill.prompts import EncodedPairs
@@ -155,13 +155,16 @@ class Trainer:
             self.weights.values(),
             lr=settings["learning_rate"],
             weight_decay=settings["weight_decay"],
+            fused=device_of(model).type == "cuda",
         )
-        self.token_budget = settings["token_budget"]
+        how, self.token_budget = fit_training(
+            model, settings, int(encoded.lengths.max())
+        )
+        set_recompute(core_model(model), how)
         self.step = self.n_updates = self.n_skipped_running = 0
         self.curve: list[dict[str, Any]] = []
         fp16 = core_model(model).dtype == torch.float16
         self.loss_scale = FP16_LOSS_SCALE if fp16 else 1.0
-        set_recompute(core_model(model), choose_recompute(model, settings))
 
     def run(self, curve_path: Path) -> None:
         """Train to the last step, resuming if there is a checkpoint.
@@ -241,7 +244,8 @@ class Trainer:
         """Mean loss of a step's rows, its gradient added up; None if memory ran out."""
         lengths = self.encoded.lengths[rows]
         bins = pack(lengths, self.token_budget)
-        step = shape_step(self.token_budget, device_of(self.model).type)
+        usual = round(1.25 * len(rows) * self.encoded.lengths.mean())
+        step = shape_step(min(self.token_budget, usual), device_of(self.model).type)
         sizes = [int(lengths[members].sum()) for members in bins]
         loss = torch.zeros((), device=device_of(self.model))
         out_of_memory = False
