@@ -1,0 +1,509 @@
+"""Whether the engine computes on a GPU what it should: `python bench/gpu_sameness.py`.
+
+Small models of the three architectures with random weights, on bases of bf16, fp16, NF4
+and fp8, give logits and gradients of their adapter: packed, a row at a time, with half
+the token budget, with each kind of recomputation, in inference mode, and through
+transformers and PEFT (for fp8, which they lack, with linear layers as its definition
+says). A JSON line a comparison is printed, with norms of differences over norms of what
+is compared; the exit status is 1 if one exceeds its tolerance.
+
+    python bench/gpu_sameness.py                            # each base in a process
+    python bench/gpu_sameness.py --curves                   # and train on each base
+    python bench/gpu_sameness.py --curves --model models/smollm2 --data data/train.csv
+    python bench/gpu_sameness.py --tiny --curves            # tiny shapes, CPU, float32
+
+The curves come from the same start, on the same pairs in the same order: those of a CSV
+file in the competition's columns, judged by the model in a folder, or random tokens, of
+which one tells the label, judged by a small random model.
+"""
+
+import argparse
+import csv
+import gzip
+import json
+import lzma
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+import zlib
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import torch
+from torch.nn.functional import linear
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "workflow/scripts"))
+
+from prefdistill.job import hide_unused_imports, set_threads
+
+ARCHITECTURES = ("gemma2", "llama", "qwen2")
+BASES = ("bf16", "fp16", "nf4", "fp8")
+# Relative errors of logits and of gradients: of the engine against itself, where sums
+# are only ordered or fused otherwise, and against transformers and PEFT, which round
+# in other places. A gradient passes through rounding twice, a loss in fp8 through more.
+TOLERANCES = {
+    "bf16": {"itself": (0.01, 0.02), "others": (0.02, 0.04)},
+    "nf4": {"itself": (0.01, 0.02), "others": (0.02, 0.04)},
+    "fp16": {"itself": (0.002, 0.004), "others": (0.004, 0.008)},
+    "fp8": {"itself": (0.04, 0.08), "others": (0.05, 0.10)},
+}
+EXACT = (1e-4, 1e-4)  # in float32
+CURVE_TOLERANCE = 0.02  # nats, besides two standard errors
+LAST_STEPS = 30
+LENGTHS = (700, 33, 150, 1, 257, 420)
+TARGETS = [f"{name}_proj" for name in ("q", "k", "v", "o", "gate", "up", "down")]
+TEXT = {
+    "template": "<prompt>: {prompt}\n\n<response_a>: {response_a}\n\n"
+    "<response_b>: {response_b}\n\n<verdict>:",
+    "turn": "\n\n<turn {n}>: ",
+    "max_length": 512,
+    "prompt_share": 0.25,
+    "head_share": 0.5,
+}
+
+
+def scaled(options: argparse.Namespace, n: int) -> int:
+    """A size, or an eighth of it for tiny runs."""
+    return max(1, n // 8) if options.tiny else n
+
+
+def dtype_of(options: argparse.Namespace, base: str) -> torch.dtype:
+    """What a base is computed in: tiny runs in float32, as all jobs on a CPU."""
+    if options.tiny:
+        return torch.float32
+    return torch.float16 if base == "fp16" else torch.bfloat16
+
+
+def unsupported(options: argparse.Namespace, base: str) -> str | None:
+    """Why a base cannot be here, if it cannot."""
+    if base == "nf4" and find_spec("bitsandbytes") is None:
+        return "bitsandbytes is not installed"
+    if options.device == "cuda":
+        if base == "fp8" and torch.cuda.get_device_capability() < (8, 9):
+            return "this GPU has no fp8"
+        has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+        if base != "fp16" and not has_bf16:
+            return "this GPU has no bf16"
+    return None
+
+
+# --- models --------------------------------------------------------------------------
+
+
+def configuration(options: argparse.Namespace, architecture: str) -> Any:
+    """Three layers, with Gemma-2's window shorter than the longest row."""
+    from transformers import AutoConfig
+
+    hidden, head_dim = scaled(options, 512), scaled(options, 128)
+    settings = {
+        "vocab_size": 500,
+        "hidden_size": hidden,
+        "intermediate_size": 2 * hidden,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "num_labels": 3,
+        "pad_token_id": 0,
+        "use_cache": False,
+    }
+    if architecture == "gemma2":
+        window = scaled(options, 300)
+        more = {"query_pre_attn_scalar": head_dim, "sliding_window": window}
+        settings |= {"head_dim": head_dim, **more}
+    return AutoConfig.for_model(architecture, **settings)
+
+
+def build(options: argparse.Namespace, architecture: str, base: str) -> torch.nn.Module:
+    """A judge with random weights, the same for all bases but for their rounding."""
+    from transformers import AutoModelForSequenceClassification
+
+    from prefdistill.attention import register
+    from prefdistill.engine import quantise_to_fp8
+    from prefdistill.models import seeded_head
+    from prefdistill.sharding import empty_model, materialise
+
+    def tensor_of(name: str, shape: torch.Size) -> torch.Tensor:
+        generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
+        values = torch.randn(shape, generator=generator)
+        if len(shape) == 1:
+            is_one = "norm" in name and architecture != "gemma2"
+            return is_one + 0.1 * values
+        return values if "embed" in name else values * config.hidden_size**-0.5
+
+    register()
+    config, dtype = configuration(options, architecture), dtype_of(options, base)
+    model = empty_model(AutoModelForSequenceClassification, config, dtype)
+    device = torch.device(options.device)
+    nf4 = base == "nf4"
+    materialise(model, tensor_of, dtype, device, nf4=nf4, sharded=False)
+    if base == "fp8":
+        quantise_to_fp8(model)
+    model.score.to(torch.float32)
+    model.score.weight.data.copy_(seeded_head(config.hidden_size, 0))
+    return model.eval()
+
+
+def adapt(
+    model: torch.nn.Module, *, rank: int, lowest_layer: int, fresh: bool
+) -> torch.nn.Module:
+    """With an adapter, as it begins or with random B."""
+    from prefdistill.models import add_adapter
+
+    lora = {"r": rank, "alpha": 2 * rank, "dropout": 0.0, "targets": TARGETS}
+    model = add_adapter(model, lora | {"lowest_layer": lowest_layer}, seed=0)
+    for name, weight in model.named_parameters():
+        if "lora_B" in name and not fresh:
+            generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
+            values = 0.02 * torch.randn(weight.shape, generator=generator)
+            weight.data.copy_(values)
+    return model
+
+
+class Fp8Product(torch.autograd.Function):
+    """A linear layer of fp8 by definition, its products in float32."""
+
+    @staticmethod
+    def forward(ctx, x, weight, bias):
+        """Inputs and weight rounded by rows."""
+        ctx.save_for_backward(weight)
+        output = linear(rounded(x.float()), weight)
+        return (output if bias is None else output + bias.float()).to(x.dtype)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        """Gradients rounded by rows, the weight by columns."""
+        (weight,) = ctx.saved_tensors
+        columns = rounded(weight.t()).t()
+        return (rounded(gradient.float()) @ columns).to(gradient.dtype), None, None
+
+
+def rounded(x: torch.Tensor) -> torch.Tensor:
+    """Float32 values through e4m3 with one scale a row."""
+    scale = x.abs().amax(-1, keepdim=True).clamp(min=1e-12) / 448
+    return (x / scale).clamp(-448, 448).to(torch.float8_e4m3fn).float() * scale
+
+
+def define_fp8(core: torch.nn.Module) -> None:
+    """Let the linear layers of an fp8 base compute without the engine."""
+    for module in core.modules():
+        if hasattr(module, "fp8_weight"):
+            weight = module.fp8_weight.float() * module.fp8_scale
+
+            def forward(x, weight=weight, bias=module.bias):
+                with torch.autocast(x.device.type, enabled=False):
+                    return Fp8Product.apply(x, weight, bias)
+
+            module.forward = forward
+
+
+# --- logits and gradients ------------------------------------------------------------
+
+
+def compare(
+    options: argparse.Namespace, architecture: str, base: str
+) -> Iterator[dict[str, Any]]:
+    """Relative errors of one model's logits and gradients, each with its tolerance.
+
+    Every batch is padded to one shape, so that each layer is compiled but once. The
+    adapter of Qwen2 leaves out the lowest layer; as it differs from Llama in nothing
+    but biases, it goes without selective recomputation, and only Llama is scored.
+    """
+    from prefdistill import engine, models
+    from prefdistill.models import classify, core_model
+    from prefdistill.packing import collate
+    from prefdistill.training import FP16_LOSS_SCALE
+
+    lengths = [scaled(options, length) for length in LENGTHS]
+    draw = np.random.default_rng(0)
+    rows = [draw.integers(5, 495, length) for length in lengths]
+    shape = -(-sum(lengths) // 256) * 256
+    lowest = int(architecture == "qwen2")
+    model = build(options, architecture, base)
+    model = adapt(model, rank=scaled(options, 64), lowest_layer=lowest, fresh=False)
+    core, scale = core_model(model), FP16_LOSS_SCALE if base == "fp16" else 1.0
+    model.train()
+
+    def compute(batches: list[list[np.ndarray]]) -> tuple[torch.Tensor, torch.Tensor]:
+        model.zero_grad(set_to_none=True)
+        logits = torch.cat([classify(model, collate(rows, shape)) for rows in batches])
+        weights = torch.linspace(-1, 1, logits.numel(), device=logits.device)
+        (scale * (logits * weights.view_as(logits)).sum()).backward()
+        named = [(n, w.grad) for n, w in model.named_parameters() if w.requires_grad]
+        assert len(named) == 2 * 7 * (3 - lowest) + 1
+        assert all(gradient.abs().max() > 0 for _, gradient in named)
+        gradients = [grad.flatten() / scale for name, grad in named if "lora" in name]
+        return logits.detach(), torch.cat(gradients)
+
+    def error(
+        what: str, one: tuple, other: tuple, whose: str = "itself"
+    ) -> dict[str, Any]:
+        nonlocal started
+        limits = TOLERANCES[base][whose]
+        if options.tiny and base != "fp8":
+            limits = EXACT
+        errors = [
+            float((x - y).norm() / y.norm()) for x, y in zip(one, other, strict=True)
+        ]
+        names = ("logits", "gradients")[: len(errors)]
+        seconds, started = time.perf_counter() - started, time.perf_counter()
+        return {
+            "what": what,
+            "architecture": architecture,
+            "base": base,
+            "errors": dict(
+                zip(names, [float(f"{e:.2e}") for e in errors], strict=True)
+            ),
+            "tolerances": dict(zip(names, limits, strict=False)),
+            "ok": all(e <= limit for e, limit in zip(errors, limits, strict=False)),
+            "seconds": round(seconds, 1),
+        }
+
+    started = time.perf_counter()
+    assert engine.attach(core)
+    packed = compute([rows])
+    yield error("packed twice", compute([rows]), packed)
+    yield error("packed and a row at a time", packed, compute([[row] for row in rows]))
+    yield error("token budget halved", compute([rows[:2], rows[2:]]), packed)
+    for how in ("selective", "full"):
+        if how == "full" or architecture != "qwen2":
+            engine.set_recompute(core, how)
+            yield error(f"recompute {how} and none", compute([rows]), packed)
+    engine.set_recompute(core, "none")
+    if architecture == "llama":
+        with torch.inference_mode():
+            scored = classify(model.eval(), collate(rows, shape))
+        yield error("inference mode and training", (scored,), packed[:1])
+        model.train()
+    engine.detach(core)
+    if base == "fp8":
+        define_fp8(core)
+    with mock.patch.object(models, "attach", return_value=False):
+        others = compute([rows])
+    what = "its definition" if base == "fp8" else "transformers and PEFT"
+    yield error(f"engine and {what}", packed, others, "others")
+
+
+# --- training ------------------------------------------------------------------------
+
+
+def read_pairs(path: Path, n_pairs: int) -> tuple[Any, np.ndarray]:
+    """The first pairs of a CSV file as a table, and their ``(n, 3)`` verdicts."""
+    import pyarrow as pa
+
+    csv.field_size_limit(2**30)
+    opener: Any = {".gz": gzip.open, ".xz": lzma.open}.get(path.suffix, open)
+    columns: dict[str, list] = {"id": [], "prompt": [], "response_a": []}
+    columns["response_b"], targets = [], []
+    with opener(path, "rt", encoding="utf-8", errors="replace", newline="") as handle:
+        for row in csv.DictReader(handle):
+            columns["id"].append(str(len(targets)))
+            for name in ("prompt", "response_a", "response_b"):
+                columns[name].append(turns_of(row[name]))
+            verdict = [row[f"winner_{name}"] for name in ("model_a", "model_b", "tie")]
+            targets.append([float(value) for value in verdict])
+            if len(targets) == n_pairs:
+                break
+    return pa.table(columns), np.array(targets, dtype=np.float32)
+
+
+def turns_of(cell: str) -> list[str]:
+    """The turns in a cell, a JSON list or else one text."""
+    try:
+        turns = json.loads(cell)
+    except ValueError:
+        return [cell]
+    return [str(turn or "") for turn in turns] if isinstance(turns, list) else [cell]
+
+
+def random_pairs(options: argparse.Namespace, n_pairs: int) -> tuple[Any, np.ndarray]:
+    """Random tokens, after a prompt of one token that tells the label."""
+    from prefdistill.prompts import FIELDS, EncodedPairs
+
+    draw = np.random.default_rng(0)
+    labels = draw.integers(0, 3, n_pairs)
+    sizes = np.clip(draw.lognormal(4.5, 0.6, (n_pairs, 2)), 8, 240).astype(int)
+    sizes = np.maximum(sizes // (8 if options.tiny else 1), 2)
+    answers = [
+        [draw.integers(20, 500, n).astype(np.int32) for n in column]
+        for column in sizes.T
+    ]
+    prompts = [np.full(4, 10 + label, np.int32) for label in labels]
+    encoded = EncodedPairs(
+        ids=np.arange(n_pairs).astype(str),
+        lengths=(sizes.sum(axis=1) + 8).astype(np.int32),
+        n_truncated=0,
+        literals=tuple(np.array([token], np.int32) for token in (1, 2, 3, 4)),
+        fields=tuple(FIELDS),
+        segments=dict(zip(FIELDS, (prompts, *answers), strict=True)),
+    )
+    return encoded, np.eye(3, dtype=np.float32)[labels]
+
+
+def train(options: argparse.Namespace, base: str) -> list[float | None]:
+    """Losses of every step on a base; all batches are padded to one shape."""
+    from prefdistill import training
+    from prefdistill.checkpoints import Checkpoints
+    from prefdistill.losses import label_objective
+    from prefdistill.models import load_classifier, load_tokenizer
+    from prefdistill.prompts import encode_pairs
+
+    budget = scaled(options, 4096)
+    settings = {
+        "learning_rate": 2e-4 if options.model else 1e-3,
+        "max_steps": options.steps,
+        "pairs_per_step": 16,
+        "token_budget": budget,
+        "warmup_steps": 5,
+        "schedule": "constant",
+        "min_lr_ratio": 1.0,
+        "weight_decay": 0.0,
+        "max_grad_norm": 1.0,
+        "seed": 0,
+        "checkpoint_steps": 10**9,
+        "recompute": "none",
+    }
+    n_pairs = options.steps * settings["pairs_per_step"]
+    if options.data:
+        table, targets = read_pairs(options.data, n_pairs)
+        encoded = encode_pairs(table, load_tokenizer(options.model), TEXT)
+    else:
+        encoded, targets = random_pairs(options, n_pairs)
+    if options.model:
+        model = load_classifier(options.model, base, device=options.device)
+    else:
+        model = build(options, "llama", base)
+    model = adapt(model, rank=16, lowest_layer=0, fresh=True)
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        mock.patch.object(training, "shape_step", lambda budget, _device: budget),
+    ):
+        trainer = training.Trainer(
+            model, encoded, label_objective(targets), settings, 100.0,
+            Checkpoints(Path(folder, "checkpoints"), "sameness"),
+        )  # fmt: skip
+        trainer.run(Path(folder, "curve.jsonl"))
+    return [record["loss"] for record in trainer.curve]
+
+
+def compare_curves(curves: dict[str, list[float | None]]) -> Iterator[dict[str, Any]]:
+    """Means over the last steps, and each base's paired difference from the first."""
+    first = next(base for base in BASES if base in curves)
+    for base, losses in curves.items():
+        last = np.array(losses[-LAST_STEPS:], dtype=np.float64)
+        difference = last - np.array(curves[first][-LAST_STEPS:], dtype=np.float64)
+        error = difference.std(ddof=1) / np.sqrt(len(difference))
+        limit = CURVE_TOLERANCE + 2 * error
+        yield {
+            "what": f"mean loss of the last {len(last)} of {len(losses)} steps",
+            "base": base,
+            "first_losses": [round(float(loss or np.nan), 4) for loss in losses[:3]],
+            "mean": round(float(last.mean()), 4),
+            "compared_to": first,
+            "difference": round(float(difference.mean()), 4),
+            "standard_error": round(float(error), 4),
+            "tolerance": round(float(limit), 4),
+            "ok": bool(np.isfinite(last).all() and abs(difference.mean()) <= limit),
+        }
+
+
+# --- the run -------------------------------------------------------------------------
+
+
+def work(options: argparse.Namespace, base: str) -> None:
+    """Print what one base gives, a JSON line each."""
+    hide_unused_imports("gptqmodel", "optimum", "torchao", "sklearn")
+    warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)
+    if options.device == "cpu":
+        set_threads(options.threads)
+    for architecture in options.architectures:
+        for line in compare(options, architecture, base):
+            print(json.dumps(line), flush=True)
+    if options.curves:
+        started = time.perf_counter()
+        losses = train(options, base)
+        seconds = round(time.perf_counter() - started, 1)
+        line = {"what": "losses", "base": base, "losses": losses, "seconds": seconds}
+        print(json.dumps(line), flush=True)
+
+
+def run_base(base: str, arguments: list[str]) -> list[dict[str, Any]]:
+    """Work on a base in a process of its own, and pass on what it prints."""
+    command = [sys.executable, __file__, *arguments, "--worker", base]
+    lines = []
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        for text in process.stdout or ():
+            if text.startswith("{"):
+                lines.append(json.loads(text))
+                shown = {k: v for k, v in lines[-1].items() if k != "losses"}
+                print(json.dumps(shown), flush=True)
+    if process.returncode:
+        lines.append({"what": "failed", "base": base, "ok": False})
+        print(json.dumps(lines[-1]), flush=True)
+    return lines
+
+
+def parse(arguments: list[str]) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--bases", nargs="+", choices=BASES, default=list(BASES))
+    parser.add_argument(
+        "--architectures", nargs="*", choices=ARCHITECTURES, default=list(ARCHITECTURES)
+    )
+    parser.add_argument("--curves", action="store_true", help="train on each base too")
+    parser.add_argument("--model", type=Path, help="model folder for the curves")
+    parser.add_argument("--data", type=Path, help="CSV file for the curves")
+    parser.add_argument("--steps", type=int, help="of the curves")
+    parser.add_argument("--device", help="cuda or cpu")
+    parser.add_argument("--threads", type=int, default=1, help="on the CPU")
+    parser.add_argument("--jobs", type=int, help="bases at a time")
+    parser.add_argument("--tiny", action="store_true", help="tiny shapes, CPU, float32")
+    parser.add_argument("--worker", choices=BASES, help=argparse.SUPPRESS)
+    options = parser.parse_args(arguments)
+    if (options.data is None) != (options.model is None):
+        parser.error("--data and --model go together")
+    on_gpu = torch.cuda.is_available() and not options.tiny
+    options.device = options.device or ("cuda" if on_gpu else "cpu")
+    options.jobs = options.jobs or (len(BASES) if options.device == "cuda" else 1)
+    options.steps = options.steps or (40 if options.tiny else 100)
+    return options
+
+
+def main(arguments: list[str]) -> int:
+    """Run and compare; returns the exit status."""
+    options = parse(arguments)
+    if options.worker:
+        work(options, options.worker)
+        return 0
+    started = time.perf_counter()
+    bases = []
+    for base in options.bases:
+        reason = unsupported(options, base)
+        if reason:
+            line = {"what": "left out", "base": base, "because": reason}
+            print(json.dumps(line), flush=True)
+        else:
+            bases.append(base)
+    with ThreadPoolExecutor(options.jobs) as pool:
+        parts = pool.map(lambda base: run_base(base, arguments), bases)
+        lines = [line for part in parts for line in part]
+    curves = {line["base"]: line["losses"] for line in lines if "losses" in line}
+    if curves:
+        for line in compare_curves(curves):
+            print(json.dumps(line), flush=True)
+            lines.append(line)
+    misses = [line for line in lines if not line.get("ok", True)]
+    summary = {"what": "all", "lines": len(lines), "misses": len(misses)}
+    seconds = round(time.perf_counter() - started, 1)
+    print(json.dumps(summary | {"seconds": seconds}), flush=True)
+    return 1 if misses else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
