@@ -306,8 +306,7 @@ def attach(core: nn.Module) -> bool:
     Returns:
         Whether they do; otherwise they compute as before.
     """
-    shape = shape_of(core.config, ends[0].weight.device)
-    if shape is None:
+    if shape_of(core.config) is None:
         return False
     layers = core.model.layers
     state = _state(core)
@@ -320,6 +319,7 @@ def attach(core: nn.Module) -> bool:
     sharded = getattr(core, SHARDED, False)
     fast = not sharded and all(_is_fast(layer) for layer in layers)
     if fast:
+        shape = shape_of(core.config, core.device)
         has_gradient = False
         for layer in layers:
             has_gradient |= any(weight.requires_grad for weight in layer.parameters())
