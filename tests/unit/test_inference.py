@@ -117,6 +117,14 @@ def test_half_the_token_budget_gives_the_same_scores(
     np.testing.assert_allclose(halved, whole, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize("n_queued", [2, 3, 100])
+def test_bins_queued_together_score_as_alone(model, encoded, monkeypatch, n_queued):
+    alone = score_pairs(model, encoded, token_budget=60)
+    monkeypatch.setattr(inference, "_queued_bins", lambda model: n_queued)
+    together = score_pairs(model, encoded, token_budget=60)
+    assert (together == alone).all()
+
+
 def test_memory_that_is_short_for_one_row_is_one_line(model, encoded, monkeypatch):
     def never_enough(*_):
         raise torch.OutOfMemoryError("tried to allocate 2 GiB")

@@ -28,6 +28,8 @@ from prefdistill.prompts import EncodedPairs
 logger = logging.getLogger(__name__)
 
 SAVE_EVERY_S = 300.0
+# Bins that a process gives a GPU before it waits for their logits.
+QUEUED_BINS = 8
 
 
 def score_pairs(
@@ -73,6 +75,7 @@ def score_pairs(
     first = saved = state.n_done
     saved_at = time.monotonic()
     n_new = n_tokens = 0
+    n_together = n_processes() * _queued_bins(model)
     while state.n_done < len(bins):
         stop = any_process(stop_requested())
         due = any_process(time.monotonic() - saved_at > SAVE_EVERY_S)
@@ -84,7 +87,7 @@ def score_pairs(
                 f"{saved} of {len(bins)} batches are scored and kept",
                 progressed=saved > first,
             )
-        together = bins[state.n_done : state.n_done + n_processes()]
+        together = bins[state.n_done : state.n_done + n_together]
         scored = _score_together(model, encoded, together, views, state.pass_budget)
         members = np.concatenate(together)
         while scored is None:
@@ -138,6 +141,10 @@ class _State:
         self.pass_budget = halved_budget(self.pass_budget, longest_row)
 
 
+def _queued_bins(model: Any) -> int:
+    return QUEUED_BINS if device_of(model).type == "cuda" else 1
+
+
 def _score_together(
     model: Any,
     encoded: EncodedPairs,
@@ -145,7 +152,7 @@ def _score_together(
     views: Sequence[str],
     pass_budget: int,
 ) -> torch.Tensor | None:
-    """Logits of the rows of at most one bin a process; None if memory ran out anywhere.
+    """Logits of the rows of some bins; None if memory ran out anywhere.
 
     Returns:
         ``(rows, 3)`` on the CPU, bin after bin, in every process.
@@ -153,16 +160,21 @@ def _score_together(
     Raises:
         UserError: If a logit is not finite.
     """
-    # A process without a bin scores the last one, as a sharded model needs them all.
-    own = bins[min(rank(), len(bins) - 1)]
-    scored = _score(model, encoded, own, views, pass_budget)
+    # Process r has bins r, r + n, ...; one without scores the last once more, as a
+    # sharded model needs all processes in every pass.
+    n_rounds = -(-len(bins) // n_processes())
+    own = range(rank(), rank() + n_rounds * n_processes(), n_processes())
+    scored = _score(
+        model, encoded, [bins[min(i, len(bins) - 1)] for i in own], views, pass_budget
+    )
     if any_process(scored is None):
         return None
+    starts = np.cumsum([0, *map(len, bins)])
     members = np.concatenate(bins)
     logits = torch.zeros(len(members), 3)
-    if rank() < len(bins):
-        start = sum(map(len, bins[: rank()]))
-        logits[start : start + len(scored)] = scored
+    for index, part in zip(own, scored, strict=True):
+        if index < len(bins):
+            logits[starts[index] : starts[index + 1]] = part
     sum_over_processes([logits])
     bad = np.flatnonzero(~torch.isfinite(logits).all(dim=1).numpy())
     if len(bad):
@@ -177,24 +189,37 @@ def _score_together(
 def _score(
     model: Any,
     encoded: EncodedPairs,
-    members: np.ndarray,
+    bins: list[np.ndarray],
     views: Sequence[str],
     pass_budget: int,
-) -> torch.Tensor | None:
-    """Logits of one bin's rows, ``(rows, 3)`` on the CPU; None if memory ran out."""
-    pairs, shown = np.divmod(members, len(views))
-    logits = torch.zeros(len(members), 3)
+) -> list[torch.Tensor] | None:
+    """Logits of each bin's rows, ``(rows, 3)`` on the CPU; None if memory ran out.
+
+    All passes are queued before the first result is waited for.
+    """
     total = len(views) * int(encoded.lengths.sum())
     step = shape_step(min(pass_budget, total), device_of(model).type)
+    queued = []
     try:
-        for part in pack(encoded.lengths[pairs], pass_budget):
-            tokens = [encoded.tokens(pairs[i], views[shown[i]]) for i in part.tolist()]
-            with torch.inference_mode():
-                logits[part] = classify(model, collate(tokens, step)).float().cpu()
+        for members in bins:
+            pairs, shown = np.divmod(members, len(views))
+            for part in pack(encoded.lengths[pairs], pass_budget):
+                tokens = [
+                    encoded.tokens(pairs[i], views[shown[i]]) for i in part.tolist()
+                ]
+                with torch.inference_mode():
+                    scored = classify(model, collate(tokens, step)).float()
+                queued.append((len(members), part, scored))
     except torch.OutOfMemoryError as error:
         note_short_memory(model, error)
         return None
-    return logits
+    results, filled = [], 0
+    for n_rows, part, scored in queued:
+        if not filled:
+            results.append(torch.zeros(n_rows, 3))
+        results[-1][part] = scored.cpu()
+        filled = (filled + len(part)) % n_rows
+    return results
 
 
 def subset_rows(

@@ -133,6 +133,10 @@ def _load(
         eos = config.eos_token_id
         config.pad_token_id = eos[0] if isinstance(eos, list) else eos
     config.use_cache = False
+    if shard and precision == "fp8":
+        raise UserError(
+            f"{folder}: precision fp8 cannot be spread over GPUs; use bf16 or nf4"
+        )
     if shard:
         return load_sharded(auto_class, folder, config, dtype, device, nf4=nf4)
     if nf4 and not gptq:
@@ -156,7 +160,8 @@ def _load(
         from prefdistill.gptq_check import use_eager_kernels
 
         use_eager_kernels(model)
-    kind = "GPTQ" if gptq else "NF4" if nf4 else "plain"
+    kind = "GPTQ" if gptq else "plain" if precision == "auto" else precision
+    kind = "nf4" if nf4 else kind
     logger.info(
         "%s: %s, %s weights, computing in %s on %s (precision %s)",
         folder, type(model).__name__, kind, dtype, device, precision,
