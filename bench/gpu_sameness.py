@@ -46,13 +46,14 @@ from prefdistill.job import hide_unused_imports, set_threads
 ARCHITECTURES = ("gemma2", "llama", "qwen2")
 BASES = ("bf16", "fp16", "nf4", "fp8")
 # Relative errors of logits and of gradients: of the engine against itself, where sums
-# are only ordered or fused otherwise, and against transformers and PEFT, which round
-# in other places. A gradient passes through rounding twice, a loss in fp8 through more.
+# are ordered and fused otherwise, and against transformers and PEFT, which round in
+# other places. Tiny shapes in these dtypes on a CPU give half of each or less; in fp8,
+# where the last bit of bf16 moves a value to the next of e4m3, two thirds.
 TOLERANCES = {
-    "bf16": {"itself": (0.01, 0.02), "others": (0.02, 0.04)},
-    "nf4": {"itself": (0.01, 0.02), "others": (0.02, 0.04)},
-    "fp16": {"itself": (0.002, 0.004), "others": (0.004, 0.008)},
-    "fp8": {"itself": (0.04, 0.08), "others": (0.05, 0.10)},
+    "bf16": {"itself": (0.02, 0.03), "others": (0.03, 0.04)},
+    "nf4": {"itself": (0.02, 0.03), "others": (0.03, 0.04)},
+    "fp16": {"itself": (0.003, 0.004), "others": (0.004, 0.008)},
+    "fp8": {"itself": (0.06, 0.10), "others": (0.12, 0.15)},
 }
 EXACT = (1e-4, 1e-4)  # in float32
 CURVE_TOLERANCE = 0.02  # nats, besides two standard errors

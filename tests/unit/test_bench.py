@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import engine
+import gpu_sameness
 import rows
 import workload
 
@@ -207,3 +208,23 @@ def test_a_failure_is_a_row_and_the_rest_goes_on(tmp_path, monkeypatch):
     assert recipe_row["error"] == "out of memory"
     assert recipe_row["peak_fraction"] is None
     assert engine_row["useful_tokens_per_s"] > 0
+
+
+@pytest.mark.parametrize("base", ["bf16", "fp8"])
+def test_sameness_of_tiny_models(base):
+    options = gpu_sameness.parse(["--tiny"])
+    lines = list(gpu_sameness.compare(options, "llama", base))
+    assert len(lines) == 7
+    assert all(line["ok"] for line in lines)
+
+
+def test_curves_are_compared_in_pairs():
+    steps = np.linspace(1.1, 0.9, 100)
+    noise = np.random.default_rng(0).normal(0, 0.01, 100)
+    curves = {"bf16": steps, "nf4": steps + noise, "fp8": steps + 0.05}
+    curves = {base: list(losses) for base, losses in curves.items()}
+    curves["fp16"] = [*curves["bf16"][:-1], None]
+    lines = {line["base"]: line for line in gpu_sameness.compare_curves(curves)}
+    assert [lines[base]["ok"] for base in curves] == [True, True, False, False]
+    assert lines["fp8"]["difference"] == pytest.approx(0.05)
+    assert lines["nf4"]["standard_error"] == pytest.approx(0.01 / 30**0.5, rel=0.3)
