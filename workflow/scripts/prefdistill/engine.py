@@ -342,7 +342,8 @@ def _state(core: nn.Module) -> list[tuple]:
             module = layer.get_submodule(path)
             base = _base(module)
             weight = getattr(base, "fp8_weight", getattr(base, "weight", None))
-            place = None if weight is None else (weight.data_ptr(), weight.device)
+            is_tensor = isinstance(weight, torch.Tensor)  # GPTQ's is not
+            place = (weight.data_ptr(), weight.device) if is_tensor else None
             lora = _has_lora(module) and (module.disable_adapters, module.merged)
             state.append((id(module), place, lora))
     return state
