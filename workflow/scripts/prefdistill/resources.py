@@ -139,10 +139,11 @@ def training_work(
     """Training by a ``training`` or ``post_pretrain`` section on some of the pairs.
 
     Memory holds the adapter, its two moments, and what is being saved of them.
-    ``recompute: auto`` is taken to recompute.
+    ``recompute: auto`` is taken to recompute all, ``selective`` next to nothing.
     """
     n_tokens = count_tokens(trained_pairs(settings, n_pairs), max_length)
-    per_token = (4 if settings["recompute"] == "none" else 6) * size.parameters
+    recomputes = settings["recompute"] in ("auto", "full")
+    per_token = (6 if recomputes else 4) * size.parameters
     return Work(
         _model_gb(size, copies=1, adapters=4) + _pairs_gb(n_pairs),
         minutes=_loading_minutes(size),
