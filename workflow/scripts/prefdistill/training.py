@@ -151,11 +151,12 @@ class Trainer:
             for name, weight in model.named_parameters()
             if weight.requires_grad
         }
+        self.is_fused = device_of(model).type == "cuda"
         self.optimizer = torch.optim.AdamW(
             self.weights.values(),
             lr=settings["learning_rate"],
             weight_decay=settings["weight_decay"],
-            fused=device_of(model).type == "cuda",
+            fused=self.is_fused,
         )
         how, self.token_budget = fit_training(
             model, settings, int(encoded.lengths.max())
@@ -347,8 +348,10 @@ class Trainer:
             with torch.no_grad():
                 weight.copy_(tensors[f"weight.{name}"])
             if self.n_updates:
+                # Where AdamW keeps it: the fused one, of GPUs, beside the weight.
+                place = weight.device if self.is_fused else "cpu"
                 self.optimizer.state[weight] = {
-                    "step": torch.tensor(float(self.n_updates)),
+                    "step": torch.tensor(float(self.n_updates), device=place),
                     "exp_avg": tensors[f"exp_avg.{name}"].to(weight.device),
                     "exp_avg_sq": tensors[f"exp_avg_sq.{name}"].to(weight.device),
                 }
