@@ -349,12 +349,13 @@ def random_pairs(options: argparse.Namespace, n_pairs: int) -> tuple[Any, np.nda
 
 def train(options: argparse.Namespace, base: str) -> list[float | None]:
     """Losses of every step on a base; all batches are padded to one shape."""
-    from prefdistill import training
+    from prefdistill import engine, training
     from prefdistill.checkpoints import Checkpoints
     from prefdistill.losses import label_objective
     from prefdistill.models import load_classifier, load_tokenizer
     from prefdistill.prompts import encode_pairs
 
+    engine.COMPILE_FLOP = 0.0  # short as the work is here
     budget = scaled(options, 4096)
     settings = {
         "learning_rate": 2e-4 if options.model else 1e-3,

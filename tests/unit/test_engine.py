@@ -737,3 +737,11 @@ def test_nf4_of_another_block_size_is_not_known():
             blocksize=blocks, compress_statistics=True,
         ).to("cpu")  # fmt: skip
         assert frozen.kind_of(layer) == kind
+
+
+def test_layers_are_compiled_where_the_work_makes_up_for_it(tiny_model_folder):
+    core = load_classifier(tiny_model_folder("llama"), "fp32")
+    for n_operations, compiled in ((1e14, False), (1e17, True)):
+        engine.set_compiled(core, n_operations)
+        assert engine.attach(core)
+        assert all(x.forward.compiled is compiled for x in core.model.layers)

@@ -58,6 +58,8 @@ PRODUCTS = (
     torch.ops.prefdistill.nf4_product.default,
 )
 RECOMPUTE = ("none", "selective", "full")
+# Compiling takes a minute, in which an H100 does so much.
+COMPILE_FLOP = 1e16
 
 
 @dataclass(frozen=True)
@@ -180,7 +182,7 @@ class FastLayer:
         self, layer: nn.Module, shape: Shape, window: int | None, has_gradient: bool
     ) -> None:
         self.layer, self.shape, self.window = layer, shape, window
-        self.recompute = "none"
+        self.recompute, self.compiled = "none", True
         self.groups = {
             name: _group(layer, paths, has_gradient) for name, paths in GROUPS.items()
         }
@@ -209,7 +211,8 @@ class FastLayer:
         cos, sin = (part[0][:, None] for part in position_embeddings)
         attention = packed.attention(self.window)
         on_gpu = x.device.type == "cuda"
-        halves = _compiled() if on_gpu else (attention_half, mlp_half)
+        compiled = on_gpu and self.compiled
+        halves = _compiled() if compiled else (attention_half, mlp_half)
         with_gradient = torch.is_grad_enabled()
         selective = with_gradient and self.recompute == "selective"
         common = self.groups, self.norms, self.shape, self.layer.training, selective
@@ -326,6 +329,7 @@ def attach(core: nn.Module) -> bool:
             window = getattr(layer.self_attn, "sliding_window", None)
             layer.forward = FastLayer(layer, shape, window, has_gradient)
             layer.forward.recompute = core.__dict__.get("_recompute", "none")
+            layer.forward.compiled = core.__dict__.get("_compiled", True)
             layer.forward.refresh()
     core.__dict__.update(_fast_state=_state(core), _is_fast=fast)
     return fast
@@ -385,3 +389,18 @@ def set_recompute(core: nn.Module, how: str) -> None:
             layer.forward.recompute = how
     elif how != "none":
         core.activation_checkpointing_enable({"use_reentrant": False})
+
+
+def set_compiled(core: nn.Module, n_operations: float) -> None:
+    """Choose whether layers are compiled on a GPU: where the work makes up for it.
+
+    FlexAttention always is.
+
+    Args:
+        core: A transformers model.
+        n_operations: Of the work to come.
+    """
+    core.__dict__["_compiled"] = n_operations > COMPILE_FLOP
+    if attach(core):
+        for layer in core.model.layers:
+            layer.forward.compiled = core.__dict__["_compiled"]

@@ -18,10 +18,11 @@ from prefdistill.distributed import (
     sum_over_processes,
     wait_for_all,
 )
+from prefdistill.engine import set_compiled
 from prefdistill.io import VIEWS
 from prefdistill.job import Interrupted, Progress, UserError, stop_requested
-from prefdistill.memory import halved_budget, note_short_memory
-from prefdistill.models import classify, device_of, is_sharded
+from prefdistill.memory import count_parameters, halved_budget, note_short_memory
+from prefdistill.models import classify, core_model, device_of, is_sharded
 from prefdistill.packing import collate, pack, shape_step
 from prefdistill.prompts import EncodedPairs
 
@@ -64,6 +65,8 @@ def score_pairs(
     model.eval()
     n_views = len(views)
     lengths = np.repeat(encoded.lengths, n_views)
+    n_weights = count_parameters(model)["linear"]
+    set_compiled(core_model(model), 2 * n_weights * float(lengths.sum()))
     state = _State(torch.zeros(len(lengths), 3), 0, token_budget, token_budget)
     if checkpoints:
         state.resume(checkpoints)

@@ -28,12 +28,17 @@ from prefdistill.distributed import (
     sum_over_processes,
     wait_for_all,
 )
-from prefdistill.engine import set_recompute
+from prefdistill.engine import set_compiled, set_recompute
 from prefdistill.files import write_text
 from prefdistill.io import VIEWS
 from prefdistill.job import Interrupted, Progress, UserError, stop_requested
 from prefdistill.losses import RowLosses
-from prefdistill.memory import fit_training, halved_budget, note_short_memory
+from prefdistill.memory import (
+    count_parameters,
+    fit_training,
+    halved_budget,
+    note_short_memory,
+)
 from prefdistill.models import core_model, device_of, is_sharded
 from prefdistill.packing import collate, pack, shape_step
 from prefdistill.prompts import EncodedPairs
@@ -162,6 +167,11 @@ class Trainer:
             model, settings, int(encoded.lengths.max())
         )
         set_recompute(core_model(model), how)
+        n_rows = 2 * self.plan.n_steps * self.plan.pairs_per_step
+        n_tokens = n_rows * float(encoded.lengths.mean())
+        set_compiled(
+            core_model(model), 4 * count_parameters(model)["linear"] * n_tokens
+        )
         self.step = self.n_updates = self.n_skipped_running = 0
         self.curve: list[dict[str, Any]] = []
         fp16 = core_model(model).dtype == torch.float16
