@@ -271,6 +271,8 @@ class Clock:
         from prefdistill.models import core_model
 
         self.n_warm, self.profiler = n_warm, profiler
+        self.token_budget: int | None = None  # that the work chose
+        self.recompute: str | None = None
         self.times: list[float] = []
         self.computed: list[int] = []
         self._n_computed = 0
@@ -357,14 +359,31 @@ def step_rows(pairs: np.ndarray, seed: int) -> np.ndarray:
     return np.random.default_rng(seed).permutation(rows)
 
 
+def warm_shapes(trainer: Any) -> None:
+    """Compile for every length that the passes of a training run may have."""
+    from prefdistill.models import classify
+    from prefdistill.packing import collate
+
+    step = trainer.shape_step()
+    if step == 1:
+        return
+    for n_tokens in range(step, trainer.token_budget + 1, step):
+        rows = np.split(np.zeros(n_tokens, np.int64), range(512, n_tokens, 512))
+        classify(trainer.model, collate(rows)).sum().backward()
+    trainer.optimizer.zero_grad(set_to_none=True)
+
+
 def train_engine(model: Any, encoded: Any, amount: Amount, clock: Clock) -> list:
     """Train through ``Trainer``; returns the pairs of each timed step."""
     from prefdistill import training
     from prefdistill.checkpoints import Checkpoints
     from prefdistill.losses import label_objective
+    from prefdistill.models import core_model
 
     def asked_to_stop() -> bool:  # the trainer asks before every step
         clock.tick()
+        if len(clock.times) == 2:
+            warm_shapes(trainer)
         return False
 
     n_pairs = len(encoded.ids)
@@ -381,12 +400,14 @@ def train_engine(model: Any, encoded: Any, amount: Amount, clock: Clock) -> list
             1.0,
             Checkpoints(Path(folder, "checkpoints"), "bench"),
         )
+        clock.token_budget = trainer.token_budget
+        clock.recompute = core_model(model).__dict__["_recompute"]
         trainer.run(Path(folder, "curve.jsonl"))
     clock.tick()
     if len(clock.times) != N_WARM + amount.repeats + 1:
         raise RuntimeError("the trainer no longer asks once a step whether to stop")
-    if trainer.token_budget != amount.token_budget:
-        raise UserError(f"out of memory at a token budget of {amount.token_budget}")
+    if trainer.token_budget != clock.token_budget:
+        raise UserError(f"out of memory at a token budget of {clock.token_budget}")
     if any(record["loss"] is None for record in trainer.curve):
         raise UserError("a loss was not finite")
     return [trainer.plan.pairs(step) for step in range(N_WARM, N_WARM + amount.repeats)]
@@ -517,6 +538,7 @@ def measure(case: Case, amount: Amount, device: Any) -> Row:
     is_warm_step = case.mode == "train" and not case.is_recipe
     profiler = _profiler(cuda) if amount.profile else None
     clock = Clock(model, N_WARM if is_warm_step else 1, profiler)
+    clock.token_budget = amount.infer_budget
     pairs = WORK[case.mode, case.is_recipe](model, encoded, amount, clock)
     if profiler:
         print(describe_kernels(profiler, cuda), flush=True)
@@ -553,17 +575,11 @@ def measure(case: Case, amount: Amount, device: Any) -> Row:
         "pairs": int(sum(map(len, pairs))),
         "tokens": int(n_tokens.sum()),
         "pairs_per_step": amount.pairs if case.mode == "train" else None,
-        "token_budget": _token_budget(case, amount),
-        "recompute": amount.recompute if is_warm_step else None,
+        "token_budget": None if case.is_recipe else clock.token_budget,
+        "recompute": clock.recompute,
         "lengths": lengths_said,
         "max_length": amount.max_length,
     }
-
-
-def _token_budget(case: Case, amount: Amount) -> int | None:
-    if case.is_recipe:
-        return None
-    return amount.token_budget if case.mode == "train" else amount.infer_budget
 
 
 # --- the machine -------------------------------------------------------------------

@@ -255,8 +255,7 @@ class Trainer:
         """Mean loss of a step's rows, its gradient added up; None if memory ran out."""
         lengths = self.encoded.lengths[rows]
         bins = pack(lengths, self.token_budget)
-        usual = round(1.25 * len(rows) * self.encoded.lengths.mean())
-        step = shape_step(min(self.token_budget, usual), device_of(self.model).type)
+        step = self.shape_step()
         sizes = [int(lengths[members].sum()) for members in bins]
         loss = torch.zeros((), device=device_of(self.model))
         out_of_memory = False
@@ -281,6 +280,13 @@ class Trainer:
             return None
         self._add_up(loss)
         return float(loss)
+
+    def shape_step(self) -> int:
+        """What passes' lengths are rounded up to; see ``packing.shape_step``."""
+        n_rows = 2 * self.plan.pairs_per_step
+        usual = round(1.25 * n_rows * float(self.encoded.lengths.mean()))
+        budget = min(self.token_budget, usual)
+        return shape_step(budget, device_of(self.model).type)
 
     def _seed_dropout(self, index: int) -> None:
         """Seed the dropout of a step's bin, whichever process works on it."""
