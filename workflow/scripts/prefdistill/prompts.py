@@ -211,7 +211,8 @@ class _Encoder:
         self.special = forbidden_tokens(tokenizer)
         strings = [re.escape(text) for text in self.special.values() if len(text) > 1]
         strings.sort(key=len, reverse=True)
-        self.forbidden = re.compile("|".join([*strings, *template.marker_patterns]))
+        patterns = [*strings, *template.marker_patterns]
+        self.forbidden = re.compile("|".join(patterns) or r"(?!)")
         self.cache: dict[str, np.ndarray] = {}
         self.markers: dict[int, np.ndarray] = {}
 
