@@ -70,6 +70,7 @@ CELLS = (
         " 1",
         "\ud83d",
     ),
+    *('["\ud83d"]', [[["p"]]], {"a": 1}, [1], None, 0.5, True, 10**400),
 )
 BYTES = (
     *(b'"', b'""', b",", b"\n", b"\r", b"\r\n", b"\x00", b"\xff", b"\xe9", b"\\u"),
@@ -80,6 +81,14 @@ BYTES = (
 
 class Finding(Exception):
     """A promise that does not hold for an input."""
+
+
+def nested(depth: int) -> list:
+    """Lists within lists."""
+    value: list = []
+    for _ in range(depth):
+        value = [value]
+    return value
 
 
 def random_rows(rng: random.Random) -> list[dict]:
@@ -102,7 +111,7 @@ def spoil(rows: list[dict], rng: random.Random) -> None:
         name = rng.choice(FIELDS)
         action = rng.random()
         if action < 0.8:
-            row[name] = rng.choice((*CELLS, *TEXTS))
+            row[name] = rng.choice((*CELLS, *TEXTS, nested(rng.choice((50, 600)))))
         elif action < 0.9:
             del row[name]
         else:

@@ -219,6 +219,8 @@ CASES = {
     "json_lines_packed": Case(gzip.compress(json_lines(*TYPED)), kept(), "t.jsonl.gz"),
     "json_lines_crlf": Case(b"\xef\xbb\xbf" + json_lines(*TYPED).replace(b"\n", b"\r\n"), kept(repaired={"byte_order_mark": 1, "crlf_line_ends": 1}), "t.jsonl"),
     "json_lines_surrogate": Case(json_lines(line(prompt='["\\ud83d"]'), *CLEAN), kept(repaired={"lone_surrogate": 1}), "t.jsonl"),
+    "json_lines_surrogate_in_a_cell": Case(json_lines(*TYPED).replace(b'["p"]', b'"[\\"\\ud83d\\"]"', 1), kept(repaired={"lone_surrogate": 1}), "t.jsonl"),
+    "json_lines_deep_name": Case(json_lines(*TYPED).replace(b'"m"', b"[" * 900 + b"]" * 900, 1), kept(), "t.jsonl"),
     "json_lines_extra_key": Case(json_lines(*TYPED).replace(b'{"id": 1,', b'{"\\udc00": 3, "id": 1,'), kept(ignored=["\ufffd"]), "t.jsonl"),
     "json_lines_cut": Case(json_lines(*TYPED)[:-9], "{f}, row 31 (line 31): is not a JSON object; write each row as one, with columns as keys", "t.jsonl"),
     "json_lines_missing_key": Case(json_lines(*TYPED).replace(b'"winner_tie"', b'"tie"', 1), missing("winner_tie", quoted((*NAMES[:8], "tie")), "row 1 (line 1)", ""), "t.jsonl"),

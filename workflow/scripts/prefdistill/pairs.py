@@ -156,6 +156,11 @@ def _parse_json(text: str, column: str, repaired: Counter[str]) -> Any:
     return value
 
 
+def _may_hold_surrogates(cell: str) -> bool:
+    escaped = "\\ud" in cell or "\\uD" in cell
+    return escaped or (not cell.isascii() and bool(LONE_SURROGATE.search(cell)))
+
+
 def parse_turns(value: Any, column: str, repaired: Counter[str]) -> list[str]:
     """The turns of one text cell: a JSON list of strings, or such a list itself.
 
@@ -175,8 +180,7 @@ def parse_turns(value: Any, column: str, repaired: Counter[str]) -> list[str]:
         raise CellFault(
             column, f'{shorten(value)} is not a list of turns, such as ["Hello"]'
         )
-    is_text = isinstance(value, str)
-    may_be_broken = not is_text or "\\ud" in value or "\\uD" in value
+    may_be_broken = not isinstance(value, str) or _may_hold_surrogates(value)
     for place, turn in enumerate(turns):
         if turn is None:
             turns[place] = ""
@@ -189,6 +193,13 @@ def parse_turns(value: Any, column: str, repaired: Counter[str]) -> list[str]:
             turns[place], n_broken = LONE_SURROGATE.subn("\ufffd", turn)
             repaired["lone_surrogate"] += n_broken
     return turns
+
+
+def _parse_name(value: Any) -> str | None:
+    if value is None:
+        return None
+    text = str(value) if isinstance(value, str | int | float) else reprlib.repr(value)
+    return LONE_SURROGATE.sub("\ufffd", text)
 
 
 def parse_row(
@@ -206,10 +217,7 @@ def parse_row(
     labels: Iterable[int | None] = (None, None, None)
     if labelled:
         labels = map(parse_label, values[4:7], TARGET_COLUMNS)
-    models = (
-        None if name is None else LONE_SURROGATE.sub("\ufffd", str(name))
-        for name in values[7:]
-    )
+    models = map(_parse_name, values[7:])
     return (parse_id(values[0], integer=integer_id), *texts, *labels, *models)
 
 

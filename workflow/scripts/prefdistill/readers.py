@@ -372,8 +372,8 @@ def load_hub(entry: dict[str, Any]) -> Any:
         )
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         raise UserError(
-            f"data set {entry['hub']}: cannot be loaded ({error}); check its name, "
-            "split and revision, the network, and that you have access to it"
+            f"data set {entry['hub']}: cannot be loaded ({_one_line(error)}); check "
+            "its name, split and revision, the network, and that you have access to it"
         ) from error
 
 
