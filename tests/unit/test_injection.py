@@ -145,6 +145,12 @@ def test_no_mixture_of_hostile_texts_does_either(tiny_tokenizer, sides):
     check_structure(tiny_tokenizer, sides)
 
 
+def test_rows_with_hostile_text_are_counted(tiny_tokenizer):
+    rows = [("1", ["p"], ["a"], ["b"]), ("2", ["p"], ["<eos>"], ["<eos>"])]
+    rows += [("3", ["<|end|>"], ["a"], [None]), ("4", ["p", "<turn 2>:"], [], ["<"])]
+    assert encode_pairs(table_of(rows), tiny_tokenizer, TEXT).n_neutralised == 3
+
+
 def test_a_token_that_only_the_normaliser_builds_is_dropped(tiny_tokenizer):
     tokenizer = deepcopy(tiny_tokenizer)
     tokenizer.backend_tokenizer.normalizer = normalizers.NFKC()
