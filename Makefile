@@ -110,6 +110,11 @@ chaos: setup ## kill training and jobs, and race copies of jobs: 200, 50, 50 and
 	$(VENV)/bin/python tests/chaos/training.py --kills 200 --signals 50 $(ARGS)
 	$(VENV)/bin/python tests/chaos/jobs.py --kills 50 --races 50 $(ARGS)
 
+.PHONY: fuzz
+fuzz: setup ## import mutated input files for a minute (ARGS="--minutes 60 --seed 1")
+	PYTHONPATH=workflow/scripts OMP_NUM_THREADS=1 $(VENV)/bin/python \
+		tests/fuzz/csv_fuzz.py $(ARGS)
+
 .PHONY: bench
 bench: setup ## the public recipe and this engine on the GPU (ARGS="--models gemma-2-9b")
 	$(VENV)/bin/python bench/engine.py $(ARGS)

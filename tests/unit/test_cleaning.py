@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prefdistill.cleaning import (
+    choose_rows,
     clean_batch,
     describe_rows,
     normalise_prompt,
@@ -254,3 +255,64 @@ def test_keys_do_not_depend_on_the_order_of_answers():
     )
     assert keys.pair[0] == keys.pair[1]
     assert np.array_equal(keys.flipped, ~keys.flipped[::-1])
+
+
+LABEL = st.sampled_from([A, B, TIE, (0, 0, 0), (1, 1, 0)])
+MIXED = st.lists(
+    st.tuples(
+        st.sampled_from(["train", "extra", "ultra", "test"]),
+        st.sampled_from(["p", "P ", "q", "", "\u200b"]),
+        st.sampled_from(["a", "b", " a", ""]),
+        st.sampled_from(["a", "b", "c", ""]),
+        LABEL,
+    ),
+    min_size=1,
+    max_size=25,
+)
+POLICIES = st.fixed_dictionaries(dict.fromkeys(DROP, st.sampled_from(["drop", "keep"])))
+
+
+def chosen(rows, policy=DROP):
+    """Keys, rows that stay, and the others by reason."""
+    table = pa.Table.from_pylist(rows, schema=PAIRS_SCHEMA).combine_chunks()
+    keys = describe_rows(table.to_batches()[0])
+    return keys, *choose_rows(keys, policy)
+
+
+def number_rows(raw):
+    return [row(f"{source}:{n}", *rest) for n, (source, *rest) in enumerate(raw)]
+
+
+@given(raw=MIXED, random=st.randoms(use_true_random=False), policy=POLICIES)
+def test_the_order_of_rows_changes_no_count(raw, random, policy):
+    """Which of two equal rows of a source stays does depend on it: the first."""
+    results = []
+    for _ in range(2):
+        keys, kept, against = chosen(number_rows(raw), policy)
+        against["duplicate"] |= against.pop("duplicate_contradictory")
+        counts = {reason: int(rows.sum()) for reason, rows in against.items()}
+        stay = zip(keys.rank[kept].tolist(), keys.pair[kept].tolist(), strict=True)
+        results.append((counts, sorted(stay)))
+        random.shuffle(raw)
+    assert results[0] == results[1]
+
+
+@given(raw=MIXED, policy=POLICIES)
+def test_swapping_all_answers_swaps_the_result(raw, policy):
+    swapped = [(s, p, b, a, (y[1], y[0], y[2])) for s, p, a, b, y in raw]
+    keys, kept, against = chosen(number_rows(raw), policy)
+    other_keys, other_kept, other_against = chosen(number_rows(swapped), policy)
+    assert kept.tolist() == other_kept.tolist()
+    assert keys.pair.tolist() == other_keys.pair.tolist()
+    for reason, rows in against.items():
+        assert rows.tolist() == other_against[reason].tolist()
+
+
+@given(raw=MIXED, policy=POLICIES)
+def test_every_row_stays_or_goes_for_one_reason(raw, policy):
+    keys, kept, against = chosen(number_rows(raw), policy)
+    reasons = np.sum(list(against.values()), axis=0)
+    is_test = keys.rank == 0
+    assert (reasons[~is_test] == ~kept[~is_test]).all()
+    assert kept[is_test].all()
+    assert reasons.max() <= 1

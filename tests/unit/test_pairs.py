@@ -174,96 +174,6 @@ def test_batches_are_written_in_order(tmp_path, monkeypatch):
 
 
 GOOD = ROW.format(id=1)
-REFUSED = {
-    "utf16": (lines(GOOD).decode().encode("utf-16"), "is UTF-16; save it as UTF-8"),
-    "utf16_bare": (lines(GOOD).decode().encode("utf-16-le"), "NUL bytes in its header"),
-    "latin1": (
-        lines(GOOD, ROW.format(id=2).replace('""p""', '""\xe9""')).replace(
-            b"\xc3\xa9", b"\xe9"
-        ),
-        "row 2 (line 3), column prompt: is not UTF-8",
-    ),
-    "gzip_as_csv": (
-        gzip.compress(lines(GOOD), mtime=0),
-        "is gzip-compressed; name it .csv.gz",
-    ),
-    "spreadsheet": (b"PK\x03\x04rest", "spreadsheet"),
-    "empty": (b"", "is empty"),
-    "blank": (b"\xef\xbb\xbf\r\n\n", "is empty"),
-    "header_only": (lines(), "has no data rows"),
-    "missing": (
-        lines(GOOD).replace(b"winner_tie", b"tie"),
-        "header, column winner_tie: is missing",
-    ),
-    "semicolons": (HEADER.replace(",", ";").encode(), "column id: is missing"),
-    "duplicated": (
-        lines(GOOD).replace(b"model_b,prompt", b"prompt,prompt"),
-        "header, column prompt: stands there 2 times",
-    ),
-    "too_few": (lines(GOOD, "2,m,n"), "row 2 (line 3): has 3 fields, the header has 9"),
-    "too_many": (lines(GOOD + ",x"), "row 1 (line 2): has 10 fields"),
-    "unclosed": (
-        lines(GOOD, '2,m,n,"[""p""]'),
-        "row 2 (line 3): a quote is opened and never closed",
-    ),
-    "bare_quote": (
-        lines('1,m,n,"["p"]","[""a""]","[""b""]",1,0,0'),
-        "row 1 (line 2): a quote inside a quoted cell is not doubled",
-    ),
-    "id_text": (
-        lines(ROW.format(id="x7")),
-        "row 1 (line 2), column id: 'x7' is not an",
-    ),
-    "id_float": (lines(ROW.format(id="1.0")), "column id: '1.0' is not an integer"),
-    "id_blank": (lines(ROW.format(id="")), "column id: '' is not an integer"),
-    "id_padded": (lines(ROW.format(id="007")), "column id: '007' is not an integer"),
-    "id_big": (lines(ROW.format(id=2**63)), "does not fit into 64 bits"),
-    "id_huge": (lines(ROW.format(id="9" * 5000)), "does not fit into 64 bits"),
-    "id_twice": (
-        lines(GOOD, ROW.format(id=2), GOOD),
-        "row 3 (line 4), column id: 1 occurs a second time among the train rows",
-    ),
-    "label_two": (
-        lines(GOOD[:-1] + "2"),
-        "row 1 (line 2), column winner_tie: '2' is not a label; it must be 0 or 1",
-    ),
-    "label_text": (lines(GOOD[:-1] + "yes"), "column winner_tie: 'yes' is not a label"),
-    "label_blank": (lines(GOOD[:-1]), "column winner_tie: '' is not a label"),
-    "label_soft": (
-        lines(GOOD.replace("1,0,0", "0.5,0.5,0")),
-        "column winner_model_a: '0.5' is not a label",
-    ),
-    "plain_text": (
-        lines("1,m,n,hello,[],[],1,0,0"),
-        "row 1 (line 2), column prompt: 'hello' is not JSON",
-    ),
-    "python_list": (
-        lines("1,m,n,['p'],[],[],1,0,0"),
-        "column prompt: \"['p']\" is not JSON",
-    ),
-    "blank_text": (lines("1,m,n,[],,[],1,0,0"), "column response_a: '' is not JSON"),
-    "object": (lines("1,m,n,[],[],{},1,0,0"), "column response_b: '{}' is not a list"),
-    "null": (lines("1,m,n,null,[],[],1,0,0"), "column prompt: 'null' is not a list"),
-    "number": (
-        lines("1,m,n,[3],[],[],1,0,0"),
-        "column prompt: turn 1 is '3', not a str",
-    ),
-    "nested": (lines("1,m,n,[[]],[],[],1,0,0"), "column prompt: turn 1 is '[]', not a"),
-    "deep": (lines(f"1,m,n,{'[' * 10**5},[],[],1,0,0"), "column prompt: "),
-}
-
-
-@pytest.mark.parametrize("case", REFUSED)
-def test_refuses_with_one_line(tmp_path, case):
-    content, expected = REFUSED[case]
-    with pytest.raises(UserError) as error:
-        run_bytes(tmp_path, content)
-    text = str(error.value)
-    assert text.startswith(str(tmp_path / "train.csv"))
-    assert expected in text
-    assert "\n" not in text
-    assert len(text) < 500
-    assert not (tmp_path / "pairs.parquet").exists()
 
 
 def test_line_of_a_row_after_embedded_line_breaks(tmp_path):
@@ -277,24 +187,6 @@ def test_refuses_an_oversized_cell(tmp_path, monkeypatch):
     cell = "x" * (3 << 20)
     with pytest.raises(UserError, match="a cell is larger than"):
         run_bytes(tmp_path, lines(f"1,m,n,{cell},[],[],1,0,0"))
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "message"),
-    [
-        (
-            "t.csv.gz",
-            gzip.compress(lines(GOOD), mtime=0)[:-9],
-            "cannot be read to its end",
-        ),
-        ("t.csv.gz", lines(GOOD), "cannot be read to its end"),
-        ("t.parquet", b"PAR1 no", "not a readable parquet file"),
-        ("t.jsonl", b"{}", r"cannot read this kind of file; give \.csv"),
-    ],
-)
-def test_refuses_other_files(tmp_path, name, content, message):
-    with pytest.raises(UserError, match=message):
-        run_bytes(tmp_path, content, name)
 
 
 def test_refuses_what_is_not_there(tmp_path):

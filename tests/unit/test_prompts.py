@@ -4,11 +4,12 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prefdistill.job import UserError
 from prefdistill.prompts import (
+    MIN_ANSWER_TOKENS,
     Template,
     encode_pairs,
     forbidden_tokens,
@@ -137,6 +138,45 @@ def test_swapping_the_columns_swaps_the_views(tiny_tokenizer):
     for row in range(len(pairs)):
         assert one.tokens(row, "AB").tolist() == two.tokens(row, "BA").tolist()
         assert len(one.tokens(row, "BA")) == one.lengths[row]
+
+
+WORDS = st.sampled_from(
+    ["river ", "I think; ", "é", "🌊", "\n\n", "<", "<turn 2>:", ""]
+)
+SIDE = st.lists(
+    st.builds(lambda word, n: word * n, WORDS, st.integers(0, 400)), max_size=3
+)
+
+
+@settings(max_examples=60)
+@given(
+    pairs=st.lists(st.tuples(SIDE, SIDE, SIDE), min_size=1, max_size=3),
+    max_length=st.integers(100, 300),
+    head_share=st.floats(0, 1),
+)
+def test_no_row_is_too_long_and_no_answer_is_cut_away(
+    tiny_tokenizer, pairs, max_length, head_share
+):
+    text = TEXT | {"max_length": max_length, "head_share": head_share}
+    whole = TEXT | {"max_length": 100_000}
+    pairs = [(str(n), *sides) for n, sides in enumerate(pairs)]
+    swapped = [(name, p, b, a) for name, p, a, b in pairs]
+    one, again, full = (
+        encode_pairs(table_of(pairs), tiny_tokenizer, t) for t in (text, text, whole)
+    )
+    two = encode_pairs(table_of(swapped), tiny_tokenizer, text)
+    assert one.lengths.max() <= max_length
+    assert full.n_truncated == 0
+    for row in range(len(pairs)):
+        tokens = one.tokens(row, "AB")
+        assert len(tokens) == one.lengths[row] == two.lengths[row]
+        assert tokens.tolist() == again.tokens(row, "AB").tolist()
+        assert tokens.tolist() == two.tokens(row, "BA").tolist()
+        assert one.tokens(row, "BA").tolist() == two.tokens(row, "AB").tolist()
+        for field in ("response_a", "response_b"):
+            n_kept = len(one.segments[field][row])
+            n_whole = len(full.segments[field][row])
+            assert min(n_whole, MIN_ANSWER_TOKENS) <= n_kept <= n_whole
 
 
 def test_a_trimmed_row_keeps_both_ends_answer_b_and_the_cue(tiny_tokenizer):

@@ -64,8 +64,13 @@ def main(
         counts = summarise(keys, kept, against)
         log_table(counts)
         if not counts["n_out"].get("train"):
+            dropped = [
+                f"{by_source['train']} {reason}"
+                for reason, by_source in counts["dropped"].items()
+                if by_source.get("train")
+            ]
             raise UserError(
-                f"{pairs_path}: cleaning leaves no train row ({counts['dropped']}); "
+                f"{pairs_path}: cleaning leaves no train row ({', '.join(dropped)}); "
                 "check the files under data.train and the cleaning settings"
             )
         start = 0

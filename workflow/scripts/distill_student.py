@@ -73,7 +73,10 @@ def main(
     model = load_classifier(folder, precision, shard=shard)
     model = load_adapter(model, init_adapter.parent, trainable=True)
     encoded = encode_pairs(table, load_tokenizer(folder), text)
-    logger.info("%d rows, %d truncated", len(table), encoded.n_truncated)
+    logger.info(
+        "%d rows, %d truncated, %d with a special token or marker made plain text",
+        len(table), encoded.n_truncated, encoded.n_neutralised,
+    )  # fmt: skip
     known = [code, precision, result_settings(training), distillation, text, fold]
     files = [path for paths in teachers.values() for path in paths]
     identity = identity_of(known, fold_table, base, init_adapter, *files)

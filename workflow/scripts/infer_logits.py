@@ -87,6 +87,7 @@ def main(
         "weights": inference["weights"],
         "precision": precision,
         "n_truncated": encoded.n_truncated,
+        "n_neutralised": encoded.n_neutralised,
     }
     write_logits(logits_path, Logits(encoded.ids, split, logits, meta))
     checkpoints.remove()

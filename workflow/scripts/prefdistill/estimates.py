@@ -19,7 +19,7 @@ from prefdistill.job import UserError
 # A pair of the LMSYS competition: its train.csv has 184 MB for 57,477 pairs.
 BYTES_PER_PAIR = 3_200
 TOKENS_PER_PAIR = 800
-# Text in parquet and .gz takes about a third.
+# Text in parquet, .gz and .zst takes about a third.
 COMPRESSION = 3
 # Pairs of a source whose size is not known, such as a Hub data set.
 UNKNOWN_PAIRS = 60_000
@@ -137,7 +137,7 @@ def _source_pairs(entry: str | dict[str, Any], simulation: dict[str, Any]) -> in
         n_bytes = os.stat(entry).st_size
     except OSError:
         return UNKNOWN_PAIRS
-    plain = entry.endswith(".csv")
+    plain = entry.lower().endswith((".csv", ".jsonl"))
     return math.ceil(n_bytes * (1 if plain else COMPRESSION) / BYTES_PER_PAIR)
 
 

@@ -8,6 +8,7 @@ repaired label would be a wrong one. Repairs that lose nothing are made and coun
 
 import json
 import re
+import reprlib
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -39,7 +40,7 @@ class CellFault(Exception):
     """A value that cannot be read; the reader adds file and row.
 
     Args:
-        column: Name of the column.
+        column: Name of the column; empty where it is the row as a whole.
         text: What is wrong and what to do.
     """
 
@@ -49,7 +50,8 @@ class CellFault(Exception):
 
     def located(self, file: str, where: str) -> UserError:
         """The error that names the place as well."""
-        return UserError(f"{file}, {where}, column {self.column}: {self}")
+        column = self.column and f", column {self.column}"
+        return UserError(f"{file}, {where}{column}: {self}")
 
 
 @dataclass
@@ -100,8 +102,9 @@ def list_entries(data: dict[str, Any]) -> list[tuple[str, Any]]:
     return [(source, entry) for source in SOURCES for entry in listed[source]]
 
 
-def _shorten(value: Any) -> str:
-    text = str(value) if isinstance(value, str) else repr(value)
+def shorten(value: Any) -> str:
+    """A value for a message: one short line of ASCII in quotes."""
+    text = value if isinstance(value, str) else reprlib.repr(value)
     return ascii(text if len(text) <= 40 else text[:37] + "...")
 
 
@@ -115,9 +118,9 @@ def parse_id(value: Any, *, integer: bool = True) -> str:
     if not integer and text:
         return text
     if not _KAGGLE_ID.fullmatch(text):
-        raise CellFault("id", f"{_shorten(value)} is not an integer")
+        raise CellFault("id", f"{shorten(value)} is not an integer")
     if len(text) > 20 or not -(2**63) <= int(text) < 2**63:
-        raise CellFault("id", f"{_shorten(value)} does not fit into 64 bits")
+        raise CellFault("id", f"{shorten(value)} does not fit into 64 bits")
     return text
 
 
@@ -131,7 +134,7 @@ def parse_label(value: Any, column: str) -> int:
         return int(value)
     if isinstance(value, int | float) and value in (0, 1):
         return int(value)
-    raise CellFault(column, f"{_shorten(value)} is not a label; it must be 0 or 1")
+    raise CellFault(column, f"{shorten(value)} is not a label; it must be 0 or 1")
 
 
 def _parse_json(text: str, column: str, repaired: Counter[str]) -> Any:
@@ -146,11 +149,16 @@ def _parse_json(text: str, column: str, repaired: Counter[str]) -> Any:
     except (ValueError, RecursionError):
         raise CellFault(
             column,
-            f"{_shorten(text)} is not JSON; it must be a JSON list of turns, such as "
+            f"{shorten(text)} is not JSON; it must be a JSON list of turns, such as "
             '["Hello"]',
         ) from None
     repaired["raw_control_character"] += 1
     return value
+
+
+def _may_hold_surrogates(cell: str) -> bool:
+    escaped = "\\ud" in cell or "\\uD" in cell
+    return escaped or (not cell.isascii() and bool(LONE_SURROGATE.search(cell)))
 
 
 def parse_turns(value: Any, column: str, repaired: Counter[str]) -> list[str]:
@@ -170,21 +178,28 @@ def parse_turns(value: Any, column: str, repaired: Counter[str]) -> list[str]:
     turns = _parse_json(value, column, repaired) if isinstance(value, str) else value
     if not isinstance(turns, list):
         raise CellFault(
-            column, f'{_shorten(value)} is not a list of turns, such as ["Hello"]'
+            column, f'{shorten(value)} is not a list of turns, such as ["Hello"]'
         )
-    may_be_broken = isinstance(value, str) and ("\\ud" in value or "\\uD" in value)
+    may_be_broken = not isinstance(value, str) or _may_hold_surrogates(value)
     for place, turn in enumerate(turns):
         if turn is None:
             turns[place] = ""
             repaired["null_turn"] += 1
         elif not isinstance(turn, str):
             raise CellFault(
-                column, f"turn {place + 1} is {_shorten(turn)}, not a string or null"
+                column, f"turn {place + 1} is {shorten(turn)}, not a string or null"
             )
         elif may_be_broken:
             turns[place], n_broken = LONE_SURROGATE.subn("\ufffd", turn)
             repaired["lone_surrogate"] += n_broken
     return turns
+
+
+def _parse_name(value: Any) -> str | None:
+    if value is None:
+        return None
+    text = str(value) if isinstance(value, str | int | float) else reprlib.repr(value)
+    return LONE_SURROGATE.sub("\ufffd", text)
 
 
 def parse_row(
@@ -202,29 +217,37 @@ def parse_row(
     labels: Iterable[int | None] = (None, None, None)
     if labelled:
         labels = map(parse_label, values[4:7], TARGET_COLUMNS)
-    models = (None if name is None else str(name) for name in values[7:])
+    models = map(_parse_name, values[7:])
     return (parse_id(values[0], integer=integer_id), *texts, *labels, *models)
 
 
-def match_columns(names: list[str], source: str, file: str) -> list[int]:
+def used_columns(source: str) -> tuple[str, ...]:
+    """Those of ``FIELDS`` that are read from a file of a source."""
+    return FIELDS[:4] if source == "test" else FIELDS
+
+
+def match_columns(
+    names: list[str], source: str, file: str, where: str = "header"
+) -> list[int]:
     """Where each of ``FIELDS`` stands among a file's columns; ``len(names)``: nowhere.
 
     Raises:
         UserError: If a required column is missing, or a used one stands there twice.
     """
     required = FIELDS[:4] if source == "test" else FIELDS[:7]
-    used = FIELDS[:4] if source == "test" else FIELDS
+    used = used_columns(source)
+    how = "comma-separated " if where == "header" else ""
     for name in used:
         if names.count(name) > 1:
             raise UserError(
-                f"{file}, header, column {name}: stands there {names.count(name)} "
+                f"{file}, {where}, column {name}: stands there {names.count(name)} "
                 "times; keep one"
             )
         if name in required and name not in names:
-            found = ", ".join(map(_shorten, names[:12]))
+            found = ", ".join(map(shorten, names[:12]))
             raise UserError(
-                f"{file}, header, column {name}: is missing; found {found}; "
-                f"a {source} file needs comma-separated {','.join(required)}"
+                f"{file}, {where}, column {name}: is missing; found {found}; "
+                f"a {source} file needs {how}{','.join(required)}"
             )
     return [
         names.index(name) if name in used and name in names else len(names)
@@ -295,7 +318,9 @@ class PairsWriter:
                 self._write(batch, counts)
                 batch, n_characters = [], 0
         if not counts.n_rows:
-            raise UserError(f"{counts.file}: has no data rows")
+            raise UserError(
+                f"{counts.file}: has no data rows; check where it comes from"
+            )
         if batch:
             self._write(batch, counts)
 

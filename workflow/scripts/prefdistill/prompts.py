@@ -95,6 +95,8 @@ class EncodedPairs:
             one.
         fields: Field names in the template's order.
         segments: Field name to one int32 token array a row.
+        n_neutralised: Number of pairs with a special token or a marker in a text,
+            which is plain text now.
     """
 
     ids: np.ndarray
@@ -103,6 +105,7 @@ class EncodedPairs:
     literals: tuple[np.ndarray, ...]
     fields: tuple[str, ...]
     segments: dict[str, list[np.ndarray]]
+    n_neutralised: int = 0
 
     def tokens(self, row: int, view: str) -> np.ndarray:
         """Tokens of one row, ``(length,)`` int32, in the order of a view.
@@ -211,8 +214,10 @@ class _Encoder:
         self.special = forbidden_tokens(tokenizer)
         strings = [re.escape(text) for text in self.special.values() if len(text) > 1]
         strings.sort(key=len, reverse=True)
-        self.forbidden = re.compile("|".join([*strings, *template.marker_patterns]))
+        patterns = [*strings, *template.marker_patterns]
+        self.forbidden = re.compile("|".join(patterns) or r"(?!)")
         self.cache: dict[str, np.ndarray] = {}
+        self.neutralised: set[str] = set()
         self.markers: dict[int, np.ndarray] = {}
 
     def literal(self, text: str) -> np.ndarray:
@@ -225,17 +230,20 @@ class _Encoder:
         ordered = sorted(texts - self.cache.keys())
         if not ordered:
             return
+        harmless = [neutralise(text, self.forbidden) for text in ordered]
         encoded = self.tokenizer(
-            [neutralise(text, self.forbidden) for text in ordered],
+            harmless,
             add_special_tokens=False,
             return_attention_mask=False,
             verbose=False,
         ).input_ids
         special = np.array(sorted(self.special), dtype=np.int32)
-        for text, ids in zip(ordered, encoded, strict=True):
+        for text, changed, ids in zip(ordered, harmless, encoded, strict=True):
             tokens = np.array(ids, dtype=np.int32)
             # A normaliser can build a special string out of another; drop what it made.
             self.cache[text] = tokens[~np.isin(tokens, special)]
+            if changed != text or len(self.cache[text]) < len(tokens):
+                self.neutralised.add(text)
 
     def turns(self, texts: list[str | None]) -> np.ndarray:
         """Tokens of one side of a conversation, its turns in order and marked."""
@@ -285,11 +293,14 @@ def encode_pairs(table: pa.Table, tokenizer: Any, text: dict[str, Any]) -> Encod
         )
     ellipsis = encoder.literal(ELLIPSIS)
     segments: dict[str, list[np.ndarray]] = {field: [] for field in FIELDS}
-    lengths, n_truncated = [], 0
+    lengths, n_truncated, n_neutralised = [], 0, 0
     for sides in zip(*(columns[field] for field in FIELDS), strict=True):
         tokens = [encoder.turns(turns or []) for turns in sides]
         kept = share_tokens(*map(len, tokens), n_free, template.prompt_share)
         n_truncated += sum(kept) < sum(map(len, tokens))
+        n_neutralised += any(
+            turn in encoder.neutralised for turns in sides for turn in turns or []
+        )
         for field, ids, n_kept in zip(FIELDS, tokens, kept, strict=True):
             segments[field].append(trim(ids, n_kept, ellipsis, template.head_share))
         lengths.append(n_fixed + sum(len(segments[field][-1]) for field in FIELDS))
@@ -300,4 +311,5 @@ def encode_pairs(table: pa.Table, tokenizer: Any, text: dict[str, Any]) -> Encod
         literals=tuple(literals),
         fields=template.fields,
         segments=segments,
+        n_neutralised=n_neutralised,
     )
