@@ -152,27 +152,32 @@ def dense_mask(lengths, window):
 @given(
     lengths=st.lists(st.integers(1, 420), min_size=1, max_size=9),
     window=st.none() | st.integers(1, 450),
+    step=st.sampled_from([attention.BLOCK, 64]),
 )
-def test_visible_blocks_are_those_of_the_dense_mask(lengths, window):
-    partial, whole = visible_blocks(np.array(lengths), window)
-    mask, step = dense_mask(lengths, window), attention.BLOCK
-    places = range(0, len(mask), step)
-    blocks = [[mask[i : i + step, k : k + step] for k in places] for i in places]
+def test_visible_blocks_are_those_of_the_dense_mask(lengths, window, step):
+    partial, whole = visible_blocks(np.array(lengths), window, step)
+    mask = dense_mask(lengths, window)
+    queries, keys = (range(0, len(mask), n) for n in (attention.BLOCK, step))
+    blocks = [
+        [mask[i : i + attention.BLOCK, k : k + step] for k in keys] for i in queries
+    ]
     assert whole.tolist() == [[bool(b.all()) for b in row] for row in blocks]
     some = [[bool(b.any() and not b.all()) for b in row] for row in blocks]
     assert partial.tolist() == some
 
 
+@pytest.mark.parametrize("step", [attention.BLOCK, 64])
 @pytest.mark.parametrize("window", [None, 1, 100, 128, 200])
-def test_the_block_mask_is_the_one_that_torch_makes(window):
+def test_the_block_mask_is_the_one_that_torch_makes(window, step):
     lengths = np.array([5, 700, 1, 1, 130, 512, 57, 130])
     assert lengths.sum() % attention.BLOCK == 0
     n_tokens = int(lengths.sum())
-    mask = PackedLayout(lengths, CPU)._block_mask(window)
+    mask = PackedLayout(lengths, CPU)._block_mask(window, step)
     dense = torch.from_numpy(dense_mask(lengths, window))
     expected = create_block_mask(
         lambda batch, head, query, key: dense[query, key],
-        None, None, n_tokens, n_tokens, device="cpu", BLOCK_SIZE=attention.BLOCK,
+        None, None, n_tokens, n_tokens,
+        device="cpu", BLOCK_SIZE=(attention.BLOCK, step),
     )  # fmt: skip
     for kind in ("kv", "full_kv", "q", "full_q"):
         numbers = getattr(mask, f"{kind}_num_blocks")

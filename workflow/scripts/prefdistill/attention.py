@@ -26,21 +26,15 @@ BLOCK = 128
 # Numbers of rows are rounded up, so that they do not make another shape.
 ROWS_STEP = 64
 
-# For heads of 256, where FlexAttention's own choice takes a third longer on an H100;
-# needs as much shared memory as that has.
-WIDE_HEADS = {
-    "fwd_BLOCK_M": 128,
-    "fwd_BLOCK_N": 64,
-    "fwd_num_stages": 2,
-    "fwd_num_warps": 8,
-    "bwd_BLOCK_M1": 64,
-    "bwd_BLOCK_N1": 64,
-    "bwd_BLOCK_M2": 64,
-    "bwd_BLOCK_N2": 64,
-    "bwd_num_stages": 2,
-    "bwd_num_warps": 8,
+# Where FlexAttention's own choice takes longer on an H100, by the size of heads. Fewer
+# keys in a block of the mask leave out more of short rows; FlexAttention measures it
+# against its own choice, which is 128 for other heads.
+FAST_BLOCKS = {
+    128: {"fwd": (64, 64, 3, 4), "bwd": (32, 64, 64, 32, 3, 4), "keys": 128},
+    256: {"fwd": (128, 64, 2, 8), "bwd": (64, 64, 128, 32, 2, 8), "keys": 64},
 }
-WIDE_HEADS_BYTES = 227 * 1024
+FORWARD = ("BLOCK_M", "BLOCK_N", "num_stages", "num_warps")
+BACKWARD = ("BLOCK_M1", "BLOCK_N1", "BLOCK_M2", "BLOCK_N2", "num_stages", "num_warps")
 
 
 class Grouped(NamedTuple):
@@ -75,19 +69,24 @@ class PackedLayout:
         if device.type == "cpu":
             self.groups, self.scatter = self._grouped()
 
-    def attention(self, window: int | None) -> Attention:
-        """What ``packed_attention`` needs to know of the batch, for a sliding window.
+    def attention(self, window: int | None, block: int = BLOCK) -> Attention:
+        """What ``packed_attention`` needs to know of the batch.
 
-        A window that no row exceeds is none.
+        Args:
+            window: A sliding window; one that no row exceeds is none.
+            block: Keys in a block of the mask, from ``key_block``.
         """
         if window is not None and window >= self.lengths.max():
             window = None
         if self.device.type == "cpu":
             return Grouped(self, window)
-        if window not in self._masks:
-            make = self._varlen if _flash_attn() else self._block_mask
-            self._masks[window] = make(window)
-        return self._masks[window]
+        if (window, block) not in self._masks:
+            self._masks[window, block] = (
+                self._varlen(window)
+                if _flash_attn()
+                else self._block_mask(window, block)
+            )
+        return self._masks[window, block]
 
     def _grouped(self) -> tuple[list[torch.Tensor], torch.Tensor]:
         """Token indices of each group, ``(n, length)``, and the way back.
@@ -130,12 +129,12 @@ class PackedLayout:
         longest = 1 << int(self.lengths.max() - 1).bit_length()
         return Varlen(to_device(borders.astype(np.int32), self.device), longest, window)
 
-    def _block_mask(self, window: int | None) -> BlockMask:
+    def _block_mask(self, window: int | None, block: int = BLOCK) -> BlockMask:
         """FlexAttention's block-sparse mask of the whole batch, from the lengths."""
         ends = np.cumsum(self.lengths)
         n_tokens = int(ends[-1])
         numbers = np.repeat(np.arange(len(ends)), self.lengths)
-        partial, full = visible_blocks(self.lengths, window)
+        partial, full = visible_blocks(self.lengths, window, block)
         arrays = [numbers]
         for blocks in (partial, full, partial.T, full.T):
             arrays.append(blocks.sum(axis=1))
@@ -166,24 +165,30 @@ class PackedLayout:
 
         return BlockMask(
             seq_lengths=(n_tokens, n_tokens),
-            BLOCK_SIZE=(BLOCK, BLOCK),
+            BLOCK_SIZE=(BLOCK, block),
             mask_mod=visible if window is None else visible_in_window,
             **{k: t[None, None] for k, t in zip(names, tables, strict=True)},
         )
 
 
 def visible_blocks(
-    lengths: np.ndarray, window: int | None
+    lengths: np.ndarray, window: int | None, block: int = BLOCK
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Which blocks of 128 keys a block of 128 queries sees in part, and which whole.
+    """Which blocks of keys a block of 128 queries sees in part, and which whole.
+
+    Args:
+        lengths: ``(n_rows,)`` integer tokens of each row.
+        window: A sliding window.
+        block: Keys in a block.
 
     Returns:
-        Two ``(n_blocks, n_blocks)`` bool arrays, queries by keys.
+        Two ``(n_query_blocks, n_key_blocks)`` bool arrays.
     """
     ends = np.cumsum(lengths)
     starts, n_tokens = ends - lengths, int(ends[-1])
-    first = np.arange(0, n_tokens, BLOCK)
+    first, key_first = np.arange(0, n_tokens, BLOCK), np.arange(0, n_tokens, block)
     last = np.minimum(first + BLOCK, n_tokens) - 1
+    key_last = np.minimum(key_first + block, n_tokens) - 1
     row_first = np.searchsorted(ends, first, side="right")
     row_last = np.searchsorted(ends, last, side="right")
     earliest = starts[row_first]  # the first key that the block's first query sees
@@ -191,8 +196,8 @@ def visible_blocks(
     if window is not None:
         earliest = np.maximum(earliest, first - window + 1)
         common = np.maximum(common, last - window + 1)
-    seen = (last[None] >= earliest[:, None]) & (first[None] <= last[:, None])
-    whole = (first[None] >= common[:, None]) & (last[None] <= first[:, None])
+    seen = (key_last[None] >= earliest[:, None]) & (key_first[None] <= last[:, None])
+    whole = (key_first[None] >= common[:, None]) & (key_last[None] <= first[:, None])
     whole &= (row_first == row_last)[:, None] & seen
     return seen & ~whole, whole
 
@@ -266,8 +271,8 @@ def _layer_attention(
     """
     if packed is None:
         raise ValueError("a model with packed attention must be called with packed=")
-    attention = packed.attention(sliding_window)
     options = kernel_options(query.shape[-1], query.device)
+    attention = packed.attention(sliding_window, key_block(query.shape[-1], options))
     states = query, key, value
     output = packed_attention(*states, attention, scaling, softcap, dropout, options)
     return output[None], None
@@ -335,11 +340,19 @@ def _soft_cap(bound: float) -> Any:
 
 def kernel_options(head_dim: int, device: torch.device) -> dict[str, int] | None:
     """Block sizes for FlexAttention on a device; None leaves them to it."""
-    if device.type != "cuda" or head_dim != 256:
+    if device.type != "cuda" or head_dim not in FAST_BLOCKS:
         return None
-    properties = torch.cuda.get_device_properties(device)
-    has_room = properties.shared_memory_per_block_optin >= WIDE_HEADS_BYTES
-    return WIDE_HEADS if has_room else None
+    if torch.cuda.get_device_capability(device)[0] != 9:
+        return None
+    fast = FAST_BLOCKS[head_dim]
+    forward = {f"fwd_{k}": v for k, v in zip(FORWARD, fast["fwd"], strict=True)}
+    backward = {f"bwd_{k}": v for k, v in zip(BACKWARD, fast["bwd"], strict=True)}
+    return forward | backward
+
+
+def key_block(head_dim: int, options: dict[str, int] | None) -> int:
+    """Keys in a block of the mask, with or without ``kernel_options``."""
+    return FAST_BLOCKS[head_dim]["keys"] if options else BLOCK
 
 
 def _flex() -> Any:

@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.functional import gelu, silu
 from torch.utils.checkpoint import (
     CheckpointPolicy,
     checkpoint,
@@ -27,13 +26,15 @@ from prefdistill.attention import (
     Attention,
     PackedLayout,
     kernel_options,
+    key_block,
     packed_attention,
 )
-from prefdistill.frozen import Group, gather, kind_of, project, to_fp8
+from prefdistill.fp8 import to_fp8
+from prefdistill.frozen import Group, gather, kind_of, product, project
+from prefdistill.gated import ACTIVATIONS, project_gated
 from prefdistill.job import UserError
 from prefdistill.sharding import SHARDED
 
-ACTIVATIONS = {"gelu_pytorch_tanh": partial(gelu, approximate="tanh"), "silu": silu}
 CPU = torch.device("cpu")
 ARCHITECTURES = ("gemma2", "llama", "qwen2")
 GROUPS = {
@@ -52,11 +53,6 @@ GEMMA_NORMS = {
     "before_mlp": "pre_feedforward_layernorm",
     "after_mlp": "post_feedforward_layernorm",
 }
-PRODUCTS = (
-    torch.ops.aten.mm.default,
-    torch.ops.prefdistill.fp8_product.default,
-    torch.ops.prefdistill.nf4_product.default,
-)
 RECOMPUTE = ("none", "selective", "full")
 # Compiling takes a minute, in which an H100 does so much.
 COMPILE_FLOP = 1e16
@@ -92,15 +88,15 @@ def _rotated(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Ten
     return x * cos + torch.cat([-second, first], dim=-1) * sin
 
 
-def _policy(_context: Any, operation: Any, *_: Any, **__: Any) -> CheckpointPolicy:
-    """Keep what products return; compute the rest of a marked region anew."""
-    kept = operation in PRODUCTS
+def _keep_down(_context: Any, operation: Any, *_: Any, **__: Any) -> CheckpointPolicy:
+    """Keep what the down projection returns; compute the rest of an MLP anew."""
+    kept = operation is torch.ops.prefdistill.gated_down.default
     return CheckpointPolicy.MUST_SAVE if kept else CheckpointPolicy.PREFER_RECOMPUTE
 
 
-def _keep_products(region: Callable, *inputs: torch.Tensor) -> Any:
-    contexts = partial(create_selective_checkpoint_contexts, _policy)
-    return checkpoint(region, *inputs, use_reentrant=False, context_fn=contexts)
+def _recomputed(mlp: Callable, x: torch.Tensor) -> torch.Tensor:
+    contexts = partial(create_selective_checkpoint_contexts, _keep_down)
+    return checkpoint(mlp, x, use_reentrant=False, context_fn=contexts)
 
 
 def attention_half(
@@ -112,24 +108,19 @@ def attention_half(
     norms: dict[str, torch.Tensor],
     shape: Shape,
     training: bool,
-    selective: bool,
 ) -> torch.Tensor:
     """Residual stream ``(n, hidden)`` after a layer's attention."""
-
-    def heads_of(x: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        states = normalise(x, norms["before_attention"], shape)
-        query, key, value = (
-            part.unflatten(1, (-1, shape.head_dim))
-            for part in project(states, groups["qkv"], training)
-        )
-        query, key = _rotated(query, cos, sin), _rotated(key, cos, sin)
-        return tuple(part.transpose(0, 1)[None] for part in (query, key, value))
-
-    heads = _keep_products(heads_of, x) if selective else heads_of(x)
+    states = normalise(x, norms["before_attention"], shape)
+    query, key, value = (
+        part.unflatten(1, (-1, shape.head_dim))
+        for part in project(states, groups["qkv"], training)
+    )
+    query, key = _rotated(query, cos, sin), _rotated(key, cos, sin)
+    heads = tuple(part.transpose(0, 1)[None] for part in (query, key, value))
     states = packed_attention(
         *heads, attention, shape.scaling, shape.softcap, options=shape.options
     )
-    (states,) = project(states.flatten(1), groups["out"], training)
+    states = product(states.flatten(1), groups["out"], training)
     if shape.is_gemma:
         states = normalise(states, norms["after_attention"], shape)
     return x + states
@@ -147,11 +138,14 @@ def mlp_half(
 
     def gated(x: torch.Tensor) -> torch.Tensor:
         states = normalise(x, norms["before_mlp"], shape)
-        gate, up = project(states, groups["gate_up"], training)
-        states = ACTIVATIONS[shape.activation](gate) * up
-        return project(states, groups["down"], training)[0]
+        gate_up = product(states, groups["gate_up"], training)
+        down = groups["down"]
+        if not (training and down.adapted and down.dropout):
+            return project_gated(gate_up, down, shape.activation)
+        gate, up = gate_up.chunk(2, dim=1)
+        return product(ACTIVATIONS[shape.activation](gate) * up, down, training)
 
-    states = _keep_products(gated, x) if selective else gated(x)
+    states = _recomputed(gated, x) if selective else gated(x)
     if shape.is_gemma:
         states = normalise(states, norms["after_mlp"], shape)
     return x + states
@@ -209,19 +203,20 @@ class FastLayer:
         """``(1, n, hidden)`` to the same, as transformers calls a layer."""
         x = hidden_states[0]
         cos, sin = (part[0][:, None] for part in position_embeddings)
-        attention = packed.attention(self.window)
+        block = key_block(self.shape.head_dim, self.shape.options)
+        attention = packed.attention(self.window, block)
         on_gpu = x.device.type == "cuda"
         compiled = on_gpu and self.compiled
         halves = _compiled() if compiled else (attention_half, mlp_half)
         with_gradient = torch.is_grad_enabled()
         selective = with_gradient and self.recompute == "selective"
-        common = self.groups, self.norms, self.shape, self.layer.training, selective
+        common = self.groups, self.norms, self.shape, self.layer.training
 
         def first(x: torch.Tensor) -> torch.Tensor:
             return halves[0](x, cos, sin, attention, *common)
 
         def second(x: torch.Tensor) -> torch.Tensor:
-            return halves[1](x, *common)
+            return halves[1](x, *common, selective)
 
         if with_gradient and self.recompute == "full":
             x = checkpoint(lambda x: second(first(x)), x, use_reentrant=False)
@@ -380,8 +375,8 @@ def set_recompute(core: nn.Module, how: str) -> None:
 
     Args:
         core: A transformers model.
-        how: ``none``, ``selective`` (all but what products and attention return) or
-            ``full`` (all of a layer).
+        how: ``none``, ``selective`` (an MLP's norm, gate and up, which are half of what
+            is kept) or ``full`` (all of a layer).
     """
     core.__dict__["_recompute"] = how
     if attach(core):

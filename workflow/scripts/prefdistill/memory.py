@@ -85,13 +85,14 @@ def estimate_memory(
     head_dim = head_dim or hidden // config.num_attention_heads
     query = head_dim * config.num_attention_heads
     keys = head_dim * config.num_key_value_heads
-    # The residual stream twice, what products return, and attention's output.
-    kept = 2 * hidden + (query + 2 * keys) + query + 2 * gated
+    # The residual stream twice, attention's inputs and output, and norms'.
+    kept = 3 * hidden + 2 * (query + keys)
     if config.model_type == "gemma2":  # norms come after products too
         kept += 2 * hidden
     if dropout:
-        kept += 2 * hidden + query + gated
-    layer = kept + 2 * hidden + (query + keys) + gated
+        kept += hidden + query
+    mlp = hidden + 2 * gated + (hidden + 2 * gated if dropout else 0)
+    layer = kept + mlp
     by_layer = {"none": layer, "selective": kept, "full": hidden}[recompute]
     values = config.num_hidden_layers * by_layer + layer
     values += layer if recompute == "full" else 0
@@ -164,7 +165,8 @@ def fit_training(
     half = max(budget // 2, longest_row)
     choices = [("none", budget), ("selective", budget)]
     if half >= LEAST_TOKENS:
-        choices += [("none", half), ("selective", half)]
+        choices[1:1] = [("none", half)]
+        choices += [("selective", half)]
     choices += [("full", budget), ("full", half), ("full", max(half // 2, longest_row))]
     if how != "auto":
         choices = [(how, budget), (how, half), (how, max(half // 2, longest_row))]
