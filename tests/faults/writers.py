@@ -9,7 +9,6 @@ from typing import Any
 from unittest.mock import patch
 
 import average_adapters
-import evaluate
 import import_pairs
 import link_local_model
 import merge_adapter
@@ -27,7 +26,7 @@ from prefdistill.bases import base_folder, copy_tokenizer, extract_gguf, read_ma
 from prefdistill.checkpoints import Checkpoints
 from prefdistill.evaluation import SCORE_COLUMNS
 from prefdistill.figures import save_figure
-from prefdistill.files import write_text
+from prefdistill.files import write_csv, write_text
 from prefdistill.folds import write_splits
 from prefdistill.gptq_check import dequantise
 from prefdistill.io import (
@@ -343,9 +342,7 @@ def submission(world: World) -> Writer:
 def scores(world: World) -> Writer:
     row = dict.fromkeys(SCORE_COLUMNS, 0.123456)
     return Writer(
-        lambda folder: evaluate.write_csv(
-            folder / "scores.csv", [row] * 20, SCORE_COLUMNS
-        ),
+        lambda folder: write_csv(folder / "scores.csv", [row] * 20, SCORE_COLUMNS),
         ("scores.csv",),
         lambda folder: read_rows(folder / "scores.csv"),
     )

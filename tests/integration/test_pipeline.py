@@ -25,6 +25,7 @@ TARGETS = (
     "report",
     "check_models",
     "ablation_distillation",
+    "ablations",
     "fold_0",
     "fold_2",
     "results/post_pretrain/llama/adapter_model.safetensors",

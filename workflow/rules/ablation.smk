@@ -1,22 +1,29 @@
-"""The distillation ablation: students that differ in one thing, over folds and seeds.
+"""The ablations: students that differ in one thing, over folds and seeds.
 
-in:  what distill_student reads
-out: <results>/ablation/{arm}/seed{seed}/fold{fold}/, <results>/ablation/distillation.csv
+in:  what distill_student reads, or variants of it
+out: <results>/ablation/{arm}/seed{seed}/fold{fold}/, <results>/ablation/{ablation}.csv
 
-`use rule` gives every arm the student's own script; only its settings differ. The arm
-labels_only_few_long trains four times as many epochs, about as many steps as its
-distilled counterpart, which sees every row.
+`use rule` gives every arm the scripts of the pipeline's own student; only its settings
+differ. prefdistill/ablations.py lists the arms and what is compared.
 """
 
 
+use rule calibrate_logits as calibrate_for_arms with:
+    output:
+        calibrated="<results>/ablation/{scaling}/{teacher}/fold{fold}/calibrated.npz",
+        calibration="<results>/ablation/{scaling}/{teacher}/fold{fold}/calibration.json",
+    log:
+        "<logs>/calibrate_for_arms/{scaling}.{teacher}.fold{fold}.log",
+    benchmark:
+        "<benchmarks>/calibrate_for_arms/{scaling}.{teacher}.fold{fold}.tsv"
+    wildcard_constraints:
+        scaling="|".join(STUDENTS.scalings),
+    params:
+        calibration=STUDENTS.calibration,
+        code=code_digest("calibrate_logits.py"),
+
+
 use rule distill_student as train_arm with:
-    input:
-        pairs="<results>/folds/fold{fold}.parquet",
-        logits=arm_inputs(student_logits),
-        gates=arm_inputs(student_gates),
-        init="<results>/post_pretrain/student/adapter_model.safetensors",
-        config="<results>/post_pretrain/student/adapter_config.json",
-        base=base_manifest,
     output:
         adapter="<results>/ablation/{arm}/seed{seed}/fold{fold}/adapter_model.safetensors",
         config="<results>/ablation/{arm}/seed{seed}/fold{fold}/adapter_config.json",
@@ -26,14 +33,7 @@ use rule distill_student as train_arm with:
     benchmark:
         "<benchmarks>/train_arm/{arm}.seed{seed}.fold{fold}.tsv"
     wildcard_constraints:
-        arm="|".join(ARMS),
-    params:
-        teachers=arm_teachers,
-        precision=model_precision,
-        training=arm_training,
-        distillation=arm_distillation,
-        text=config["text"],
-        code=code_digest("distill_student.py"),
+        arm="|".join(STUDENTS.arms),
 
 
 use rule predict_view as predict_arm with:
@@ -51,7 +51,7 @@ use rule predict_view as predict_arm with:
     benchmark:
         "<benchmarks>/predict_arm/{arm}.seed{seed}.fold{fold}.tsv"
     wildcard_constraints:
-        arm="|".join(ARMS),
+        arm="|".join(STUDENTS.arms),
     params:
         views=VIEWS,
         splits=["dev", "select", "test"],
@@ -61,22 +61,19 @@ use rule predict_view as predict_arm with:
 
 
 rule compare_arms:
-    """Compare the arms pair by pair, with intervals over prompts."""
+    """Compare the arms of an ablation pair by pair, with intervals over prompts."""
     input:
         folds=expand("<results>/folds/fold{fold}.parquet", fold=FOLDS),
-        predictions=expand(
-            "<results>/ablation/{arm}/seed{seed}/fold{fold}/{view}.parquet",
-            arm=ARMS,
-            seed=config["ablation"]["seeds"],
-            fold=FOLDS,
-            view=VIEWS,
-        ),
+        predictions=STUDENTS.compared_predictions,
     output:
-        table="<results>/ablation/distillation.csv",
+        table="<results>/ablation/{ablation}.csv",
+        page="<results>/ablation/{ablation}.md",
     log:
-        "<logs>/compare_arms/all.log",
+        "<logs>/compare_arms/{ablation}.log",
     benchmark:
-        "<benchmarks>/compare_arms/all.tsv"
+        "<benchmarks>/compare_arms/{ablation}.tsv"
+    wildcard_constraints:
+        ablation="|".join(ABLATIONS),
     conda:
         "../../environment.yml"
     threads: 1
@@ -84,7 +81,9 @@ rule compare_arms:
         mem_mb=memory_of(handling_tables),
         runtime=minutes_of(handling_tables),
     params:
-        arms=list(ARMS),
+        comparisons=STUDENTS.comparisons,
+        changes=STUDENTS.compared_changes,
+        unclean=STUDENTS.unclean_arms,
         n_seeds=len(config["ablation"]["seeds"]),
         views=VIEWS,
         evaluation=config["evaluation"],
@@ -93,7 +92,16 @@ rule compare_arms:
         "../scripts/compare_arms.py"
 
 
-rule ablation_distillation:
-    """Does distillation help, where labels are many and where they are few?"""
+for ablation in ABLATIONS:
+
+    rule:
+        name:
+            f"ablation_{ablation}"
+        input:
+            f"<results>/ablation/{ablation}.md",
+
+
+rule ablations:
+    """Every ablation's table."""
     input:
-        "<results>/ablation/distillation.csv",
+        expand("<results>/ablation/{ablation}.md", ablation=ABLATIONS),

@@ -7,6 +7,7 @@ import yaml
 
 sys.path.insert(0, str(Path(workflow.basedir) / "scripts"))
 
+from prefdistill.ablations import ABLATIONS, Students
 from prefdistill.config import SIMULATED_FOLDER, result_settings, validate_config
 from prefdistill.driver import hold_folder, write_owner
 from prefdistill.estimates import base_parameters, count_pairs, scored_pairs
@@ -47,6 +48,7 @@ MODELS = [*TEACHERS, "student"]
 FOLDS = list(range(config["folds"]["n"]))
 BITS = config["quantisation"]["bits"]
 VIEWS = config["predict"]["views"]
+STUDENTS = Students(config)
 JUDGES = ["merged", *[f"gptq{bits}" for bits in BITS]]
 FINAL = config["predict"]["model"]
 if FINAL == "adapters":
@@ -124,40 +126,6 @@ def quantisation_settings(wildcards):
     return {k: v for k, v in config["quantisation"].items() if k != "bits"}
 
 
-# --- what the student learns from ---------------------------------------------------
-
-
-def distillation_folds(wildcards):
-    """The folds whose teachers' logits a student needs."""
-    in_fold = config["distillation"]["labels"] == "in_fold"
-    return [wildcards.fold] if in_fold else FOLDS
-
-
-def student_logits(wildcards):
-    """The teachers' logits, teacher by teacher."""
-    return expand(
-        "results/teacher/{teacher}/fold{fold}/{kind}.npz",
-        teacher=TEACHERS,
-        fold=distillation_folds(wildcards),
-        kind=(
-            "calibrated"
-            if config["distillation"]["logits"] == "calibrated"
-            else "logits"
-        ),
-    )
-
-
-def student_gates(wildcards):
-    """The teachers' information gains, teacher by teacher, unless no gate is asked for."""
-    if config["distillation"]["teacher_gate"] == "off":
-        return []
-    return expand(
-        "results/teacher/{teacher}/fold{fold}/calibration.json",
-        teacher=TEACHERS,
-        fold=distillation_folds(wildcards),
-    )
-
-
 # --- what is predicted, with which weights ------------------------------------------
 
 
@@ -233,57 +201,8 @@ def simulator_truth(wildcards):
 
 def labels_only_predictions(wildcards):
     """Predictions of the students trained on labels alone, if they are asked for."""
-    if not config["evaluation"]["labels_only"]:
-        return []
-    return expand(
-        "results/ablation/labels_only/seed0/fold{fold}/{view}.parquet",
-        fold=FOLDS,
-        view=VIEWS,
-    )
-
-
-# --- the arms of the distillation ablation ------------------------------------------
-
-FEW = config["ablation"]["n_few_labels"]
-ARMS = {
-    "distilled": {},
-    "labels_only": {"teachers": []},
-    "distilled_few": {"distillation": {"n_labelled_rows": FEW}},
-    "labels_only_few": {"teachers": [], "training": {"n_rows": FEW}},
-    "labels_only_few_long": {
-        "teachers": [],
-        "training": {
-            "n_rows": FEW,
-            "epochs": 4 * config["student"]["training"]["epochs"],
-        },
-    },
-}
-
-
-def arm_teachers(wildcards):
-    """The teachers of an arm; none for one that learns from labels alone."""
-    return ARMS[wildcards.arm].get("teachers", TEACHERS)
-
-
-def arm_inputs(files_of):
-    """An input function: the student's teacher files, if the arm has teachers."""
-
-    def files(wildcards):
-        return files_of(wildcards) if arm_teachers(wildcards) else []
-
-    return files
-
-
-def arm_training(wildcards):
-    """The student's training settings with the arm's changes and seed."""
-    changes = ARMS[wildcards.arm].get("training", {})
-    settings = settings_of("training")(wildcards) | changes
-    return settings | {"seed": int(wildcards.seed)}
-
-
-def arm_distillation(wildcards):
-    """The distillation settings with the arm's changes."""
-    return config["distillation"] | ARMS[wildcards.arm].get("distillation", {})
+    wanted = config["evaluation"]["labels_only"]
+    return STUDENTS.predictions("labels_only", seed=0) if wanted else []
 
 
 # --- what a job asks for ------------------------------------------------------------

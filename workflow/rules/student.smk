@@ -10,8 +10,8 @@ rule distill_student:
     """Distil on a fold's train side; resumes from its scratch folder."""
     input:
         pairs="<results>/folds/fold{fold}.parquet",
-        logits=student_logits,
-        gates=student_gates,
+        logits=STUDENTS.logits,
+        gates=STUDENTS.gates,
         init="<results>/post_pretrain/student/adapter_model.safetensors",
         config="<results>/post_pretrain/student/adapter_config.json",
         base=base_manifest,
@@ -31,10 +31,10 @@ rule distill_student:
         mem_mb=memory_of(training("training", PAIRS.train)),
         runtime=minutes_of(training("training", PAIRS.train)),
     params:
-        teachers=TEACHERS,
+        teachers=STUDENTS.teachers,
         precision=model_precision,
-        training=settings_of("training"),
-        distillation=config["distillation"],
+        training=STUDENTS.training,
+        distillation=STUDENTS.distillation,
         text=config["text"],
         code=code_digest("distill_student.py"),
     script:

@@ -1,7 +1,5 @@
 """Score every stage on dev, select and test, and the differences between stages."""
 
-import csv
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,22 +7,6 @@ from prefdistill.job import run_job
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
-
-
-def write_csv(path: Path, rows: list[dict[str, Any]], columns: Sequence[str]) -> None:
-    """Write rows with empty cells for None and six decimals for floats."""
-    from prefdistill.files import atomic_path
-
-    with (
-        atomic_path(path) as temporary,
-        open(temporary, "w", encoding="utf-8", newline="") as handle,
-    ):
-        writer = csv.DictWriter(handle, columns, lineterminator="\n")
-        writer.writeheader()
-        for row in rows:
-            writer.writerow(
-                {k: f"{v:.6f}" if isinstance(v, float) else v for k, v in row.items()}
-            )
 
 
 def main(
@@ -72,6 +54,7 @@ def main(
         score_rows,
         step_pairs,
     )
+    from prefdistill.files import write_csv
     from prefdistill.stages import (
         from_baselines,
         from_truth,

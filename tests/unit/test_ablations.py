@@ -1,0 +1,114 @@
+"""Arms: what each changes, which files it reads, and which share their training."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from prefdistill.ablations import ABLATIONS, Students, clean_dev, with_changes
+from prefdistill.config import validate_config
+
+ROOT = Path(__file__).resolve().parents[2]
+SCHEMA = yaml.safe_load((ROOT / "workflow/schemas/config.schema.yaml").read_text())
+DEMO = yaml.safe_load((ROOT / "config/demo.yaml").read_text())
+
+
+class Wildcards(dict):
+    """As Snakemake gives them: by attribute and by ``get``."""
+
+    __getattr__ = dict.__getitem__
+
+
+def students(**changes):
+    return Students(validate_config(with_changes(DEMO, changes), SCHEMA))
+
+
+def test_changes_reach_any_depth_and_leave_the_settings_alone():
+    settings = {"a": {"b": {"c": 1, "d": 2}}, "e": [1]}
+    changed = with_changes(settings, {"a": {"b": {"c": 3}}, "e": []})
+    assert changed == {"a": {"b": {"c": 3, "d": 2}}, "e": []}
+    assert settings["a"]["b"]["c"] == 1
+
+
+def test_without_an_arm_the_settings_are_the_configurations():
+    own = students()
+    config = validate_config(DEMO, SCHEMA)
+    no_arm = Wildcards(fold="1")
+    assert own.distillation(no_arm) == config["distillation"]
+    assert own.training(no_arm)["seed"] == config["student"]["training"]["seed"]
+    assert own.logits(no_arm) == [
+        f"results/teacher/{teacher}/fold1/calibrated.npz"
+        for teacher in ("llama", "qwen")
+    ]
+
+
+def test_every_compared_arm_exists_and_differs_from_its_partner():
+    own = students()
+    for pairs in ABLATIONS.values():
+        for first, second in pairs:
+            assert own.twin(first) != own.twin(second)
+    assert set(own.arms) == {
+        a for pairs in ABLATIONS.values() for p in pairs for a in p
+    }
+
+
+def test_an_arm_that_changes_nothing_is_trained_as_the_first_such():
+    assert students().twin("in_fold") == "distilled"
+    other = students(distillation={"labels": "out_of_fold"})
+    assert other.twin("in_fold") == "in_fold"
+    assert other.twin("out_of_fold") == "distilled"
+    assert other.predictions("out_of_fold", 3)[0] == (
+        "results/ablation/distilled/seed3/fold0/AB.parquet"
+    )
+
+
+def test_an_arms_inputs_follow_its_settings():
+    own = students()
+
+    def arm(name):
+        return Wildcards(arm=name, seed="2", fold="1")
+
+    assert own.training(arm("distilled"))["seed"] == 2
+    assert own.logits(arm("labels_only")) == own.gates(arm("labels_only")) == []
+    assert len(own.logits(arm("out_of_fold"))) == 6
+    assert own.logits(arm("raw_logits"))[0] == "results/teacher/llama/fold1/logits.npz"
+    assert own.gates(arm("raw_logits"))[0] == (
+        "results/teacher/llama/fold1/calibration.json"
+    )
+    assert own.logits(arm("untied_scaling"))[1] == (
+        "results/ablation/vector_untied/qwen/fold1/calibrated.npz"
+    )
+    assert own.logits(arm("tied_scaling"))[1] == (
+        "results/teacher/qwen/fold1/calibrated.npz"
+    )
+    assert not students(distillation={"teacher_gate": "off"}).gates(arm("distilled"))
+
+
+def test_predictions_are_listed_arm_by_arm_seed_by_seed_fold_by_fold():
+    own = students(ablation={"seeds": [4, 5]}, predict={"views": ["AB"]})
+    paths = own.compared_predictions(Wildcards(ablation="soft_labels"))
+    assert paths == [
+        f"results/ablation/{arm}/seed{seed}/fold{fold}/AB.parquet"
+        for arm in ("distilled", "out_of_fold")
+        for seed in (4, 5)
+        for fold in range(3)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arm", "clean"),
+    [("distilled", True), ("out_of_fold", False), ("labels_only", True)],
+)
+def test_which_arms_dev_scores_are_clean(arm, clean):
+    assert clean_dev(students().arms[arm]) == clean
+
+
+def test_the_module_loads_nothing_heavy():
+    code = (
+        "import sys; import prefdistill.ablations; "
+        "assert not {'numpy', 'torch', 'pyarrow'} & set(sys.modules)"
+    )
+    folder = ROOT / "workflow/scripts"
+    subprocess.run([sys.executable, "-c", code], cwd=folder, check=True)

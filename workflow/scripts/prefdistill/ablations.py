@@ -1,0 +1,213 @@
+"""The students of a configuration: the pipeline's own, and the arms of the ablations.
+
+An arm is a student with some settings changed; an ablation compares arms pair by pair.
+Each arm sets what its ablation is about on both sides of a comparison and follows the
+configuration in all else, so a table says the same whatever the configuration has on.
+Arms that come to the same settings are trained once.
+
+Imported by the Snakefile, so it stays light.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from prefdistill.config import result_settings
+
+# Arms by ablation, as (from, to): a negative difference speaks for the second.
+ABLATIONS: dict[str, list[tuple[str, str]]] = {
+    "distillation": [
+        ("labels_only", "distilled"),
+        ("labels_only_few", "distilled_few"),
+        # Four times the epochs: about as many steps as distilled_few, which sees all.
+        ("labels_only_few_long", "distilled_few"),
+    ],
+    "soft_labels": [("in_fold", "out_of_fold")],
+    "calibration": [
+        ("raw_logits", "tied_scaling"),
+        ("untied_scaling", "tied_scaling"),
+        ("one_scale", "tied_scaling"),
+    ],
+    "temperature": [
+        ("temperature_1", "temperature_2"),
+        ("temperature_1", "temperature_4"),
+    ],
+    "cosine": [("without_cosine", "with_cosine")],
+}
+
+
+def arm_changes(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Each arm's changes of the sections in ``Students.base``."""
+    few = config["ablation"]["n_few_labels"]
+    epochs = config["student"]["training"]["epochs"]
+
+    def distil(**changes: Any) -> dict[str, Any]:
+        return {"distillation": changes}
+
+    def scaling(method: str, *, tied: bool = True) -> dict[str, Any]:
+        calibration = {"method": method, "tied": tied}
+        return {"calibration": calibration, **distil(logits="calibrated")}
+
+    return {
+        "distilled": {},
+        "labels_only": {"teachers": []},
+        "distilled_few": distil(n_labelled_rows=few),
+        "labels_only_few": {"teachers": [], "training": {"n_rows": few}},
+        "labels_only_few_long": {
+            "teachers": [],
+            "training": {"n_rows": few, "epochs": 4 * epochs},
+        },
+        "in_fold": distil(labels="in_fold"),
+        "out_of_fold": distil(labels="out_of_fold"),
+        "raw_logits": distil(logits="raw"),
+        "tied_scaling": scaling("vector"),
+        "untied_scaling": scaling("vector", tied=False),
+        "one_scale": scaling("temperature"),
+        **{f"temperature_{t}": distil(temperature=float(t)) for t in (1, 2, 4)},
+        "without_cosine": distil(weights={"cosine": 0.0}),
+        "with_cosine": distil(weights={"cosine": 1.0}),
+    }
+
+
+def with_changes(
+    settings: Mapping[str, Any], changes: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Settings with changes laid over them, section by section at any depth."""
+    merged = dict(settings)
+    for key, value in changes.items():
+        inner = settings.get(key)
+        both = isinstance(value, Mapping) and isinstance(inner, Mapping)
+        merged[key] = with_changes(inner, value) if both else value
+    return merged
+
+
+class Students:
+    """Settings and input files of every student.
+
+    The methods that take wildcards are input and parameter functions of Snakemake.
+    Wildcards without ``arm`` mean the pipeline's own student.
+
+    Args:
+        config: A validated configuration.
+    """
+
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        self.n_folds = config["folds"]["n"]
+        self.views = config["predict"]["views"]
+        self.seeds = config["ablation"]["seeds"]
+        student = config["student"]
+        self.base: dict[str, Any] = {
+            "teachers": list(config["teachers"]),
+            "training": result_settings(student["training"]),
+            "distillation": config["distillation"],
+            "calibration": config["calibration"],
+        }
+        self.changes = arm_changes(config)
+        self.arms = {
+            name: with_changes(self.base, changes)
+            for name, changes in self.changes.items()
+        }
+        self.scalings = {
+            scaling_name(arm["calibration"]): arm["calibration"]
+            for arm in self.arms.values()
+        }
+
+    def twin(self, arm: str) -> str:
+        """The first arm with the same settings, which is trained for all of them."""
+        return next(k for k, other in self.arms.items() if other == self.arms[arm])
+
+    def settings(self, wildcards: Any) -> dict[str, Any]:
+        """All settings of a student."""
+        arm = wildcards.get("arm")
+        return self.base if arm is None else self.arms[arm]
+
+    def teachers(self, wildcards: Any) -> list[str]:
+        """The names of a student's teachers; none for one that learns from labels."""
+        return self.settings(wildcards)["teachers"]
+
+    def training(self, wildcards: Any) -> dict[str, Any]:
+        """The training settings; an arm's seed is a wildcard."""
+        settings = self.settings(wildcards)["training"]
+        seed = wildcards.get("seed")
+        return settings if seed is None else {**settings, "seed": int(seed)}
+
+    def distillation(self, wildcards: Any) -> dict[str, Any]:
+        """The distillation settings."""
+        return self.settings(wildcards)["distillation"]
+
+    def logits(self, wildcards: Any) -> list[str]:
+        """The teachers' logits to learn from, teacher by teacher."""
+        wanted = self.distillation(wildcards)
+        in_fold = wanted["labels"] == "in_fold"
+        folds = [wildcards.fold] if in_fold else range(self.n_folds)
+        raw = wanted["logits"] == "raw"
+        return self._files(wildcards, "logits.npz" if raw else "calibrated.npz", folds)
+
+    def gates(self, wildcards: Any) -> list[str]:
+        """The teachers' information gains, if a gate asks for them."""
+        wanted = self.distillation(wildcards)
+        if wanted["teacher_gate"] == "off":
+            return []
+        in_fold = wanted["labels"] == "in_fold"
+        folds = [wildcards.fold] if in_fold else range(self.n_folds)
+        return self._files(wildcards, "calibration.json", folds)
+
+    def _files(self, wildcards: Any, name: str, folds: Any) -> list[str]:
+        """A file of every teacher and fold, from where the scaling puts it."""
+        settings = self.settings(wildcards)
+        folder = "results/teacher"
+        if name != "logits.npz" and settings["calibration"] != self.base["calibration"]:
+            folder = f"results/ablation/{scaling_name(settings['calibration'])}"
+        return [
+            f"{folder}/{teacher}/fold{fold}/{name}"
+            for teacher in settings["teachers"]
+            for fold in folds
+        ]
+
+    def calibration(self, wildcards: Any) -> dict[str, Any]:
+        """The calibration settings of a scaling that arms ask for."""
+        return self.scalings[wildcards.scaling]
+
+    def predictions(self, arm: str, seed: int) -> list[str]:
+        """An arm's predictions with one seed, fold by fold, view by view."""
+        return [
+            f"results/ablation/{self.twin(arm)}/seed{seed}/fold{fold}/{view}.parquet"
+            for fold in range(self.n_folds)
+            for view in self.views
+        ]
+
+    def comparisons(self, wildcards: Any) -> list[tuple[str, str]]:
+        """The pairs of arms that an ablation compares."""
+        return ABLATIONS[wildcards.ablation]
+
+    def compared_changes(self, wildcards: Any) -> dict[str, dict[str, Any]]:
+        """The arms of an ablation, each once, with the settings that they change."""
+        pairs = ABLATIONS[wildcards.ablation]
+        return {arm: self.changes[arm] for pair in pairs for arm in pair}
+
+    def compared_predictions(self, wildcards: Any) -> list[str]:
+        """The predictions of those arms, arm by arm, seed by seed."""
+        return [
+            path
+            for arm in self.compared_changes(wildcards)
+            for seed in self.seeds
+            for path in self.predictions(arm, seed)
+        ]
+
+    def unclean_arms(self, wildcards: Any) -> list[str]:
+        """Those of the arms whose students learn from what saw their dev rows."""
+        return [
+            arm
+            for arm in self.compared_changes(wildcards)
+            if not clean_dev(self.arms[arm])
+        ]
+
+
+def scaling_name(calibration: Mapping[str, Any]) -> str:
+    """A folder's name for a calibration."""
+    return f"{calibration['method']}_{'tied' if calibration['tied'] else 'untied'}"
+
+
+def clean_dev(settings: Mapping[str, Any]) -> bool:
+    """Whether no teacher that a student learns from was trained on its dev rows."""
+    out_of_fold = settings["distillation"]["labels"] == "out_of_fold"
+    return not (out_of_fold and settings["teachers"])
