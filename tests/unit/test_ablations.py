@@ -99,10 +99,47 @@ def test_predictions_are_listed_arm_by_arm_seed_by_seed_fold_by_fold():
 
 @pytest.mark.parametrize(
     ("arm", "clean"),
-    [("distilled", True), ("out_of_fold", False), ("labels_only", True)],
+    [
+        ("distilled", True),
+        ("out_of_fold", False),
+        ("labels_only", True),
+        ("hard_rows", False),
+        ("softened", False),
+        ("pseudo_labels", True),
+        ("ema_80", True),
+    ],
 )
 def test_which_arms_dev_scores_are_clean(arm, clean):
-    assert clean_dev(students().arms[arm]) == clean
+    settings = students().arms[arm]
+    assert clean_dev(settings["distillation"], settings["teachers"]) == clean
+
+
+def test_rows_are_judged_and_pseudo_labelled_only_where_asked_for():
+    own = students()
+    plain, weighed, labelled, raw = (
+        Wildcards(arm=arm, seed="0", fold="1")
+        for arm in ("distilled", "hard_rows", "pseudo_labels", "raw_logits")
+    )
+    for nothing in (own.unseen, own.unlabelled, own.unlabelled_scalings):
+        assert nothing(plain) == own.unlabelled_pairs(plain) == []
+    assert own.unseen(weighed) == [
+        f"results/teacher/{teacher}/fold{fold}/calibrated.npz"
+        for teacher in ("llama", "qwen")
+        for fold in range(3)
+    ]
+    assert own.unlabelled(labelled)[1] == "results/teacher/qwen/fold1/unlabelled.npz"
+    assert own.unlabelled_scalings(labelled) == own.gates(labelled)
+    assert own.unlabelled_pairs(labelled) == ["results/folds/unlabelled.parquet"]
+    all_on = students(distillation={"logits": "raw", "pseudo_labels": {"weight": 1}})
+    assert all_on.unlabelled(raw)
+    assert not all_on.unlabelled_scalings(raw)
+
+
+def test_a_running_mean_is_an_output_only_where_one_is_kept():
+    assert students().average_files == []
+    assert students(distillation={"ema": {"decay": 0.9}}).average_files[0] == (
+        "results/student/fold{fold}/ema/adapter_model.safetensors"
+    )
 
 
 def test_the_module_loads_nothing_heavy():

@@ -92,6 +92,12 @@ WRONG = {
     "no loss": (["distillation", "weights"], {"ce": 0, "kl": 0, "cosine": 0}, "are all 0"),
     "negative loss": (["distillation", "weights", "kl"], -1, "at least 0"),
     "zero temperature": (["distillation", "temperature"], 0, "greater than 0"),
+    "low weight above one": (["distillation", "sample_weights"], {"low": 2}, "at most 1"),
+    "softening by guess": (["distillation", "soften"], {"threshold": 0.2}, "at least 0.34"),
+    "full softening": (["distillation", "soften", "share"], 1.5, "at most 1"),
+    "decay of one": (["distillation", "ema"], {"decay": 1}, "less than 1"),
+    "no mean to use": (["distillation", "ema"], {"use": True}, "set distillation.ema.decay"),
+    "negative pseudo-labels": (["distillation", "pseudo_labels"], {"weight": -1}, "at least 0"),
     "gate": (["distillation", "teacher_gate"], "maybe", "one of refuse, warn, off"),
     "calibration": (["calibration", "method"], "platt", "one of vector"),
     "final without bits": (["quantisation", "bits"], [8], "predict.model: 'gptq4' needs 4 in"),
@@ -142,6 +148,16 @@ def test_every_key_has_a_description():
         if not text and not key.endswith("<name>")
     ]
     assert not nameless
+
+
+def test_pseudo_labels_need_unlabelled_pairs():
+    config = copy.deepcopy(DEMO)
+    config["data"]["test"] = None
+    config["distillation"]["pseudo_labels"] = {"weight": 1.0}
+    with pytest.raises(
+        UserError, match=r"pseudo_labels\.weight: there are no unlabelled"
+    ):
+        validate_config(config, SCHEMA)
 
 
 def test_null_in_an_overlay_takes_a_key_away():

@@ -15,7 +15,8 @@ import pytest
 import train_teacher
 from safetensors.numpy import load_file
 
-from prefdistill.io import FOLD_SCHEMA, read_logits, write_json, write_table
+from prefdistill.distillation import TeacherFiles
+from prefdistill.io import FOLD_SCHEMA, read_json, read_logits, write_json, write_table
 from prefdistill.job import UserError
 
 TEXT = {
@@ -68,6 +69,11 @@ DISTILLATION = {
     "logits": "calibrated",
     "teacher_gate": "refuse",
     "n_labelled_rows": None,
+    "average_orders": False,
+    "sample_weights": {"beta": 0.0, "low": 0.25, "high": 4.0},
+    "soften": {"threshold": 0.8, "share": 0.0},
+    "pseudo_labels": {"weight": 0.0},
+    "ema": {"decay": 0.0, "use": False},
 }
 
 
@@ -218,13 +224,17 @@ def run_distill(world, teachers, gates, name="student", **changes):
     folder = world["folder"] / name
     distill_student.main(
         fold_table=world["folder"] / "fold0.parquet",
+        unlabelled_table=None,
         fold=0,
-        teachers=teachers,
-        gates=gates,
+        files=TeacherFiles(teachers, gates),
         init_adapter=init / "adapter_model.safetensors",
         base=world["gemma2"],
         adapter_path=folder / "adapter_model.safetensors",
+        average_path=folder / "ema/adapter_model.safetensors"
+        if changes.get("ema")
+        else None,
         curve_path=folder / "train.jsonl",
+        rows_path=folder / "rows.json",
         precision="fp32",
         training=TRAINING,
         distillation=DISTILLATION | changes,
@@ -233,6 +243,20 @@ def run_distill(world, teachers, gates, name="student", **changes):
         code="c",
     )
     return folder
+
+
+def adapter(folder):
+    return (folder / "adapter_model.safetensors").read_bytes()
+
+
+def test_the_averaged_student_lies_beside_the_last_or_takes_its_place(world):
+    plain = run_distill(world, {}, {}, name="plain")
+    beside = run_distill(world, {}, {}, name="beside", ema={"decay": 0.9, "use": False})
+    instead = run_distill(
+        world, {}, {}, name="instead", ema={"decay": 0.9, "use": True}
+    )
+    assert adapter(beside) == adapter(plain) != adapter(beside / "ema")
+    assert adapter(instead) == adapter(instead / "ema") == adapter(beside / "ema")
 
 
 def test_student_and_predictions(world, teacher):
@@ -253,6 +277,8 @@ def test_student_and_predictions(world, teacher):
         for folder in (student, alone, few)
     ]
     assert losses[2] < losses[0] < losses[1]
+    assert not (student / "ema").exists()
+    assert read_json(few / "rows.json")["n_labelled"] == 2
 
     out = world["folder"] / "predictions"
     predict_view.main(

@@ -4,6 +4,7 @@ import torch
 from scipy.spatial.distance import cosine
 from scipy.special import log_softmax, softmax
 
+from prefdistill.lessons import Lessons
 from prefdistill.losses import (
     cross_entropy,
     distillation_loss,
@@ -87,27 +88,29 @@ def test_swapped_rows_have_swapped_targets(tiny_model_folder):
 
 
 def test_teacher_logits_are_taken_as_shown(tiny_model_folder):
-    """The teacher's BA logits meet the BA row, unswapped."""
+    """The teacher's BA logits meet the BA row, unswapped; its weight multiplies."""
     model = load_classifier(tiny_model_folder("llama"), "fp32")
     batch = collate([np.arange(4, 12), np.arange(20, 30)])
     rows, views = np.array([1, 0]), np.array([1, 0])
     rng = np.random.default_rng(0)
     teachers = rng.normal(size=(2, 1, 2, 3)).astype(np.float32)
-    only_kl = {"ce": 0.0, "kl": 1.0, "cosine": 0.0}
-    objective = distillation_objective(
-        np.eye(3, dtype=np.float32)[[0, 1]],
-        np.array([True, True]),
-        teachers,
-        np.array([[True], [True]]),
-        only_kl,
-        1.0,
+    lessons = Lessons(
+        table=None,
+        targets=np.eye(3, dtype=np.float32)[[0, 1]],
+        is_labelled=np.array([True, True]),
+        teacher_logits=teachers,
+        has_teacher=np.array([[True], [True]]),
+        row_weights=np.array([0.5, 2.0], dtype=np.float32),
+        record={},
     )
+    only_kl = {"ce": 0.0, "kl": 1.0, "cosine": 0.0}
+    objective = distillation_objective(lessons, only_kl, 1.0)
     with torch.no_grad():
         losses = objective(model, batch, rows, views).numpy()
         log_q = classify(model, batch).log_softmax(1).numpy()
     for place, (row, view) in enumerate(zip(rows, views, strict=True)):
         p = softmax(teachers[row, 0, view])
-        expected = (p * (np.log(p) - log_q[place])).sum()
+        expected = (p * (np.log(p) - log_q[place])).sum() * lessons.row_weights[row]
         assert losses[place] == pytest.approx(expected, abs=1e-5)
 
 

@@ -72,7 +72,9 @@ def encoded(tiny_tokenizer):
 def start(tiny_model_folder, encoded, tmp_path):
     """Function that starts a trainer on a fresh model; its folder is shared."""
 
-    def start(precision="fp32", lora=LORA, objective=None, folder="job", **changes):
+    def start(
+        precision="fp32", lora=LORA, objective=None, folder="job", decay=0.0, **changes
+    ):
         model = load_classifier(tiny_model_folder("gemma2"), precision)
         model = add_adapter(model, lora, seed=1)
         return Trainer(
@@ -82,6 +84,7 @@ def start(tiny_model_folder, encoded, tmp_path):
             SETTINGS | changes,
             3.0,
             Checkpoints(tmp_path / folder, "abc"),
+            decay,
         )
 
     return start
@@ -197,6 +200,43 @@ def test_a_resumed_run_is_byte_identical(start, precision, step, tmp_path, monke
         for name in ("whole.jsonl", "train.jsonl")
     ]
     assert curves[0] == curves[1]
+
+
+def average_bytes(trainer, folder):
+    with trainer.average.in_place():
+        return adapter_bytes(trainer, folder)
+
+
+def test_a_running_mean_changes_no_step_and_survives_a_stop(
+    start, tmp_path, monkeypatch
+):
+    plain, whole = start(folder="plain"), start(folder="whole", decay=0.8)
+    for trainer in (plain, whole):
+        trainer.run(tmp_path / "whole.jsonl")
+    last = adapter_bytes(whole, tmp_path / "a")
+    assert last == adapter_bytes(plain, tmp_path / "b")
+    mean = average_bytes(whole, tmp_path / "c")
+    assert mean != last
+    assert adapter_bytes(whole, tmp_path / "d") == last
+    first = start(decay=0.8)
+    stop_at(monkeypatch, first, 5)
+    with pytest.raises(Interrupted):
+        first.run(tmp_path / "train.jsonl")
+    monkeypatch.undo()
+    second = start(decay=0.8)
+    second.run(tmp_path / "train.jsonl")
+    assert average_bytes(second, tmp_path / "e") == mean
+
+
+def test_a_skipped_step_leaves_the_mean_alone(start, tmp_path):
+    trainer = start(objective=broken_at({0}), token_budget=4096, decay=0.5)
+    before = {name: mean.clone() for name, mean in trainer.average.means.items()}
+    trainer.model.train()
+    trainer._take_step()
+    for name, mean in trainer.average.means.items():
+        assert torch.equal(mean, before[name])
+    trainer._take_step()
+    assert any(not torch.equal(m, before[n]) for n, m in trainer.average.means.items())
 
 
 def test_a_truncated_checkpoint_resumes_from_the_one_before(

@@ -27,7 +27,9 @@ use rule distill_student as train_arm with:
     output:
         adapter="<results>/ablation/{arm}/seed{seed}/fold{fold}/adapter_model.safetensors",
         config="<results>/ablation/{arm}/seed{seed}/fold{fold}/adapter_config.json",
+        average=[],
         curve="<results>/ablation/{arm}/seed{seed}/fold{fold}/train.jsonl",
+        rows="<results>/ablation/{arm}/seed{seed}/fold{fold}/rows.json",
     log:
         "<logs>/train_arm/{arm}.seed{seed}.fold{fold}.log",
     benchmark:

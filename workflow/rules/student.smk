@@ -12,13 +12,19 @@ rule distill_student:
         pairs="<results>/folds/fold{fold}.parquet",
         logits=STUDENTS.logits,
         gates=STUDENTS.gates,
+        unseen=STUDENTS.unseen,
+        unlabelled=STUDENTS.unlabelled,
+        scalings=STUDENTS.unlabelled_scalings,
+        pairs_unlabelled=STUDENTS.unlabelled_pairs,
         init="<results>/post_pretrain/student/adapter_model.safetensors",
         config="<results>/post_pretrain/student/adapter_config.json",
         base=base_manifest,
     output:
         adapter="<results>/student/fold{fold}/adapter_model.safetensors",
         config="<results>/student/fold{fold}/adapter_config.json",
+        average=STUDENTS.average_files,
         curve="<results>/student/fold{fold}/train.jsonl",
+        rows="<results>/student/fold{fold}/rows.json",
     log:
         "<logs>/distill_student/fold{fold}.log",
     benchmark:

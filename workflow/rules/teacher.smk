@@ -98,3 +98,17 @@ rule infer_logits:
         code=code_digest("infer_logits.py"),
     script:
         "../scripts/infer_logits.py"
+
+
+use rule infer_logits as infer_unlabelled with:
+    input:
+        pairs="<results>/folds/unlabelled.parquet",
+        adapter="<results>/teacher/{teacher}/fold{fold}/adapter_model.safetensors",
+        config="<results>/teacher/{teacher}/fold{fold}/adapter_config.json",
+        base=base_manifest,
+    output:
+        logits="<results>/teacher/{teacher}/fold{fold}/unlabelled.npz",
+    log:
+        "<logs>/infer_unlabelled/{teacher}.fold{fold}.log",
+    benchmark:
+        "<benchmarks>/infer_unlabelled/{teacher}.fold{fold}.tsv"

@@ -6,24 +6,29 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from prefdistill.io import FOLD_SCHEMA, read_table, table_targets
+from prefdistill.distillation import TeacherFiles, check_gates, check_weights
+from prefdistill.io import FOLD_SCHEMA, read_table, write_json
 from prefdistill.job import hide_unused_imports, run_job, scratch_folder
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
+
+    from prefdistill.training import Trainer
 
 logger = logging.getLogger(__name__)
 
 
 def main(
     fold_table: Path,
+    unlabelled_table: Path | None,
     fold: int,
-    teachers: dict[str, list[Path]],
-    gates: dict[str, list[Path]],
+    files: TeacherFiles,
     init_adapter: Path,
     base: Path,
     adapter_path: Path,
+    average_path: Path | None,
     curve_path: Path,
+    rows_path: Path,
     precision: str,
     training: dict[str, Any],
     distillation: dict[str, Any],
@@ -37,8 +42,8 @@ def main(
     """
     from prefdistill.checkpoints import Checkpoints, identity_of
     from prefdistill.config import result_settings
-    from prefdistill.distillation import check_gates, check_weights, teacher_logits
     from prefdistill.distributed import is_first
+    from prefdistill.lessons import make_lessons
     from prefdistill.losses import distillation_objective
     from prefdistill.memory import place
     from prefdistill.models import (
@@ -47,46 +52,67 @@ def main(
         load_adapter,
         load_classifier,
         load_tokenizer,
-        save_adapter,
     )
     from prefdistill.prompts import encode_pairs
     from prefdistill.training import Trainer, choose_rows, train_rows
 
-    check_weights(distillation["weights"], len(teachers))
-    check_gates(gates, distillation["teacher_gate"])
+    check_weights(distillation["weights"], len(files.logits))
+    check_gates(files.gates, distillation["teacher_gate"])
     table = train_rows(read_table(fold_table, FOLD_SCHEMA), fold_table)
     table = table.take(choose_rows(len(table), training["n_rows"], training["seed"]))
     is_labelled = np.zeros(len(table), dtype=bool)
     n_labelled = distillation["n_labelled_rows"]
     is_labelled[choose_rows(len(table), n_labelled, training["seed"])] = True
-    ids = np.array(table.column("id").to_pylist(), dtype=np.str_)
+    lessons = make_lessons(
+        table, is_labelled, fold_table, unlabelled_table, files, fold, distillation
+    )
     objective = distillation_objective(
-        table_targets(table),
-        is_labelled,
-        *teacher_logits(ids, teachers, fold, distillation["labels"]),
-        distillation["weights"],
-        distillation["temperature"],
+        lessons, distillation["weights"], distillation["temperature"]
     )
     folder = base_folder(base)
     lora_rank = adapter_rank(init_adapter.parent)
     precision, shard = place(folder, precision, training["token_budget"], lora_rank)
     model = load_classifier(folder, precision, shard=shard)
     model = load_adapter(model, init_adapter.parent, trainable=True)
-    encoded = encode_pairs(table, load_tokenizer(folder), text)
+    encoded = encode_pairs(lessons.table, load_tokenizer(folder), text)
     logger.info(
         "%d rows, %d truncated, %d with a special token or marker made plain text",
-        len(table), encoded.n_truncated, encoded.n_neutralised,
+        len(lessons.table), encoded.n_truncated, encoded.n_neutralised,
     )  # fmt: skip
     known = [code, precision, result_settings(training), distillation, text, fold]
-    files = [path for paths in teachers.values() for path in paths]
-    identity = identity_of(known, fold_table, base, init_adapter, *files)
-    checkpoints = Checkpoints(scratch, identity)
-    epochs = training["epochs"]
-    trainer = Trainer(model, encoded, objective, training, epochs, checkpoints)
+    sources = [fold_table, base, init_adapter, *files.all()]
+    if unlabelled_table is not None:
+        sources.append(unlabelled_table)
+    checkpoints = Checkpoints(scratch, identity_of(known, *sources))
+    epochs, decay = training["epochs"], distillation["ema"]["decay"]
+    trainer = Trainer(model, encoded, objective, training, epochs, checkpoints, decay)
     trainer.run(curve_path)
     if is_first():
-        save_adapter(model, adapter_path.parent)
+        write_json(rows_path, lessons.record)
+        save_weights(
+            trainer, adapter_path, average_path, use_average=distillation["ema"]["use"]
+        )
     trainer.finish()
+
+
+def save_weights(
+    trainer: "Trainer",
+    adapter_path: Path,
+    average_path: Path | None,
+    *,
+    use_average: bool,
+) -> None:
+    """Write the student's last or averaged weights, and the averaged ones beside."""
+    from prefdistill.models import save_adapter
+
+    if trainer.average and (use_average or average_path):
+        with trainer.average.in_place():
+            if average_path:
+                save_adapter(trainer.model, average_path.parent)
+            if use_average:
+                save_adapter(trainer.model, adapter_path.parent)
+    if not use_average:
+        save_adapter(trainer.model, adapter_path.parent)
 
 
 if __name__ == "__main__":
@@ -106,13 +132,20 @@ if __name__ == "__main__":
         hide_unused_imports(*unused_packages(snakemake.params.precision))
         main(
             fold_table=Path(snakemake.input.pairs),
+            unlabelled_table=next(map(Path, snakemake.input.pairs_unlabelled), None),
             fold=int(snakemake.wildcards.fold),
-            teachers=by_teacher(snakemake.input.logits),
-            gates=by_teacher(snakemake.input.gates),
+            files=TeacherFiles(
+                **{
+                    kind: by_teacher(snakemake.input[kind])
+                    for kind in TeacherFiles.__annotations__
+                }
+            ),
             init_adapter=Path(snakemake.input.init),
             base=Path(snakemake.input.base),
             adapter_path=Path(snakemake.output.adapter),
+            average_path=next(map(Path, snakemake.output.average), None),
             curve_path=Path(snakemake.output.curve),
+            rows_path=Path(snakemake.output.rows),
             precision=snakemake.params.precision,
             training=settings | snakemake.params.training,
             distillation=snakemake.params.distillation,

@@ -19,8 +19,8 @@ def main(
     import numpy as np
     import pyarrow as pa
 
-    from prefdistill.calibration import read_scaling
     from prefdistill.io import read_json, write_table
+    from prefdistill.scaling import read_scaling
     from prefdistill.tta import SYMMETRISED_SCHEMA, read_predictions
     from prefdistill.tta import symmetrise as average_views
 

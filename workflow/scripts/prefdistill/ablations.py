@@ -8,7 +8,7 @@ Arms that come to the same settings are trained once.
 Imported by the Snakefile, so it stays light.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from prefdistill.config import result_settings
@@ -32,6 +32,14 @@ ABLATIONS: dict[str, list[tuple[str, str]]] = {
         ("temperature_1", "temperature_4"),
     ],
     "cosine": [("without_cosine", "with_cosine")],
+    "average_orders": [("orders_apart", "orders_averaged")],
+    "sample_weights": [("rows_equal", "hard_rows"), ("rows_equal", "clear_rows")],
+    "softening": [("verdicts_as_given", "softened")],
+    "pseudo_labels": [
+        ("no_pseudo_labels", "pseudo_labels"),
+        ("no_pseudo_labels", "pseudo_labels_half"),
+    ],
+    "ema": [("last_weights", "ema_80"), ("last_weights", "ema_95")],
 }
 
 
@@ -65,6 +73,19 @@ def arm_changes(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         **{f"temperature_{t}": distil(temperature=float(t)) for t in (1, 2, 4)},
         "without_cosine": distil(weights={"cosine": 0.0}),
         "with_cosine": distil(weights={"cosine": 1.0}),
+        "orders_apart": distil(average_orders=False),
+        "orders_averaged": distil(average_orders=True),
+        "rows_equal": distil(sample_weights={"beta": 0.0}),
+        "hard_rows": distil(sample_weights={"beta": -0.5}),
+        "clear_rows": distil(sample_weights={"beta": 0.5}),
+        "verdicts_as_given": distil(soften={"share": 0.0}),
+        "softened": distil(soften={"share": 0.5}),
+        "no_pseudo_labels": distil(pseudo_labels={"weight": 0.0}),
+        "pseudo_labels": distil(pseudo_labels={"weight": 1.0}),
+        "pseudo_labels_half": distil(pseudo_labels={"weight": 0.5}),
+        "last_weights": distil(ema={"use": False}),
+        "ema_80": distil(ema={"decay": 0.8, "use": True}),
+        "ema_95": distil(ema={"decay": 0.95, "use": True}),
     }
 
 
@@ -110,6 +131,13 @@ class Students:
             scaling_name(arm["calibration"]): arm["calibration"]
             for arm in self.arms.values()
         }
+        keeps_mean = config["distillation"]["ema"]["decay"] > 0
+        # The running mean of the pipeline's own student, where one is kept.
+        self.average_files = [
+            f"results/student/fold{{fold}}/ema/{name}"
+            for name in ("adapter_model.safetensors", "adapter_config.json")
+            if keeps_mean
+        ]
 
     def twin(self, arm: str) -> str:
         """The first arm with the same settings, which is trained for all of them."""
@@ -151,11 +179,37 @@ class Students:
         folds = [wildcards.fold] if in_fold else range(self.n_folds)
         return self._files(wildcards, "calibration.json", folds)
 
+    def unseen(self, wildcards: Any) -> list[str]:
+        """The teachers' calibrated logits of every fold, if rows are judged by them."""
+        wanted = self.distillation(wildcards)
+        if not judges_rows(wanted):
+            return []
+        return self._files(wildcards, "calibrated.npz", range(self.n_folds))
+
+    def unlabelled(self, wildcards: Any) -> list[str]:
+        """The fold's teachers' logits of unlabelled pairs, for pseudo-labels."""
+        if not self.distillation(wildcards)["pseudo_labels"]["weight"]:
+            return []
+        return self._files(wildcards, "unlabelled.npz", [wildcards.fold])
+
+    def unlabelled_scalings(self, wildcards: Any) -> list[str]:
+        """The scalings of those logits, unless they are wanted raw."""
+        wanted = self.distillation(wildcards)
+        if not wanted["pseudo_labels"]["weight"] or wanted["logits"] == "raw":
+            return []
+        return self._files(wildcards, "calibration.json", [wildcards.fold])
+
+    def unlabelled_pairs(self, wildcards: Any) -> list[str]:
+        """The unlabelled pairs, if there are teachers to label them."""
+        has = self.unlabelled(wildcards)
+        return ["results/folds/unlabelled.parquet"] if has else []
+
     def _files(self, wildcards: Any, name: str, folds: Any) -> list[str]:
         """A file of every teacher and fold, from where the scaling puts it."""
         settings = self.settings(wildcards)
         folder = "results/teacher"
-        if name != "logits.npz" and settings["calibration"] != self.base["calibration"]:
+        scaled = name in ("calibrated.npz", "calibration.json")
+        if scaled and settings["calibration"] != self.base["calibration"]:
             folder = f"results/ablation/{scaling_name(settings['calibration'])}"
         return [
             f"{folder}/{teacher}/fold{fold}/{name}"
@@ -198,7 +252,7 @@ class Students:
         return [
             arm
             for arm in self.compared_changes(wildcards)
-            if not clean_dev(self.arms[arm])
+            if not clean_dev(self.arms[arm]["distillation"], self.arms[arm]["teachers"])
         ]
 
 
@@ -207,7 +261,13 @@ def scaling_name(calibration: Mapping[str, Any]) -> str:
     return f"{calibration['method']}_{'tied' if calibration['tied'] else 'untied'}"
 
 
-def clean_dev(settings: Mapping[str, Any]) -> bool:
+def judges_rows(distillation: Mapping[str, Any]) -> bool:
+    """Whether out-of-fold teachers weigh or soften the rows."""
+    weighs = distillation["sample_weights"]["beta"] != 0
+    return weighs or distillation["soften"]["share"] > 0
+
+
+def clean_dev(distillation: Mapping[str, Any], teachers: Sequence[str]) -> bool:
     """Whether no teacher that a student learns from was trained on its dev rows."""
-    out_of_fold = settings["distillation"]["labels"] == "out_of_fold"
-    return not (out_of_fold and settings["teachers"])
+    out_of_fold = distillation["labels"] == "out_of_fold"
+    return not (teachers and (out_of_fold or judges_rows(distillation)))

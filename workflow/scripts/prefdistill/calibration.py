@@ -8,7 +8,7 @@ rows that the model was not trained on.
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,7 @@ from prefdistill.metrics import (
     group_bootstrap,
     row_log_loss,
 )
+from prefdistill.scaling import Scaling
 from prefdistill.tta import as_answers, symmetrise
 
 # A normal prior around "no change" keeps scales and shifts finite where a class is
@@ -32,20 +33,6 @@ from prefdistill.tta import as_answers, symmetrise
 PRIOR_SD = 0.5
 SCALE_BOUNDS = (0.01, 100.0)
 N_PARTS = 5
-
-
-@dataclass(frozen=True)
-class Scaling:
-    """A fitted map z' = a * z + b, classes as shown."""
-
-    method: str
-    tied: bool
-    a: tuple[float, float, float] = (1.0, 1.0, 1.0)
-    b: tuple[float, float, float] = (0.0, 0.0, 0.0)
-
-    def apply(self, logits: np.ndarray) -> np.ndarray:
-        """Scale ``(..., 3)`` logits; computed and returned in float64."""
-        return logits.astype(np.float64) * np.array(self.a) + np.array(self.b)
 
 
 def scaled_log_loss(
@@ -311,13 +298,6 @@ def calibrate_judge(
         known.group,
     )
     return fit, {**asdict(fit), "n_select": len(known.ids), **effect}
-
-
-def read_scaling(record: dict[str, Any]) -> Scaling:
-    """The scaling of a ``calibration.json``."""
-    return Scaling(
-        record["method"], record["tied"], tuple(record["a"]), tuple(record["b"])
-    )
 
 
 def fingerprint(fit: Scaling, logits_digest: str) -> str:

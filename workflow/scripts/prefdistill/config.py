@@ -143,9 +143,7 @@ def check_consistency(config: dict[str, Any]) -> None:
     _check_data(config)
     _check_text(config["text"])
     _check_folds(config)
-    weights = config["distillation"]["weights"]
-    if sum(weights.values()) == 0:
-        raise UserError("config: distillation.weights are all 0; give one a weight")
+    _check_distillation(config)
     model = config["predict"]["model"]
     if (
         model.startswith("gptq")
@@ -154,6 +152,22 @@ def check_consistency(config: dict[str, Any]) -> None:
         raise UserError(
             f"config: predict.model: {model!r} needs {model[4:]} in quantisation.bits, "
             f"which is {config['quantisation']['bits']}"
+        )
+
+
+def _check_distillation(config: dict[str, Any]) -> None:
+    distillation = config["distillation"]
+    if sum(distillation["weights"].values()) == 0:
+        raise UserError("config: distillation.weights are all 0; give one a weight")
+    if distillation["pseudo_labels"]["weight"] and not config["data"]["test"]:
+        raise UserError(
+            "config: distillation.pseudo_labels.weight: there are no unlabelled pairs; "
+            "set data.test or a weight of 0"
+        )
+    if distillation["ema"]["use"] and not distillation["ema"]["decay"]:
+        raise UserError(
+            "config: distillation.ema.use: there is no mean to use; set "
+            "distillation.ema.decay, such as 0.99"
         )
 
 

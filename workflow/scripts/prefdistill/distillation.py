@@ -1,14 +1,42 @@
 """What a student learns from: teachers' logits by row, and whether to trust them."""
 
 import logging
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from prefdistill.io import Logits, read_json, read_logits
 from prefdistill.job import UserError
+from prefdistill.scaling import read_scaling
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TeacherFiles:
+    """What the teachers leave for a student, by teacher.
+
+    Attributes:
+        logits: To learn from: of the student's fold alone, or of every fold in order.
+        gates: ``calibration.json`` beside them; empty without a gate.
+        unseen: Calibrated logits of every fold, to judge each row by the teachers that
+            left it out; empty if that is not asked for.
+        unlabelled: Logits of the unlabelled pairs by the teacher of the student's fold;
+            empty without pseudo-labels.
+        scalings: ``calibration.json`` for those; empty where raw logits are wanted.
+    """
+
+    logits: dict[str, list[Path]]
+    gates: dict[str, list[Path]] = field(default_factory=dict)
+    unseen: dict[str, list[Path]] = field(default_factory=dict)
+    unlabelled: dict[str, list[Path]] = field(default_factory=dict)
+    scalings: dict[str, list[Path]] = field(default_factory=dict)
+
+    def all(self) -> list[Path]:
+        """Every file that has a part in the student's result."""
+        kinds = (self.logits, self.unseen, self.unlabelled, self.scalings)
+        return [path for kind in kinds for paths in kind.values() for path in paths]
 
 
 def check_gates(gates: dict[str, list[Path]], policy: str) -> None:
@@ -99,6 +127,29 @@ def teacher_logits(
                 teacher, len(ids) - n_missing, len(ids),
             )  # fmt: skip
     return logits, found
+
+
+def pseudo_logits(ids: np.ndarray, files: TeacherFiles) -> np.ndarray:
+    """The fold's teachers' logits of unlabelled rows, scaled as the student's are.
+
+    Args:
+        ids: ``(n,)`` ids of unlabelled rows.
+        files: ``unlabelled`` and ``scalings`` are read.
+
+    Returns:
+        ``(n, n_teachers, 2, 3)`` float32, orders AB and BA.
+
+    Raises:
+        UserError: If a teacher has not scored one of the rows.
+    """
+    columns = []
+    for teacher, (path,) in files.unlabelled.items():
+        scores = read_logits(path)
+        logits = scores.logits[scores.rows_of(ids)]
+        for scaling in files.scalings.get(teacher, []):
+            logits = read_scaling(read_json(scaling)).apply(logits)
+        columns.append(logits.astype(np.float32))
+    return np.stack(columns, axis=1)
 
 
 def check_weights(weights: dict[str, float], n_teachers: int) -> None:

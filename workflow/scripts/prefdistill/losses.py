@@ -13,6 +13,7 @@ import torch
 from torch.nn.functional import cosine_similarity, log_softmax
 from torch.utils.checkpoint import checkpoint
 
+from prefdistill.lessons import Lessons
 from prefdistill.models import classify, core_model, hidden_states
 from prefdistill.packing import PackedBatch
 from prefdistill.tensors import to_device
@@ -132,32 +133,27 @@ def label_objective(targets: np.ndarray) -> RowLosses:
 
 
 def distillation_objective(
-    targets: np.ndarray,
-    is_labelled: np.ndarray,
-    teacher_logits: np.ndarray,
-    has_teacher: np.ndarray,
-    weights: dict[str, float],
-    temperature: float,
+    lessons: Lessons, weights: dict[str, float], temperature: float
 ) -> RowLosses:
-    """``distillation_loss`` of pairs.
+    """``distillation_loss`` of pairs, times their weights.
 
     Args:
-        targets: ``(n, 3)`` float32 (A, B, tie).
-        is_labelled: ``(n,)`` bool.
-        teacher_logits: ``(n, n_teachers, 2, 3)`` float32, orders AB and BA as shown.
-        has_teacher: ``(n, n_teachers)`` bool.
+        lessons: What is learnt from each pair.
         weights: ``ce``, ``kl`` and ``cosine``.
         temperature: Of the KL term.
     """
-    shown = _shown(targets)
-    by_order = torch.from_numpy(teacher_logits.transpose(2, 0, 1, 3).copy())
-    labelled, taught = torch.from_numpy(is_labelled), torch.from_numpy(has_teacher)
+    shown = _shown(lessons.targets)
+    by_order = torch.from_numpy(lessons.teacher_logits.transpose(2, 0, 1, 3).copy())
+    labelled = torch.from_numpy(lessons.is_labelled)
+    taught = torch.from_numpy(lessons.has_teacher)
+    row_weights = torch.from_numpy(lessons.row_weights)
 
     def row_losses(model, batch, rows, views):
         logits = classify(model, batch)
         seen = shown[views, rows], by_order[views, rows], labelled[rows], taught[rows]
         parts = [to_device(part, logits.device) for part in seen]
-        return distillation_loss(logits, *parts, weights, temperature)
+        losses = distillation_loss(logits, *parts, weights, temperature)
+        return losses * to_device(row_weights[rows], logits.device)
 
     return row_losses
 

@@ -16,10 +16,10 @@ from prefdistill.calibration import (
     Scaling,
     cross_fit,
     cross_fit_views,
-    read_scaling,
 )
 from prefdistill.io import VIEWS, Logits, read_json, read_logits, read_table
 from prefdistill.metrics import Labels, read_labels, swap_agreement
+from prefdistill.scaling import read_scaling
 from prefdistill.tta import (
     PROBABILITY_COLUMNS,
     RAW_COLUMNS,

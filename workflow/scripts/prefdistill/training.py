@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
+from prefdistill.averaging import WeightAverage
 from prefdistill.checkpoints import Checkpoints
 from prefdistill.distributed import (
     any_process,
@@ -137,6 +138,7 @@ class Trainer:
         settings: A ``training`` or ``post_pretrain`` block.
         epochs: Passes over the pairs; may be a fraction.
         checkpoints: Where state is kept between interruptions.
+        average_decay: Of the weights' running mean, ``average``; 0 keeps none.
     """
 
     def __init__(
@@ -147,6 +149,7 @@ class Trainer:
         settings: dict[str, Any],
         epochs: float,
         checkpoints: Checkpoints,
+        average_decay: float = 0.0,
     ) -> None:
         self.model, self.encoded, self.row_losses = model, encoded, row_losses
         self.settings, self.checkpoints = settings, checkpoints
@@ -156,6 +159,9 @@ class Trainer:
             for name, weight in model.named_parameters()
             if weight.requires_grad
         }
+        self.average = (
+            WeightAverage(self.weights, average_decay) if average_decay else None
+        )
         self.is_fused = device_of(model).type == "cuda"
         self.optimizer = torch.optim.AdamW(
             self.weights.values(),
@@ -236,6 +242,8 @@ class Trainer:
         if ok:
             self.optimizer.param_groups[0]["lr"] = learning_rate
             self.optimizer.step()
+            if self.average:
+                self.average.update()
             self.n_updates += 1
             self.n_skipped_running = 0
         else:
@@ -338,6 +346,8 @@ class Trainer:
             for key in ("exp_avg", "exp_avg_sq"):
                 if self.n_updates:
                     tensors[f"{key}.{name}"] = self.optimizer.state[weight][key]
+        if self.average:
+            tensors |= self.average.tensors()
         info = {
             "n_updates": self.n_updates,
             "n_skipped_running": self.n_skipped_running,
@@ -371,4 +381,6 @@ class Trainer:
                     "exp_avg": tensors[f"exp_avg.{name}"].to(weight.device),
                     "exp_avg_sq": tensors[f"exp_avg_sq.{name}"].to(weight.device),
                 }
+        if self.average:
+            self.average.restore(tensors)
         logger.info("going on from step %d of %d", self.step, self.plan.n_steps)

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-from scipy.special import softmax
 
 from prefdistill.io import (
     LOGIT_COLUMNS,
@@ -45,6 +44,16 @@ def as_answers(values: np.ndarray, views: Sequence[str]) -> np.ndarray:
     return np.stack(turned, axis=1)
 
 
+def average_orders(logits: np.ndarray) -> np.ndarray:
+    """Give both orders the same logits: (z_AB + swap(z_BA)) / 2, and its swap.
+
+    Args:
+        logits: ``(..., 2, 3)`` of the orders AB and BA, classes as shown.
+    """
+    mean = (logits[..., 0, :] + swap_classes(logits[..., 1, :])) / 2
+    return np.stack([mean, swap_classes(mean)], axis=-2)
+
+
 def symmetrise(logits: np.ndarray, views: Sequence[str]) -> np.ndarray:
     """Probabilities of (A, B, tie): the mean over views, (p_AB + swap(p_BA)) / 2.
 
@@ -55,8 +64,10 @@ def symmetrise(logits: np.ndarray, views: Sequence[str]) -> np.ndarray:
     Returns:
         ``(n, 3)`` float64 whose rows sum to one.
     """
-    probs = softmax(as_answers(logits.astype(np.float64), views), axis=2)
-    return probs.mean(axis=1)
+    answers = as_answers(logits.astype(np.float64), views)
+    # As scipy's softmax; jobs with a model go without scipy, which takes seconds.
+    odds = np.exp(answers - answers.max(axis=2, keepdims=True))
+    return (odds / odds.sum(axis=2, keepdims=True)).mean(axis=1)
 
 
 def columns_of(table: pa.Table, names: Sequence[str]) -> np.ndarray:
