@@ -135,6 +135,35 @@ def test_rows_are_judged_and_pseudo_labelled_only_where_asked_for():
     assert not all_on.unlabelled_scalings(raw)
 
 
+def test_a_second_round_learns_from_the_first_of_its_fold_and_seed():
+    own = students()
+    second = Wildcards(arm="labels_only_self_distilled", seed="4", fold="1")
+    assert own.teachers(second) == ["student"]
+    folder = "results/ablation/labels_only/seed4/fold1"
+    assert own.logits(second) == [f"{folder}/calibrated.npz"]
+    assert own.gates(second) == [f"{folder}/calibration.json"]
+    other = students(distillation={"labels": "out_of_fold", "logits": "raw"})
+    second = Wildcards(arm="self_distilled", seed="0", fold="1")
+    assert other.logits(second) == [
+        f"results/ablation/distilled/seed0/fold{fold}/logits.npz" for fold in range(3)
+    ]
+
+
+def test_an_arm_starts_from_its_own_post_pretraining():
+    own = students()
+    changed = Wildcards(arm="post_pretrain_causal_lm", seed="0", fold="0")
+    assert own.post_pretrain(changed)["objective"] == "causal_lm"
+    assert own.init(changed) == (
+        "results/ablation/post_pretrain_causal_lm/init/adapter_model.safetensors"
+    )
+    assert own.init_config(changed).endswith("init/adapter_config.json")
+    for arm in ("distilled", "post_pretrain_classification", None):
+        wildcards = Wildcards({"arm": arm} if arm else {}, seed="0", fold="0")
+        assert own.init(wildcards) == (
+            "results/post_pretrain/student/adapter_model.safetensors"
+        )
+
+
 def test_a_running_mean_is_an_output_only_where_one_is_kept():
     assert students().average_files == []
     assert students(distillation={"ema": {"decay": 0.9}}).average_files[0] == (

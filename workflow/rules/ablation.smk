@@ -23,6 +23,25 @@ use rule calibrate_logits as calibrate_for_arms with:
         code=code_digest("calibrate_logits.py"),
 
 
+use rule post_pretrain as post_pretrain_arm with:
+    output:
+        adapter="<results>/ablation/{arm}/init/adapter_model.safetensors",
+        config="<results>/ablation/{arm}/init/adapter_config.json",
+        curve="<results>/ablation/{arm}/init/train.jsonl",
+    log:
+        "<logs>/post_pretrain_arm/{arm}.log",
+    benchmark:
+        "<benchmarks>/post_pretrain_arm/{arm}.tsv"
+    wildcard_constraints:
+        arm="|".join(STUDENTS.arms),
+    params:
+        precision=model_precision,
+        lora=model_lora,
+        settings=STUDENTS.post_pretrain,
+        text=config["text"],
+        code=code_digest("post_pretrain.py"),
+
+
 use rule distill_student as train_arm with:
     output:
         adapter="<results>/ablation/{arm}/seed{seed}/fold{fold}/adapter_model.safetensors",
@@ -34,6 +53,43 @@ use rule distill_student as train_arm with:
         "<logs>/train_arm/{arm}.seed{seed}.fold{fold}.log",
     benchmark:
         "<benchmarks>/train_arm/{arm}.seed{seed}.fold{fold}.tsv"
+    wildcard_constraints:
+        arm="|".join(STUDENTS.arms),
+
+
+use rule infer_logits as infer_arm with:
+    input:
+        pairs="<results>/folds/fold{fold}.parquet",
+        adapter="<results>/ablation/{arm}/seed{seed}/fold{fold}/adapter_model.safetensors",
+        config="<results>/ablation/{arm}/seed{seed}/fold{fold}/adapter_config.json",
+        base=base_manifest,
+    output:
+        logits="<results>/ablation/{arm}/seed{seed}/fold{fold}/logits.npz",
+    log:
+        "<logs>/infer_arm/{arm}.seed{seed}.fold{fold}.log",
+    benchmark:
+        "<benchmarks>/infer_arm/{arm}.seed{seed}.fold{fold}.tsv"
+    wildcard_constraints:
+        arm="|".join(STUDENTS.arms),
+    params:
+        precision=model_precision,
+        inference=settings_of("inference"),
+        text=config["text"],
+        seed=STUDENTS.seed,
+        code=code_digest("infer_logits.py"),
+
+
+use rule calibrate_logits as calibrate_arm with:
+    input:
+        logits="<results>/ablation/{arm}/seed{seed}/fold{fold}/logits.npz",
+        fold="<results>/folds/fold{fold}.parquet",
+    output:
+        calibrated="<results>/ablation/{arm}/seed{seed}/fold{fold}/calibrated.npz",
+        calibration="<results>/ablation/{arm}/seed{seed}/fold{fold}/calibration.json",
+    log:
+        "<logs>/calibrate_arm/{arm}.seed{seed}.fold{fold}.log",
+    benchmark:
+        "<benchmarks>/calibrate_arm/{arm}.seed{seed}.fold{fold}.tsv"
     wildcard_constraints:
         arm="|".join(STUDENTS.arms),
 

@@ -16,8 +16,8 @@ rule distill_student:
         unlabelled=STUDENTS.unlabelled,
         scalings=STUDENTS.unlabelled_scalings,
         pairs_unlabelled=STUDENTS.unlabelled_pairs,
-        init="<results>/post_pretrain/student/adapter_model.safetensors",
-        config="<results>/post_pretrain/student/adapter_config.json",
+        init=STUDENTS.init,
+        config=STUDENTS.init_config,
         base=base_manifest,
     output:
         adapter="<results>/student/fold{fold}/adapter_model.safetensors",

@@ -98,7 +98,8 @@ if __name__ == "__main__":
     with run_job(snakemake, processes=snakemake.resources.gpu):
         from prefdistill.models import unused_packages
 
-        teacher = snakemake.config["teachers"][snakemake.wildcards.teacher]
+        name, config = snakemake.wildcards.get("teacher", "student"), snakemake.config
+        models = {**config["teachers"], "student": config["student"]}
         hide_unused_imports(*unused_packages(snakemake.params.precision))
         main(
             fold_table=Path(snakemake.input.pairs),
@@ -106,7 +107,7 @@ if __name__ == "__main__":
             base=Path(snakemake.input.base),
             logits_path=Path(snakemake.output.logits),
             precision=snakemake.params.precision,
-            inference=teacher["inference"] | snakemake.params.inference,
+            inference=models[name]["inference"] | snakemake.params.inference,
             text=snakemake.params.text,
             seed=snakemake.params.seed,
             scratch=scratch_folder(snakemake),

@@ -84,7 +84,7 @@ if __name__ == "__main__":
     with run_job(snakemake, processes=snakemake.resources.gpu):
         from prefdistill.models import unused_packages
 
-        name, config = snakemake.wildcards.model, snakemake.config
+        name, config = snakemake.wildcards.get("model", "student"), snakemake.config
         models = {**config["teachers"], "student": config["student"]}
         hide_unused_imports(*unused_packages(snakemake.params.precision))
         main(

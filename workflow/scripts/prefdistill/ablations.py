@@ -9,6 +9,7 @@ Imported by the Snakefile, so it stays light.
 """
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from prefdistill.config import result_settings
@@ -40,6 +41,16 @@ ABLATIONS: dict[str, list[tuple[str, str]]] = {
         ("no_pseudo_labels", "pseudo_labels_half"),
     ],
     "ema": [("last_weights", "ema_80"), ("last_weights", "ema_95")],
+    "self_distillation": [
+        ("distilled", "self_distilled"),
+        ("labels_only", "labels_only_self_distilled"),
+    ],
+    "post_pretraining": [
+        ("post_pretrain_none", "post_pretrain_classification"),
+        ("post_pretrain_none", "post_pretrain_causal_lm"),
+        ("post_pretrain_1_percent", "post_pretrain_100_percent"),
+        ("post_pretrain_10_percent", "post_pretrain_100_percent"),
+    ],
 }
 
 
@@ -54,6 +65,10 @@ def arm_changes(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     def scaling(method: str, *, tied: bool = True) -> dict[str, Any]:
         calibration = {"method": method, "tied": tied}
         return {"calibration": calibration, **distil(logits="calibrated")}
+
+    def self_distilled(arm: str) -> dict[str, Any]:
+        source = {"teachers": ["student"], "teacher_arm": arm}
+        return {**source, **distil(pseudo_labels={"weight": 0.0})}
 
     return {
         "distilled": {},
@@ -86,6 +101,19 @@ def arm_changes(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         "last_weights": distil(ema={"use": False}),
         "ema_80": distil(ema={"decay": 0.8, "use": True}),
         "ema_95": distil(ema={"decay": 0.95, "use": True}),
+        # Round two: the teacher is the student of round one, of that fold and seed.
+        "self_distilled": self_distilled("distilled"),
+        "labels_only_self_distilled": self_distilled("labels_only"),
+        **{
+            f"post_pretrain_{objective}": {"post_pretrain": {"objective": objective}}
+            for objective in ("none", "classification", "causal_lm")
+        },
+        **{
+            f"post_pretrain_{n}_percent": {
+                "post_pretrain": {"fraction_of_epoch": n / 100}
+            }
+            for n in (1, 10, 100)
+        },
     }
 
 
@@ -118,9 +146,11 @@ class Students:
         student = config["student"]
         self.base: dict[str, Any] = {
             "teachers": list(config["teachers"]),
+            "teacher_arm": None,
             "training": result_settings(student["training"]),
             "distillation": config["distillation"],
             "calibration": config["calibration"],
+            "post_pretrain": result_settings(student["post_pretrain"]),
         }
         self.changes = arm_changes(config)
         self.arms = {
@@ -161,6 +191,24 @@ class Students:
     def distillation(self, wildcards: Any) -> dict[str, Any]:
         """The distillation settings."""
         return self.settings(wildcards)["distillation"]
+
+    def post_pretrain(self, wildcards: Any) -> dict[str, Any]:
+        """The post-pretraining settings."""
+        return self.settings(wildcards)["post_pretrain"]
+
+    def init(self, wildcards: Any) -> str:
+        """The adapter that a student starts from."""
+        own = self.post_pretrain(wildcards) != self.base["post_pretrain"]
+        folder = f"ablation/{wildcards.arm}/init" if own else "post_pretrain/student"
+        return f"results/{folder}/adapter_model.safetensors"
+
+    def init_config(self, wildcards: Any) -> str:
+        """The shape of that adapter."""
+        return str(Path(self.init(wildcards)).with_name("adapter_config.json"))
+
+    def seed(self, wildcards: Any) -> int:
+        """An arm's seed."""
+        return int(wildcards.seed)
 
     def logits(self, wildcards: Any) -> list[str]:
         """The teachers' logits to learn from, teacher by teacher."""
@@ -207,6 +255,10 @@ class Students:
     def _files(self, wildcards: Any, name: str, folds: Any) -> list[str]:
         """A file of every teacher and fold, from where the scaling puts it."""
         settings = self.settings(wildcards)
+        if settings["teacher_arm"]:
+            folder = f"results/ablation/{self.twin(settings['teacher_arm'])}"
+            seed = wildcards.seed
+            return [f"{folder}/seed{seed}/fold{fold}/{name}" for fold in folds]
         folder = "results/teacher"
         scaled = name in ("calibrated.npz", "calibration.json")
         if scaled and settings["calibration"] != self.base["calibration"]:
