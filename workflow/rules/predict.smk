@@ -32,6 +32,25 @@ rule predict_view:
         "../scripts/predict_view.py"
 
 
+use rule predict_view as predict_average with:
+    input:
+        tables=["<results>/folds/fold{fold}.parquet"],
+        weights="<results>/student/fold{fold}/ema/adapter_model.safetensors",
+        base=base_manifest,
+    output:
+        expand("<results>/predictions/fold{{fold}}_ema/{view}.parquet", view=VIEWS),
+    log:
+        "<logs>/predict_average/fold{fold}.log",
+    benchmark:
+        "<benchmarks>/predict_average/fold{fold}.tsv"
+    params:
+        views=VIEWS,
+        splits=["dev", "select", "test"],
+        precision="auto",
+        text=config["text"],
+        code=code_digest("predict_view.py"),
+
+
 rule average_predictions:
     """Average the logits of the chosen folds' adapters, joined by id."""
     input:

@@ -35,10 +35,10 @@ def main(
         unclean: Arms that learn from teachers which saw their dev rows.
         views: The views of the files.
         evaluation: The ``evaluation`` settings.
-        table_path: CSV with the columns ``comparison.COLUMNS``; losses in nats.
+        table_path: CSV with the columns ``arms.COLUMNS``; losses in nats.
         page_path: Markdown.
     """
-    from prefdistill.comparison import (
+    from prefdistill.arms import (
         COLUMNS,
         ablation_page,
         arm_losses,
