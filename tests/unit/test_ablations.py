@@ -135,6 +135,14 @@ def test_rows_are_judged_and_pseudo_labelled_only_where_asked_for():
     assert not all_on.unlabelled_scalings(raw)
 
 
+def test_pseudo_labels_prefer_pairs_of_their_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "new.csv").touch()
+    own = students(data={"unlabelled": ["new.csv"]})
+    wildcards = Wildcards(arm="pseudo_labels", seed="0", fold="1")
+    assert own.unlabelled_pairs(wildcards) == ["results/folds/pseudo.parquet"]
+
+
 def test_a_second_round_learns_from_the_first_of_its_fold_and_seed():
     own = students()
     second = Wildcards(arm="labels_only_self_distilled", seed="4", fold="1")

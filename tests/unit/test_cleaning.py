@@ -25,6 +25,7 @@ from prefdistill.io import (
     write_table,
 )
 from prefdistill.job import UserError
+from prefdistill.pairs import UNLABELLED
 
 DROP = {"identical": "drop", "empty": "drop", "duplicates": "drop"}
 A, B, TIE = (1, 0, 0), (0, 1, 0), (0, 0, 1)
@@ -34,7 +35,7 @@ def row(name, prompt="p", a="a", b="b", label=A):
     """A typed row; ``name`` is ``source:id`` and texts are one turn or several."""
     texts = [[t] if isinstance(t, str) else list(t) for t in (prompt, a, b)]
     source = name.split(":")[0]
-    label = (None, None, None) if source == "test" else label
+    label = (None, None, None) if source in UNLABELLED else label
     values = [name, source, *texts, *label, "m", "n", "file.csv", 1]
     return dict(zip(PAIRS_SCHEMA.names, values, strict=True))
 
@@ -122,6 +123,16 @@ OTHER = row("train:0", "other", "x", "y")
             {"none_hot": {"train": 1}},
         ),
         ([row("train:1"), row("train:2", a="c")], ["train:1", "train:2"], {}),
+        (
+            [
+                row("unlabelled:1"),
+                row("ultra:1", a="b", b="a"),
+                row("unlabelled:2", []),
+            ],
+            ["ultra:1"],
+            {"duplicate": {"unlabelled": 1}, "empty": {"unlabelled": 1}},
+        ),
+        ([row("unlabelled:1")], ["unlabelled:1"], {}),
     ],
 )
 def test_policy(tmp_path, rows, kept, reasons):

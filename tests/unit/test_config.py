@@ -152,7 +152,7 @@ def test_every_key_has_a_description():
 
 def test_pseudo_labels_need_unlabelled_pairs():
     config = copy.deepcopy(DEMO)
-    config["data"]["test"] = None
+    config["data"].update(test=None, unlabelled=[])
     config["distillation"]["pseudo_labels"] = {"weight": 1.0}
     with pytest.raises(
         UserError, match=r"pseudo_labels\.weight: there are no unlabelled"

@@ -128,6 +128,7 @@ def process(folder, name, content, others, folds=FOLDS):
         folder / "unlabelled.parquet",
         folder / "folds.json",
         folds,
+        folder / "pseudo.parquet",
     )
     cleaning = read_json(counts)
     gone = {k: sum(v.values()) for k, v in cleaning["dropped"].items()}

@@ -126,10 +126,11 @@ def test_pairs_of_files_are_counted_by_size(tmp_path, monkeypatch):
         "train": ["train.csv"],
         "extra": ["extra.csv.gz", {"hub": "a/b"}],
         "ultra": ["ultra.parquet"],
+        "unlabelled": ["train.csv"],
     }
     folds = {"n": 4, "select_fraction": 0.1, "test_fraction": 0.1}
     config = load("demo", data=data, folds=folds)
-    assert count_pairs(config) == Pairs(600 + 300 + 60_000, 200, 200, 1, 0)
+    assert count_pairs(config) == Pairs(600 + 300 + 60_000, 200, 200, 1, 0, 1000)
     Path("train.csv").unlink()
     assert count_pairs(config).held_out == 12_000
 

@@ -17,6 +17,7 @@ from prefdistill.io import (
     write_table,
 )
 from prefdistill.job import UserError
+from prefdistill.pairs import UNLABELLED
 
 SETTINGS = {"n": 3, "select_fraction": 0.1, "test_fraction": 0.1, "seed": 0}
 HOT = ((1, 0, 0), (0, 1, 0), (0, 0, 1))
@@ -24,7 +25,7 @@ HOT = ((1, 0, 0), (0, 1, 0), (0, 0, 1))
 
 def row(name, prompt, label=0):
     source = name.split(":")[0]
-    target = HOT[label] if source != "test" else (None, None, None)
+    target = (None, None, None) if source in UNLABELLED else HOT[label]
     values = [name, source, [prompt], ["a"], ["b"], *target, "m", "n", "f.csv", 1]
     values.append(prompt_group([prompt]))
     return dict(zip(CLEAN_SCHEMA.names, values, strict=True))
@@ -33,8 +34,8 @@ def row(name, prompt, label=0):
 def simulated_rows(n_train=240, n_prompts=90, seed=0):
     """Rows of all sources whose prompts overlap across sources in many ways."""
     rng = np.random.default_rng(seed)
-    sizes = {"train": n_train, "extra": 120, "ultra": 120, "test": 20}
-    low = {"train": 0, "extra": 40, "ultra": 60, "test": 85}
+    sizes = {"train": n_train, "extra": 120, "ultra": 120, "test": 20, "unlabelled": 9}
+    low = {"train": 0, "extra": 40, "ultra": 60, "test": 85, "unlabelled": 0}
     rows = []
     for source, n_rows in sizes.items():
         prompts = rng.integers(low[source], low[source] + n_prompts, n_rows)
@@ -56,6 +57,7 @@ def run(folder, rows, **changes):
         folder / "unlabelled.parquet",
         folder / "folds.json",
         settings,
+        folder / "pseudo.parquet",
     )
     files = [*paths, folder / "post_pretrain.parquet", folder / "unlabelled.parquet"]
     *folds, post, unlabelled = (read_table(f, FOLD_SCHEMA).to_pylist() for f in files)
@@ -126,6 +128,16 @@ def test_unlabelled_rows_all_pass_through(made):
     assert {r["winner_tie"] for r in unlabelled} == {None}
     assert report["n_unlabelled"] == len(unlabelled)
     assert report["prompt_shared_with_unlabelled"]["train"] > 0
+
+
+def test_pairs_to_learn_from_only_lie_in_their_own_file(tmp_path):
+    rows = simulated_rows()
+    *_, report = run(tmp_path, rows)
+    pseudo = read_table(tmp_path / "pseudo.parquet", FOLD_SCHEMA).to_pylist()
+    own = [r["id"] for r in rows if r["source"] == "unlabelled"]
+    assert [r["id"] for r in pseudo] == own
+    assert {r["split"] for r in pseudo} == {"unlabelled"}
+    assert report["n_pseudo"] == len(own) == 9
 
 
 def test_files_hold_no_model_names_and_nothing_derived_from_labels(made):

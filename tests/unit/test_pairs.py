@@ -89,11 +89,12 @@ def test_sources_number_their_rows_independently(tmp_path):
     )
     rows, report = run(
         tmp_path, [paths["train"]], extra=[paths["extra"]], ultra=[paths["ultra"]],
-        test=test,
+        test=test, unlabelled=[test],
     )  # fmt: skip
-    assert report["n_rows"] == {"train": 2, "extra": 2, "ultra": 2, "test": 1}
-    assert len({row["id"] for row in rows}) == 7
-    assert rows[-1]["winner_tie"] is None
+    counts = {"train": 2, "extra": 2, "ultra": 2, "test": 1, "unlabelled": 1}
+    assert report["n_rows"] == counts
+    assert len({row["id"] for row in rows}) == 8
+    assert [row["winner_tie"] for row in rows[-2:]] == [None, None]
 
 
 def test_labels_of_a_test_file_are_ignored(tmp_path):

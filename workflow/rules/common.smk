@@ -63,6 +63,7 @@ DATA_FILES = [
         config["data"]["extra"],
         config["data"]["ultra"],
         [config["data"]["test"]] if config["data"]["test"] else [],
+        config["data"]["unlabelled"],
     )
     for entry in entries
     if isinstance(entry, str)

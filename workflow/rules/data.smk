@@ -58,6 +58,7 @@ rule make_folds:
         folds=expand("<results>/folds/fold{fold}.parquet", fold=FOLDS),
         post_pretrain="<results>/folds/post_pretrain.parquet",
         unlabelled="<results>/folds/unlabelled.parquet",
+        pseudo="<results>/folds/pseudo.parquet",
         report="<results>/folds/folds.json",
     log:
         "<logs>/make_folds/make_folds.log",

@@ -34,8 +34,8 @@ rule distill_student:
     threads: STUDENT.threads
     resources:
         gpu=STUDENT.gpus,
-        mem_mb=memory_of(training("training", PAIRS.train)),
-        runtime=minutes_of(training("training", PAIRS.train)),
+        mem_mb=memory_of(training("training", PAIRS.train + PAIRS.pseudo)),
+        runtime=minutes_of(training("training", PAIRS.train + PAIRS.pseudo)),
     params:
         teachers=STUDENTS.teachers,
         precision=model_precision,

@@ -102,7 +102,7 @@ rule infer_logits:
 
 use rule infer_logits as infer_unlabelled with:
     input:
-        pairs="<results>/folds/unlabelled.parquet",
+        pairs=STUDENTS.pseudo_pairs,
         adapter="<results>/teacher/{teacher}/fold{fold}/adapter_model.safetensors",
         config="<results>/teacher/{teacher}/fold{fold}/adapter_config.json",
         base=base_manifest,

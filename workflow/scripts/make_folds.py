@@ -24,6 +24,7 @@ def main(
     unlabelled_path: Path,
     report_path: Path,
     settings: dict[str, Any],
+    pseudo_path: Path,
 ) -> None:
     """Plan the splits on a few columns, then stream the texts into the files."""
     import numpy as np
@@ -46,6 +47,7 @@ def main(
         }
         files[post_pretrain_path] = np.where(plan.post_pretrain, "train", "")
         files[unlabelled_path] = np.where(plan.unlabelled, "unlabelled", "")
+        files[pseudo_path] = np.where(plan.pseudo, "unlabelled", "")
         write_splits(pairs, files)
 
     report = describe_plan(plan, source, labels)
@@ -68,4 +70,5 @@ if __name__ == "__main__":
             unlabelled_path=Path(snakemake.output.unlabelled),
             report_path=Path(snakemake.output.report),
             settings=snakemake.params.folds,
+            pseudo_path=Path(snakemake.output.pseudo),
         )

@@ -142,6 +142,8 @@ class Students:
     def __init__(self, config: Mapping[str, Any]) -> None:
         self.n_folds = config["folds"]["n"]
         self.views = config["predict"]["views"]
+        own_pairs = "pseudo" if config["data"]["unlabelled"] else "unlabelled"
+        self.pseudo_pairs = f"results/folds/{own_pairs}.parquet"
         self.seeds = config["ablation"]["seeds"]
         student = config["student"]
         self.base: dict[str, Any] = {
@@ -250,7 +252,7 @@ class Students:
     def unlabelled_pairs(self, wildcards: Any) -> list[str]:
         """The unlabelled pairs, if there are teachers to label them."""
         has = self.unlabelled(wildcards)
-        return ["results/folds/unlabelled.parquet"] if has else []
+        return [self.pseudo_pairs] if has else []
 
     def _files(self, wildcards: Any, name: str, folds: Any) -> list[str]:
         """A file of every teacher and fold, from where the scaling puts it."""

@@ -17,11 +17,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from prefdistill.io import CLEAN_SCHEMA, TARGET_COLUMNS
-from prefdistill.pairs import SOURCES, TEXT_COLUMNS
+from prefdistill.pairs import SOURCES, TEXT_COLUMNS, UNLABELLED
 
 # Of two copies the one whose source comes first is kept, so that a copy of a row that
 # is scored never trains, and a copy never leaves the split of the original.
-PRECEDENCE = ("test", "train", "extra", "ultra")
+PRECEDENCE = ("test", "train", "extra", "ultra", "unlabelled")
 REASONS = (
     "none_hot",
     "multi_hot",
@@ -208,9 +208,10 @@ def choose_rows(
         and always stays, as a submission needs every row.
     """
     is_test = keys.rank == PRECEDENCE.index("test")
+    labelled = ~np.isin(keys.rank, [PRECEDENCE.index(source) for source in UNLABELLED])
     against = {
-        "none_hot": (keys.n_hot <= 0) & ~is_test,
-        "multi_hot": (keys.n_hot > 1) & ~is_test,
+        "none_hot": (keys.n_hot <= 0) & labelled,
+        "multi_hot": (keys.n_hot > 1) & labelled,
         "empty": keys.empty & (policy["empty"] == "drop"),
         "identical": keys.identical & (policy["identical"] == "drop"),
     }

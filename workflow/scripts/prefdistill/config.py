@@ -159,10 +159,11 @@ def _check_distillation(config: dict[str, Any]) -> None:
     distillation = config["distillation"]
     if sum(distillation["weights"].values()) == 0:
         raise UserError("config: distillation.weights are all 0; give one a weight")
-    if distillation["pseudo_labels"]["weight"] and not config["data"]["test"]:
+    unlabelled = config["data"]["unlabelled"] or config["data"]["test"]
+    if distillation["pseudo_labels"]["weight"] and not unlabelled:
         raise UserError(
             "config: distillation.pseudo_labels.weight: there are no unlabelled pairs; "
-            "set data.test or a weight of 0"
+            "set data.unlabelled, or a weight of 0"
         )
     if distillation["ema"]["use"] and not distillation["ema"]["decay"]:
         raise UserError(
@@ -216,7 +217,7 @@ def _check_bases(config: dict[str, Any]) -> None:
 
 def _check_data(config: dict[str, Any]) -> None:
     data = config["data"]
-    entries = {"train": data["train"], "extra": data["extra"], "ultra": data["ultra"]}
+    entries = {name: data[name] for name in ("train", "extra", "ultra", "unlabelled")}
     entries["test"] = [data["test"]] if data["test"] else []
     for name, paths in entries.items():
         for path in paths:

@@ -94,6 +94,7 @@ class Pairs:
         held_out: In select and test.
         post_pretrain: For post-pretraining.
         unlabelled: To predict for the submission.
+        pseudo: To learn from without a verdict.
     """
 
     train: int
@@ -101,12 +102,13 @@ class Pairs:
     held_out: int
     post_pretrain: int
     unlabelled: int
+    pseudo: int = 0
 
     @property
     def all(self) -> int:
         """All that the data stages read."""
         own = self.train + self.dev + self.held_out
-        return own + self.post_pretrain + self.unlabelled
+        return own + self.post_pretrain + self.unlabelled + self.pseudo
 
 
 def count_pairs(config: dict[str, Any]) -> Pairs:
@@ -125,6 +127,7 @@ def count_pairs(config: dict[str, Any]) -> Pairs:
         held_out=n_held_out,
         post_pretrain=total(data["ultra"]),
         unlabelled=total([data["test"]] if data["test"] else []),
+        pseudo=total(data["unlabelled"]),
     )
 
 

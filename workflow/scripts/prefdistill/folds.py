@@ -113,6 +113,7 @@ class Plan:
             -1 where the row is not in it.
         post_pretrain: ``(n,)`` bool, rows of the post-pretraining file.
         unlabelled: ``(n,)`` bool, rows of the unlabelled file.
+        pseudo: ``(n,)`` bool, unlabelled rows that are there to learn from only.
         report: Numbers of rows left out, by reason, and of rows that share a prompt
             with the unlabelled rows.
     """
@@ -120,6 +121,7 @@ class Plan:
     splits: np.ndarray
     post_pretrain: np.ndarray
     unlabelled: np.ndarray
+    pseudo: np.ndarray
     report: dict[str, Any]
 
 
@@ -164,7 +166,7 @@ def plan_folds(
     """Decide the split of every row in every fold.
 
     Args:
-        source: ``(n,)`` unicode: train, extra, ultra or test.
+        source: ``(n,)`` unicode: train, extra, ultra, test or unlabelled.
         labels: ``(n,)`` integer class; of an unlabelled row, any.
         groups: ``(n,)`` prompt group.
         settings: ``n``, ``select_fraction``, ``test_fraction``, ``seed`` and, for
@@ -222,7 +224,8 @@ def plan_folds(
             "extra": _count(is_extra & unlabelled_prompt),
         },
     }
-    return Plan(splits, is_ultra & ~trained_prompt & ~shared, is_test, report)
+    post_pretrain = is_ultra & ~trained_prompt & ~shared
+    return Plan(splits, post_pretrain, is_test, source == "unlabelled", report)
 
 
 def check_bins(bins: np.ndarray, labels: np.ndarray, n_folds: int) -> None:
@@ -276,6 +279,7 @@ def describe_plan(plan: Plan, source: np.ndarray, labels: np.ndarray) -> dict[st
         "folds": folds,
         "post_pretrain": describe_split(source[rows], labels[rows]),
         "n_unlabelled": _count(plan.unlabelled),
+        "n_pseudo": _count(plan.pseudo),
         **plan.report,
     }
 

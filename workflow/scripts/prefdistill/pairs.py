@@ -23,7 +23,9 @@ from prefdistill.files import atomic_path
 from prefdistill.io import PAIRS_SCHEMA, TARGET_COLUMNS
 from prefdistill.job import UserError
 
-SOURCES = ("train", "extra", "ultra", "test")
+SOURCES = ("train", "extra", "ultra", "test", "unlabelled")
+# Their files need no labels, and labels in them are not read.
+UNLABELLED = ("test", "unlabelled")
 TEXT_COLUMNS = ("prompt", "response_a", "response_b")
 MODEL_COLUMNS = ("model_a", "model_b")
 FIELDS = ("id", *TEXT_COLUMNS, *TARGET_COLUMNS, *MODEL_COLUMNS)
@@ -223,7 +225,7 @@ def parse_row(
 
 def used_columns(source: str) -> tuple[str, ...]:
     """Those of ``FIELDS`` that are read from a file of a source."""
-    return FIELDS[:4] if source == "test" else FIELDS
+    return FIELDS[:4] if source in UNLABELLED else FIELDS
 
 
 def match_columns(
@@ -234,7 +236,7 @@ def match_columns(
     Raises:
         UserError: If a required column is missing, or a used one stands there twice.
     """
-    required = FIELDS[:4] if source == "test" else FIELDS[:7]
+    required = FIELDS[:4] if source in UNLABELLED else FIELDS[:7]
     used = used_columns(source)
     how = "comma-separated " if where == "header" else ""
     for name in used:
@@ -296,7 +298,7 @@ class PairsWriter:
             try:
                 values = parse_row(
                     row.values,
-                    labelled=source != "test",
+                    labelled=source not in UNLABELLED,
                     integer_id=integer_id,
                     repaired=counts.repaired,
                 )

@@ -25,6 +25,7 @@ from prefdistill.pairs import (
     FIELDS,
     LONE_SURROGATE,
     TEXT_COLUMNS,
+    UNLABELLED,
     CellFault,
     ImportedFile,
     RawRow,
@@ -398,7 +399,7 @@ def read_hub_rows(
                 f"data set {entry['hub']}, columns.{ours}: it has no column {theirs}; "
                 f"it has {', '.join(data.column_names)}"
             )
-        if theirs and not (source == "test" and ours == "winner"):
+        if theirs and not (source in UNLABELLED and ours == "winner"):
             origin[ours] = theirs
     available = {*origin, "id"}
     if "winner" in origin:
