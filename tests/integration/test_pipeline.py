@@ -12,7 +12,7 @@ import pytest
 import yaml
 from running import ROOT, planned, snakemake
 
-from prefdistill.io import FOLD_SCHEMA, read_logits
+from prefdistill.io import FOLD_SCHEMA, read_json, read_logits
 
 TARGETS = (
     "folds",
@@ -140,6 +140,30 @@ def test_the_best_folds_adapter_on_the_quantised_bare_base(copied, tmp_path):
     scored = read_logits(copied / "results/teacher/llama/fold0/logits.npz")
     assert (scored.split == "train").sum() == 40
     assert len(rows_of(copied / "results/submission.csv")) == 24
+
+
+@pytest.mark.slow
+def test_arms_learn_from_what_they_are_named_after(copied, tmp_path):
+    overlay = tmp_path / "one_seed.yaml"
+    overlay.write_text("ablation: {seeds: [0]}\n")
+    arms = ("distilled", "hard_rows", "pseudo_labels", "ema_80", "self_distilled")
+    folders = {arm: f"results/ablation/{arm}/seed0/fold0" for arm in arms}
+    targets = [f"{each}/adapter_model.safetensors" for each in folders.values()]
+    result = snakemake(copied, *targets, overlays=(overlay,))
+    assert result.returncode == 0, (result.stdout + result.stderr)[-4000:]
+    adapters = {(copied / target).read_bytes() for target in targets}
+    assert len(adapters) == len(arms)
+    rows = {arm: read_json(copied / folders[arm] / "rows.json") for arm in arms}
+    assert [rows[arm]["dev_is_clean"] for arm in arms] == [
+        True,
+        False,
+        True,
+        True,
+        True,
+    ]
+    assert rows["hard_rows"]["n_judged_out_of_fold"] > 100
+    pseudo = rows["pseudo_labels"]
+    assert pseudo["n_pseudo_labelled"] + pseudo["n_pseudo_left_out"] == 24
 
 
 def test_a_wrong_configuration_is_one_line_before_any_job(tmp_path):

@@ -143,6 +143,12 @@ def test_pseudo_labels_prefer_pairs_of_their_own(tmp_path, monkeypatch):
     assert own.unlabelled_pairs(wildcards) == ["results/folds/pseudo.parquet"]
 
 
+def test_ablations_without_data_are_not_offered():
+    assert list(students().ablations) == list(ABLATIONS)
+    gone = set(ABLATIONS) - set(students(data={"test": None, "ultra": []}).ablations)
+    assert gone == {"pseudo_labels", "post_pretraining"}
+
+
 def test_a_second_round_learns_from_the_first_of_its_fold_and_seed():
     own = students()
     second = Wildcards(arm="labels_only_self_distilled", seed="4", fold="1")

@@ -131,7 +131,7 @@ rule compare_arms:
     benchmark:
         "<benchmarks>/compare_arms/{ablation}.tsv"
     wildcard_constraints:
-        ablation="|".join(ABLATIONS),
+        ablation="|".join(STUDENTS.ablations),
     conda:
         "../../environment.yml"
     threads: 1
@@ -150,7 +150,7 @@ rule compare_arms:
         "../scripts/compare_arms.py"
 
 
-for ablation in ABLATIONS:
+for ablation in STUDENTS.ablations:
 
     rule:
         name:
@@ -162,4 +162,4 @@ for ablation in ABLATIONS:
 rule ablations:
     """Every ablation's table."""
     input:
-        expand("<results>/ablation/{ablation}.md", ablation=ABLATIONS),
+        expand("<results>/ablation/{ablation}.md", ablation=STUDENTS.ablations),

@@ -7,7 +7,7 @@ import yaml
 
 sys.path.insert(0, str(Path(workflow.basedir) / "scripts"))
 
-from prefdistill.ablations import ABLATIONS, Students
+from prefdistill.ablations import Students
 from prefdistill.config import SIMULATED_FOLDER, result_settings, validate_config
 from prefdistill.driver import hold_folder, write_owner
 from prefdistill.estimates import base_parameters, count_pairs, scored_pairs

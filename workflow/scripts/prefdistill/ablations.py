@@ -58,62 +58,76 @@ def arm_changes(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Each arm's changes of the sections in ``Students.base``."""
     few = config["ablation"]["n_few_labels"]
     epochs = config["student"]["training"]["epochs"]
-
-    def distil(**changes: Any) -> dict[str, Any]:
-        return {"distillation": changes}
-
-    def scaling(method: str, *, tied: bool = True) -> dict[str, Any]:
-        calibration = {"method": method, "tied": tied}
-        return {"calibration": calibration, **distil(logits="calibrated")}
-
-    def self_distilled(arm: str) -> dict[str, Any]:
-        source = {"teachers": ["student"], "teacher_arm": arm}
-        return {**source, **distil(pseudo_labels={"weight": 0.0})}
-
+    few_long = {"n_rows": few, "epochs": 4 * epochs}
     return {
         "distilled": {},
         "labels_only": {"teachers": []},
-        "distilled_few": distil(n_labelled_rows=few),
+        "distilled_few": _distil(n_labelled_rows=few),
         "labels_only_few": {"teachers": [], "training": {"n_rows": few}},
-        "labels_only_few_long": {
-            "teachers": [],
-            "training": {"n_rows": few, "epochs": 4 * epochs},
-        },
-        "in_fold": distil(labels="in_fold"),
-        "out_of_fold": distil(labels="out_of_fold"),
-        "raw_logits": distil(logits="raw"),
-        "tied_scaling": scaling("vector"),
-        "untied_scaling": scaling("vector", tied=False),
-        "one_scale": scaling("temperature"),
-        **{f"temperature_{t}": distil(temperature=float(t)) for t in (1, 2, 4)},
-        "without_cosine": distil(weights={"cosine": 0.0}),
-        "with_cosine": distil(weights={"cosine": 1.0}),
-        "orders_apart": distil(average_orders=False),
-        "orders_averaged": distil(average_orders=True),
-        "rows_equal": distil(sample_weights={"beta": 0.0}),
-        "hard_rows": distil(sample_weights={"beta": -0.5}),
-        "clear_rows": distil(sample_weights={"beta": 0.5}),
-        "verdicts_as_given": distil(soften={"share": 0.0}),
-        "softened": distil(soften={"share": 0.5}),
-        "no_pseudo_labels": distil(pseudo_labels={"weight": 0.0}),
-        "pseudo_labels": distil(pseudo_labels={"weight": 1.0}),
-        "pseudo_labels_half": distil(pseudo_labels={"weight": 0.5}),
-        "last_weights": distil(ema={"use": False}),
-        "ema_80": distil(ema={"decay": 0.8, "use": True}),
-        "ema_95": distil(ema={"decay": 0.95, "use": True}),
+        "labels_only_few_long": {"teachers": [], "training": few_long},
+        **_loss_arms(),
+        **_row_arms(),
+        "last_weights": _distil(ema={"use": False}),
+        "ema_80": _distil(ema={"decay": 0.8, "use": True}),
+        "ema_95": _distil(ema={"decay": 0.95, "use": True}),
         # Round two: the teacher is the student of round one, of that fold and seed.
-        "self_distilled": self_distilled("distilled"),
-        "labels_only_self_distilled": self_distilled("labels_only"),
+        "self_distilled": _second_round("distilled"),
+        "labels_only_self_distilled": _second_round("labels_only"),
         **{
             f"post_pretrain_{objective}": {"post_pretrain": {"objective": objective}}
             for objective in ("none", "classification", "causal_lm")
         },
         **{
-            f"post_pretrain_{n}_percent": {
-                "post_pretrain": {"fraction_of_epoch": n / 100}
+            f"post_pretrain_{percent}_percent": {
+                "post_pretrain": {"fraction_of_epoch": percent / 100}
             }
-            for n in (1, 10, 100)
+            for percent in (1, 10, 100)
         },
+    }
+
+
+def _distil(**changes: Any) -> dict[str, Any]:
+    return {"distillation": changes}
+
+
+def _scaling(method: str, *, tied: bool = True) -> dict[str, Any]:
+    calibration = {"method": method, "tied": tied}
+    return {"calibration": calibration, **_distil(logits="calibrated")}
+
+
+def _second_round(arm: str) -> dict[str, Any]:
+    source = {"teachers": ["student"], "teacher_arm": arm}
+    return {**source, **_distil(pseudo_labels={"weight": 0.0})}
+
+
+def _loss_arms() -> dict[str, dict[str, Any]]:
+    """Arms about the teachers' logits and the loss."""
+    return {
+        "in_fold": _distil(labels="in_fold"),
+        "out_of_fold": _distil(labels="out_of_fold"),
+        "raw_logits": _distil(logits="raw"),
+        "tied_scaling": _scaling("vector"),
+        "untied_scaling": _scaling("vector", tied=False),
+        "one_scale": _scaling("temperature"),
+        **{f"temperature_{t}": _distil(temperature=float(t)) for t in (1, 2, 4)},
+        "without_cosine": _distil(weights={"cosine": 0.0}),
+        "with_cosine": _distil(weights={"cosine": 1.0}),
+        "orders_apart": _distil(average_orders=False),
+        "orders_averaged": _distil(average_orders=True),
+    }
+
+
+def _row_arms() -> dict[str, dict[str, Any]]:
+    """Arms about which rows count, how much, and with which verdicts."""
+    return {
+        "rows_equal": _distil(sample_weights={"beta": 0.0}),
+        "hard_rows": _distil(sample_weights={"beta": -0.5}),
+        "clear_rows": _distil(sample_weights={"beta": 0.5}),
+        "verdicts_as_given": _distil(soften={"share": 0.0}),
+        "softened": _distil(soften={"share": 0.5}),
+        "no_pseudo_labels": _distil(pseudo_labels={"weight": 0.0}),
+        "pseudo_labels": _distil(pseudo_labels={"weight": 1.0}),
+        "pseudo_labels_half": _distil(pseudo_labels={"weight": 0.5}),
     }
 
 
@@ -142,7 +156,14 @@ class Students:
     def __init__(self, config: Mapping[str, Any]) -> None:
         self.n_folds = config["folds"]["n"]
         self.views = config["predict"]["views"]
-        own_pairs = "pseudo" if config["data"]["unlabelled"] else "unlabelled"
+        data = config["data"]
+        needs = {
+            "pseudo_labels": data["unlabelled"] or data["test"],
+            "post_pretraining": data["ultra"],
+        }
+        # Those for which there are data.
+        self.ablations = {k: v for k, v in ABLATIONS.items() if needs.get(k, True)}
+        own_pairs = "pseudo" if data["unlabelled"] else "unlabelled"
         self.pseudo_pairs = f"results/folds/{own_pairs}.parquet"
         self.seeds = config["ablation"]["seeds"]
         student = config["student"]
