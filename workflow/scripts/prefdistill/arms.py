@@ -102,7 +102,7 @@ def ablation_page(
     """
     header = [
         "split", "from", "to", "rows", "loss from", "loss to",
-        "difference", "95 % low", "high", "sd over seeds", "",
+        "difference", "95 % low", "high", "sd over seeds", "note",
     ]  # fmt: skip
     shown = [
         [*[row[column] for column in COLUMNS[:-1]], "" if row["clean"] else "not clean"]
@@ -110,8 +110,8 @@ def ablation_page(
     ]
     parts = [
         f"# Ablation: {name}",
-        f"Log loss in nats, both orders averaged; each arm trained on {n_folds} folds "
-        f"with {n_seeds} seeds. Differences are paired, with intervals of a bootstrap "
+        f"Log loss in nats, both orders averaged. Trainings of each arm: {n_folds} folds "
+        f"times {n_seeds} seeds. Differences are paired, with intervals of a bootstrap "
         "over prompt groups; negative is a gain.",
         markdown_table(header, shown),
     ]
