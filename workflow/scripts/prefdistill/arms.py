@@ -110,9 +110,9 @@ def ablation_page(
     ]
     parts = [
         f"# Ablation: {name}",
-        f"Log loss in nats, both orders averaged. Trainings of each arm: {n_folds} folds "
-        f"times {n_seeds} seeds. Differences are paired, with intervals of a bootstrap "
-        "over prompt groups; negative is a gain.",
+        f"Log loss in nats, both orders averaged. Trainings of each arm: {n_folds} "
+        f"folds times {n_seeds} seeds. Differences are paired, with intervals of a "
+        "bootstrap over prompt groups; negative is a gain.",
         markdown_table(header, shown),
     ]
     if not all(row["clean"] for row in rows):
