@@ -52,8 +52,9 @@ def copied(finished: Driver, folder: Path) -> Path:
 def start(finished, tmp_path):
     """Function that starts the long training job in a copy of the finished run.
 
-    Its arguments are Driver's, the number of its steps, and a text of the profile with
-    another in its place; called again it starts another driver there.
+    Its arguments are Driver's, the number of its steps, a text of the profile with
+    another in its place, and an input to spoil; called again it starts another driver
+    there.
     """
     drivers = []
 
@@ -61,6 +62,7 @@ def start(finished, tmp_path):
         *arguments: str,
         n_steps: int = N_STEPS,
         profile: tuple[str, str] | None = None,
+        spoil: str | None = None,
         **options,
     ) -> Driver:
         folder = tmp_path / "run"
@@ -70,6 +72,8 @@ def start(finished, tmp_path):
         if profile:
             path = folder / "profiles/slurm/config.yaml"
             path.write_text(path.read_text().replace(*profile))
+        if spoil:
+            (folder / spoil).write_bytes(b"spoilt")
         configs = ("--configfile", *CONFIGS, "long.yaml")
         driver = Driver(folder, *arguments, *configs, "--", TEACHER, **options)
         drivers.append(driver)

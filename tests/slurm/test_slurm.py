@@ -175,6 +175,18 @@ def test_a_job_that_sbatch_rejects_is_one_clear_line(start):
     assert (driver.folder / "results/submission.csv").exists()
 
 
+def test_a_job_that_fails_is_one_line_with_its_log(start):
+    spoilt = "results/folds/fold0.parquet"
+    driver = start("--retries", "0", spoil=spoilt)
+    assert driver.finish() != 0
+    lines = [line for line in driver.text.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1
+    assert lines[0].startswith(f"error: {spoilt}: not a whole parquet file")
+    assert lines[0].endswith("(log: logs/train_teacher/llama.fold0.log)")
+    assert "Traceback" not in driver.text
+    assert "Traceback" in job_log(driver.folder)
+
+
 def test_a_killed_driver(start, expected):
     """The same command takes over: the dead one's job saves and ends, and goes on."""
     command = (sys.executable, "tools/drive.py", sys.executable, "-m", "snakemake")

@@ -4,6 +4,7 @@ import re
 import sys
 
 import yaml
+from snakemake.logging import logger
 
 sys.path.insert(0, str(Path(workflow.basedir) / "scripts"))
 
@@ -11,6 +12,7 @@ from prefdistill.ablations import Students
 from prefdistill.config import SIMULATED_FOLDER, result_settings, validate_config
 from prefdistill.driver import hold_folder, write_owner
 from prefdistill.estimates import base_parameters, count_pairs, scored_pairs
+from prefdistill.failures import FailedJobs
 from prefdistill.job import UserError
 from prefdistill.provenance import code_digest
 from prefdistill.resources import (
@@ -40,6 +42,8 @@ config.update(validated)
 
 # A driver's share of its folder's lock, and not that of a job's own Snakemake.
 folder_lock = hold_folder() if workflow.is_main_process else None
+if workflow.is_main_process:
+    logger.addHandler(FailedJobs())
 
 # --- domains -----------------------------------------------------------------------
 

@@ -33,6 +33,7 @@ TIME_LIMIT = "the time limit"
 # Of the time a job has left, this share, within bounds, is kept for a step and a save.
 SPARE_SHARE, MIN_SPARE_S, MAX_SPARE_S = 0.05, 15.0, 300.0
 END_S = 900  # how long Slurm may take to end a job
+FAILED = "failed: "  # before an error's one line in a log; see ``failures``
 LOCK_POLL_S = 0.5
 
 
@@ -309,10 +310,10 @@ def run_job(job: Any, *, online: bool = False, processes: int = 1) -> Iterator[N
         sys.exit(STOPPED)
     except Exception as error:
         to_terminal.setLevel(logging.CRITICAL)
-        logger.exception("failed")
+        text = _one_line(error)
+        logger.exception("%s%s", FAILED, text)
         _keep_log(log_path)
-        text = f"error: {_one_line(error)} (log: {log_path})"
-        print(text, file=sys.stderr, flush=True)
+        print(f"error: {text} (log: {log_path})", file=sys.stderr, flush=True)
         sys.exit(1)
     logger.info("done in %.1f s", time.monotonic() - started)
 
