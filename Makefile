@@ -64,7 +64,7 @@ run: setup ## run TARGET with CONFIG (config/config.yaml if not given) through P
 
 .PHONY: plan
 plan: setup ## show the jobs that `make run` would run, and why
-	$(SNAKEMAKE) $(WHAT) $(WHERE) --dry-run $(ARGS)
+	$(DRIVE) $(WHAT) $(WHERE) --dry-run $(ARGS)
 
 .PHONY: report
 report: setup ## bring results/report up to date and print its score table

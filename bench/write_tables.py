@@ -17,8 +17,9 @@ import yaml
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "workflow/scripts"))
 
-from prefdistill.config import SIMULATED_FOLDER, validate_config
+from prefdistill.config import validate_config
 from prefdistill.estimates import (
+    SIMULATED_FOLDER,
     Pairs,
     count_pairs,
     count_tokens,

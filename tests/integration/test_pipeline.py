@@ -184,7 +184,7 @@ def test_the_shipped_configurations_plan_elsewhere(tmp_path):
     data = tmp_path / "data"
     data.mkdir()
     for name in ("train", "test", "ultrafeedback", "lmsys-33k-deduplicated"):
-        (data / f"{name}.csv").touch()
+        (data / f"{name}.csv").write_text("id,prompt\n" + "1,p\n" * 9)
     for name, teachers in (("config", 6), ("plan", 3), ("small", 3)):
         result = snakemake(
             tmp_path, "--dry-run", "all", config=ROOT / f"config/{name}.yaml"

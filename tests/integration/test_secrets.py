@@ -120,7 +120,7 @@ class CommandLines:
 def fetched(hub, tmp_path_factory):
     """A run that fetches six models, of which five fail, and fails to import a file."""
     folder = tmp_path_factory.mktemp("run")
-    (folder / "broken.csv").write_text("id,prompt\n1,2\n")
+    (folder / "broken.csv").write_text("id,prompt\n" + "1,2\n" * 9)
     settings = {
         "data": {"train": ["broken.csv"], "extra": [], "ultra": [], "test": None},
         "simulation": {f"n_{name}": 40 for name in ("train", "extra", "ultra", "test")},

@@ -58,7 +58,9 @@ def test_a_failed_job_prints_one_line_and_logs_its_traceback(error, tmp_path, ca
     assert "Traceback (most recent call last)" in log.read_text()
     assert failure_of(log) == line
     # The driver prints the same line of a job that an executor of a cluster reports.
-    assert report(capsys, log, "SLURM-job '7' failed") == f"error: {line} (log: {log})\n"
+    assert (
+        report(capsys, log, "SLURM-job '7' failed") == f"error: {line} (log: {log})\n"
+    )
 
 
 def test_the_last_failure_of_a_log_counts(tmp_path):

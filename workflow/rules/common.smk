@@ -9,9 +9,15 @@ from snakemake.logging import logger
 sys.path.insert(0, str(Path(workflow.basedir) / "scripts"))
 
 from prefdistill.ablations import Students
-from prefdistill.config import SIMULATED_FOLDER, result_settings, validate_config
+from prefdistill.config import result_settings, validate_config
+from prefdistill.config_files import check_config_file
 from prefdistill.driver import hold_folder, write_owner
-from prefdistill.estimates import base_parameters, count_pairs, scored_pairs
+from prefdistill.estimates import (
+    SIMULATED_FOLDER,
+    base_parameters,
+    count_pairs,
+    scored_pairs,
+)
 from prefdistill.failures import FailedJobs
 from prefdistill.job import UserError
 from prefdistill.provenance import code_digest
@@ -30,6 +36,8 @@ from prefdistill.resources import (
 with open(Path(workflow.basedir) / "schemas/config.schema.yaml") as handle:
     schema = yaml.safe_load(handle)
 try:
+    for path in workflow.configfiles if workflow.is_main_process else ():
+        check_config_file(path)
     validated = validate_config(config, schema)
     PARAMETERS = {
         name: base_parameters(name, base)

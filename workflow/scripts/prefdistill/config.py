@@ -5,27 +5,20 @@ Imported by the Snakefile, so it stays light: jsonschema and the standard librar
 
 import copy
 import difflib
-import string
-from pathlib import Path
+import math
 from typing import Any
 
 from jsonschema import Draft202012Validator
 from jsonschema.exceptions import ValidationError
 
+from prefdistill.consistency import check_consistency
 from prefdistill.job import UserError
 
-SIMULATED_FOLDER = "results/simulated/"
+LONGEST_VALUE = 200  # characters of a value in a message
 # These say how a job runs, not what comes out: a change reruns nothing.
 RUN_TIME_KEYS = frozenset(
     {"token_budget", "recompute", "checkpoint_steps", "progress_batches"}
 )
-TEMPLATE_FIELDS = ["prompt", "response_a", "response_b"]
-KEYS_OF_SOURCE = {
-    "tiny": ("architecture",),
-    "package": ("package", "version"),
-    "hub": ("repo",),
-    "path": ("path",),
-}
 
 
 def result_settings(settings: dict[str, Any]) -> dict[str, Any]:
@@ -47,6 +40,7 @@ def validate_config(config: dict[str, Any], schema: dict[str, Any]) -> dict[str,
         UserError: One line with key path, value, and what is allowed.
     """
     config = drop_nulls(config)
+    check_finite(config)
     errors = list(Draft202012Validator(schema).iter_errors(config))
     if errors:
         raise UserError(describe_error(min(errors, key=_depth_first)))
@@ -63,6 +57,21 @@ def drop_nulls(value: Any) -> Any:
     if isinstance(value, dict):
         return {k: drop_nulls(each) for k, each in value.items() if each is not None}
     return value
+
+
+def check_finite(value: Any, place: str = "") -> None:
+    """Refuse the numbers .nan and .inf of YAML, which no bound of the schema stops.
+
+    Raises:
+        UserError: One line with key path, value, and what is allowed.
+    """
+    if isinstance(value, float) and not math.isfinite(value):
+        raise UserError(
+            f"config: {place}: {value} is not allowed; it must be a finite number"
+        )
+    entries = value.items() if isinstance(value, dict) else ()
+    for key, each in enumerate(value) if isinstance(value, list) else entries:
+        check_finite(each, f"{place}.{key}" if place else str(key))
 
 
 def _depth_first(error: ValidationError) -> tuple[int, str]:
@@ -115,168 +124,42 @@ def describe_error(error: ValidationError) -> str:
         missing = [key for key in error.validator_value if key not in error.instance]
         return f"config: {place}: the key {missing[0]!r} is missing"
     allowed = {
-        "enum": lambda v: f"one of {', '.join(map(str, v))}",
+        "enum": lambda v: f"one of {', '.join(str(each) for each in v if each)}",
         "const": lambda v: f"{v!r}",
         "type": lambda v: f"of type {v if isinstance(v, str) else ' or '.join(v)}",
         "minimum": lambda v: f"at least {v}",
         "maximum": lambda v: f"at most {v}",
         "exclusiveMinimum": lambda v: f"greater than {v}",
         "exclusiveMaximum": lambda v: f"less than {v}",
+        "minLength": lambda v: "a text that is not empty",
         "minItems": lambda v: f"a list of at least {v}",
         "maxItems": lambda v: f"a list of at most {v}",
         "uniqueItems": lambda v: "a list without repetition",
         "minProperties": lambda v: f"a mapping with at least {v} entry",
-        "pattern": lambda v: f"a name that matches {v}",
+        "pattern": lambda v: f"a letter, then letters, digits and {_signs(v)}",
         "not": lambda v: "another name; this one is reserved",
     }.get(error.validator)
     rule = allowed(error.validator_value) if allowed else error.message
-    return f"config: {place}: {error.instance!r} is not allowed; it must be {rule}"
-
-
-def check_consistency(config: dict[str, Any]) -> None:
-    """Refuse settings that are valid one by one and contradict each other.
-
-    Raises:
-        UserError: One line with key path, value, and what is allowed.
-    """
-    _check_bases(config)
-    _check_data(config)
-    _check_text(config["text"])
-    _check_folds(config)
-    _check_distillation(config)
-    model = config["predict"]["model"]
-    if (
-        model.startswith("gptq")
-        and int(model[4:]) not in config["quantisation"]["bits"]
-    ):
-        raise UserError(
-            f"config: predict.model: {model!r} needs {model[4:]} in quantisation.bits, "
-            f"which is {config['quantisation']['bits']}"
+    if error.validator == "type" and _is_number(error.instance):
+        number = float(error.instance)
+        is_whole = number.is_integer() and "integer" in error.validator_value
+        rule += (
+            f" (YAML reads this as text; write {int(number) if is_whole else number})"
         )
+    value = repr(error.instance)
+    if len(value) > LONGEST_VALUE:
+        value = f"{value[:LONGEST_VALUE]}..."
+    return f"config: {place}: {value} is not allowed; it must be {rule}"
 
 
-def _check_distillation(config: dict[str, Any]) -> None:
-    distillation = config["distillation"]
-    if sum(distillation["weights"].values()) == 0:
-        raise UserError("config: distillation.weights are all 0; give one a weight")
-    unlabelled = config["data"]["unlabelled"] or config["data"]["test"]
-    if distillation["pseudo_labels"]["weight"] and not unlabelled:
-        raise UserError(
-            "config: distillation.pseudo_labels.weight: there are no unlabelled pairs; "
-            "set data.unlabelled, or a weight of 0"
-        )
-    if distillation["ema"]["use"] and not distillation["ema"]["decay"]:
-        raise UserError(
-            "config: distillation.ema.use: there is no mean to use; set "
-            "distillation.ema.decay, such as 0.99"
-        )
+def _signs(pattern: str) -> str:
+    """What a pattern of names allows beside letters and digits, in words."""
+    return "any of _.-" if "_.-" in pattern else "_"
 
 
-def _check_bases(config: dict[str, Any]) -> None:
-    for name, base in config["base_models"].items():
-        for key in KEYS_OF_SOURCE[base["source"]]:
-            if key not in base:
-                raise UserError(
-                    f"config: base_models.{name}: source {base['source']!r} needs "
-                    f"the key {key!r}"
-                )
-        if base["source"] == "tiny" and base["hidden_size"] % (2 * base["n_heads"]):
-            raise UserError(
-                f"config: base_models.{name}.hidden_size: {base['hidden_size']} must "
-                f"be a multiple of twice n_heads ({base['n_heads']})"
-            )
-        if (
-            base["source"] == "path"
-            and not (Path(base["path"]) / "config.json").exists()
-        ):
-            raise UserError(
-                f"config: base_models.{name}.path: {base['path']!r} has no "
-                "config.json; name a folder with a saved model"
-            )
-    models = {f"teachers.{name}": each for name, each in config["teachers"].items()}
-    for place, model in {**models, "student": config["student"]}.items():
-        if model["base"] not in config["base_models"]:
-            raise UserError(
-                f"config: {place}.base: {model['base']!r} is not in base_models "
-                f"({', '.join(config['base_models'])})"
-            )
-        rows = model["inference"]["rows"]
-        if rows and rows[0] >= rows[1]:
-            raise UserError(
-                f"config: {place}.inference.rows: {rows} is empty; it must be "
-                "[start, end) with start < end"
-            )
-    student = config["base_models"][config["student"]["base"]]
-    group = config["quantisation"]["group_size"]
-    if student["source"] == "tiny" and student["hidden_size"] % group:
-        raise UserError(
-            f"config: quantisation.group_size: {group} does not divide the student's "
-            f"hidden size {student['hidden_size']}"
-        )
-
-
-def _check_data(config: dict[str, Any]) -> None:
-    data = config["data"]
-    entries = {name: data[name] for name in ("train", "extra", "ultra", "unlabelled")}
-    entries["test"] = [data["test"]] if data["test"] else []
-    for name, paths in entries.items():
-        for path in paths:
-            if isinstance(path, dict) or str(path).startswith(SIMULATED_FOLDER):
-                continue
-            if not Path(path).exists():
-                raise UserError(
-                    f"config: data.{name}: the file {path!r} does not exist (seen from "
-                    f"{Path.cwd()})"
-                )
-
-
-def _check_text(text: dict[str, Any]) -> None:
+def _is_number(value: Any) -> bool:
+    """Whether a text is a number to people, such as 1e-4, but not to YAML 1.1."""
     try:
-        fields = [name for _, name, _, _ in string.Formatter().parse(text["template"])]
-        turn = [name for _, name, _, _ in string.Formatter().parse(text["turn"])]
-    except ValueError as error:
-        raise UserError(f"config: text: unbalanced braces ({error})") from error
-    if [name for name in fields if name is not None] != TEMPLATE_FIELDS:
-        raise UserError(
-            f"config: text.template: {text['template']!r} must hold {{prompt}}, "
-            "{response_a} and {response_b} once each, in this order"
-        )
-    if not text["template"].split("{response_b}")[1].strip():
-        raise UserError(
-            f"config: text.template: {text['template']!r} must end in a short cue "
-            "after {response_b}, the place where the verdict is read"
-        )
-    if [name for name in turn if name is not None] != ["n"]:
-        raise UserError(f"config: text.turn: {text['turn']!r} must hold {{n}} once")
-
-
-def _check_folds(config: dict[str, Any]) -> None:
-    folds = config["folds"]
-    if folds["select_fraction"] + folds["test_fraction"] > 0.6:
-        raise UserError(
-            f"config: folds: select_fraction {folds['select_fraction']} and "
-            f"test_fraction {folds['test_fraction']} leave too little to train on; "
-            "keep their sum <= 0.6"
-        )
-    part, n_parts = folds["test_part"], round(1 / folds["test_fraction"])
-    if part is not None and abs(n_parts * folds["test_fraction"] - 1) > 0.01:
-        raise UserError(
-            f"config: folds.test_fraction: {folds['test_fraction']} does not cut the "
-            f"rows into parts for test_part; it must be 1/m, such as {1 / n_parts:g}"
-        )
-    if part is not None and part >= n_parts:
-        raise UserError(
-            f"config: folds.test_part: {part} is not allowed; a test_fraction of "
-            f"{folds['test_fraction']} has parts 0 to {n_parts - 1}"
-        )
-    weights = config["ensemble"]["fold_weights"]
-    if weights != "equal" and len(weights) != folds["n"]:
-        raise UserError(
-            f"config: ensemble.fold_weights: {weights} must be one weight for each of "
-            f"the {folds['n']} folds"
-        )
-    named = config["predict"]["folds"]
-    if isinstance(named, list) and max(named) >= folds["n"]:
-        raise UserError(
-            f"config: predict.folds: {named} names a fold beyond {folds['n'] - 1}"
-        )
+        return isinstance(value, str) and math.isfinite(float(value))
+    except ValueError:
+        return False

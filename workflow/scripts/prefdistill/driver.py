@@ -9,7 +9,7 @@ is mistaken for another. A record beside it names the last driver.
 ``main`` clears up after a dead driver and then becomes the command it was given.
 ``FOLDER``, ``LOCK`` and ``OWNER`` are relative to the folder that Snakemake works in.
 
-Only the standard library is imported here, as the Snakefile uses this module.
+Only YAML and the standard library are imported here, as the Snakefile uses this module.
 """
 
 import argparse
@@ -25,6 +25,7 @@ import time
 from pathlib import Path
 from typing import IO, NoReturn
 
+from prefdistill.config_files import check_config_file
 from prefdistill.job import UserError
 
 FOLDER = Path(".snakemake")
@@ -211,12 +212,17 @@ def _unlock(root: Path) -> None:
 def main(command: list[str]) -> NoReturn:
     """Recover in the folder of a Snakemake command, then become that command.
 
-    A dry run changes nothing.
+    Configuration files are checked first, as Snakemake reads them before the Snakefile
+    can. A dry run changes nothing.
     """
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("-d", "--directory", type=Path, default=Path())
-    root = parser.parse_known_args(command)[0].directory
+    parser.add_argument("--configfile", "--configfiles", nargs="+", default=[])
+    options = parser.parse_known_args(command)[0]
+    root = options.directory
     try:
+        for path in options.configfile:
+            check_config_file(path)
         if not any(re.fullmatch(r"--dry-?run|-\w*n\w*", each) for each in command):
             recover(root)
     except (UserError, OSError) as error:

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from prefdistill.config import SIMULATED_FOLDER
 from prefdistill.job import UserError
 
+SIMULATED_FOLDER = "results/simulated/"
 # A pair of the LMSYS competition: its train.csv has 184 MB for 57,477 pairs.
 BYTES_PER_PAIR = 3_200
 TOKENS_PER_PAIR = 800
@@ -37,7 +37,7 @@ def base_parameters(name: str, base: dict[str, Any]) -> float:
     """
     if "billions" in base:
         return base["billions"] * 1e9
-    shape = _tiny_shape(base) if base["source"] == "tiny" else _saved_shape(base)
+    shape = base_shape(base)
     if shape is not None:
         return shape_parameters(shape)
     places = [base.get(key, "") for key in ("repo", "package", "path")]
@@ -50,6 +50,14 @@ def base_parameters(name: str, base: dict[str, Any]) -> float:
         f"config: base_models.{name}: its size shows in no name; set "
         f"base_models.{name}.billions, its parameters in billions such as 0.135"
     )
+
+
+def base_shape(base: dict[str, Any]) -> dict[str, Any] | None:
+    """Sizes of a base by the keys of config.json, if they are known before it is there.
+
+    They are for a tiny model, and for a local one whose config.json has them.
+    """
+    return _tiny_shape(base) if base["source"] == "tiny" else _saved_shape(base)
 
 
 def _tiny_shape(base: dict[str, Any]) -> dict[str, int]:
@@ -70,8 +78,14 @@ def _saved_shape(base: dict[str, Any]) -> dict[str, Any] | None:
         shape = json.loads(text)
     except (KeyError, OSError, ValueError):
         return None
-    wanted = {"hidden_size", "intermediate_size", "num_hidden_layers", "vocab_size"}
-    return shape if wanted <= shape.keys() else None
+    wanted = (
+        *("hidden_size", "intermediate_size", "num_hidden_layers"),
+        *("num_attention_heads", "vocab_size"),
+    )
+    known = isinstance(shape, dict) and all(
+        isinstance(shape.get(key), int) and shape[key] > 0 for key in wanted
+    )
+    return shape if known else None
 
 
 def shape_parameters(shape: dict[str, Any]) -> int:
