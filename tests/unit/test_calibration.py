@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from calibrate_logits import main as calibrate_logits
@@ -18,6 +20,7 @@ from prefdistill.calibration import (
 from prefdistill.io import (
     FOLD_SCHEMA,
     Logits,
+    file_digest,
     read_json,
     read_logits,
     write_logits,
@@ -243,9 +246,13 @@ def test_script(tmp_path, method):
     order = np.random.default_rng(0).permutation(400)
     table = Table.from_pydict(columns, FOLD_SCHEMA).take(order)
     write_table(tmp_path / "fold0.parquet", table, FOLD_SCHEMA)
+    adapter = tmp_path / "adapter_model.safetensors"
+    adapter.write_bytes(b"of these logits")
+    scores = replace(scores, meta=scores.meta | {"adapter": file_digest(adapter)})
     write_logits(tmp_path / "logits.npz", scores)
     calibrate_logits(
         tmp_path / "logits.npz",
+        adapter,
         tmp_path / "fold0.parquet",
         tmp_path / "calibrated.npz",
         tmp_path / "calibration.json",

@@ -2,6 +2,7 @@
 
 import csv
 import math
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -27,6 +28,7 @@ from prefdistill.evaluation import (
 from prefdistill.io import (
     FOLD_SCHEMA,
     Logits,
+    file_digest,
     read_json,
     read_table,
     write_json,
@@ -135,10 +137,13 @@ def toy(tmp_path_factory):
         for fold, (raw, calibrated) in enumerate(toy.teacher_paths(name)):
             every = np.ones(N_ROWS, bool)
             scores = toy.logits(10 * number + fold, 0.7, 4.0, every, toy.split(fold))
-            write_logits(raw, scores)
+            adapter = raw.with_suffix(".safetensors")
+            adapter.touch()
+            meta = {"adapter": file_digest(adapter)}
+            write_logits(raw, replace(scores, meta=meta))
             record = toy.path(f"{name}{fold}.json")
             fold_path = toy.path(f"fold{fold}.parquet")
-            calibrate_logits(raw, fold_path, calibrated, record, **CALIBRATION)
+            calibrate_logits(raw, adapter, fold_path, calibrated, record, **CALIBRATION)
     for fold in range(N_FOLDS):
         split = toy.split(fold)
         scores = toy.logits(50 + fold, 0.9, 1.0, split != "train", split)

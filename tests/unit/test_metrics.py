@@ -138,5 +138,5 @@ def test_read_labels_leaves_unlabelled_rows_out(tmp_path):
     assert known.ids.tolist() == ["x", "y"]
     assert known.label.tolist() == [0, 2]
     (tmp_path / "bad.parquet").write_text("no")
-    with pytest.raises(UserError, match="not a fold file"):
+    with pytest.raises(UserError, match="not a whole parquet file"):
         read_labels(tmp_path / "bad.parquet")

@@ -5,6 +5,7 @@ rule calibrate_logits:
     """Fit a teacher's vector scaling on dev rows and apply it to all of its logits."""
     input:
         logits="<results>/teacher/{teacher}/fold{fold}/logits.npz",
+        adapter="<results>/teacher/{teacher}/fold{fold}/adapter_model.safetensors",
         fold="<results>/folds/fold{fold}.parquet",
     output:
         calibrated="<results>/teacher/{teacher}/fold{fold}/calibrated.npz",

@@ -9,7 +9,7 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from prefdistill.io import file_digest, read_json, write_json
+from prefdistill.io import file_digest, write_json
 from prefdistill.job import UserError, run_job
 
 if TYPE_CHECKING:
@@ -43,12 +43,9 @@ def main(
         relative_errors,
         write_adapter,
     )
+    from prefdistill.weights import read_weights
 
-    settings = read_json(weights_path)
-    weight_of = dict(zip(settings["folds"], settings["weights"], strict=True))
-    if set(weight_of) != set(folds):
-        raise UserError(f"{weights_path}: folds {settings['folds']}, expected {folds}")
-    weights = [float(weight_of[fold]) for fold in folds]
+    weights = read_weights(weights_path, folds)
     parts = [read_adapter(path.parent) for path in adapters]
     exact = delta_mean(parts, weights)
     same_rank = len({(part.rank, part.scaling) for part in parts}) == 1

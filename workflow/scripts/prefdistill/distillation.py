@@ -3,11 +3,14 @@
 import logging
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from prefdistill.io import Logits, read_json, read_logits
+from prefdistill.io import VIEWS, Logits, read_json, read_logits
 from prefdistill.job import UserError
+from prefdistill.producers import rerun_advice
+from prefdistill.prompts import text_digest
 from prefdistill.scaling import read_scaling
 
 logger = logging.getLogger(__name__)
@@ -53,7 +56,7 @@ def check_gates(gates: dict[str, list[Path]], policy: str) -> None:
     """
     for teacher, paths in gates.items():
         for path in paths if policy != "off" else []:
-            gate = read_json(path)["gate"]
+            gate = read_json(path, ["gate"])["gate"]
             if gate["passed"]:
                 continue
             line = (
@@ -86,6 +89,31 @@ def out_of_fold(folds: list[Logits], own: Logits) -> Logits:
                 n_replaced += 1
     logger.info("%d rows take their out-of-fold teacher's logits", n_replaced)
     return own.replace_logits(logits)
+
+
+def check_made_with(files: TeacherFiles, text: dict[str, Any]) -> None:
+    """Check that all logits are of rows as the student reads them.
+
+    Args:
+        files: The teachers'.
+        text: The ``text`` settings that they must have been made with.
+
+    Raises:
+        UserError: If template, truncation or order of the views differ.
+    """
+    wanted = {
+        "max_length": (text["max_length"], "max_length"),
+        "text": (text_digest(text), "template or truncation"),
+        "views": (list(VIEWS), "order of the views"),
+    }
+    for path in files.all():
+        meta = read_logits(path).meta if path.suffix == ".npz" else None
+        for key, (value, what) in wanted.items():
+            if meta is not None and meta.get(key) != value:
+                raise UserError(
+                    f"{path}: its logits were made with another {what} "
+                    f"({meta.get(key)}, now {value}); {rerun_advice(path)}"
+                )
 
 
 def teacher_logits(
@@ -147,7 +175,7 @@ def pseudo_logits(ids: np.ndarray, files: TeacherFiles) -> np.ndarray:
         scores = read_logits(path)
         logits = scores.logits[scores.rows_of(ids)]
         for scaling in files.scalings.get(teacher, []):
-            logits = read_scaling(read_json(scaling)).apply(logits)
+            logits = read_scaling(scaling).apply(logits)
         columns.append(logits.astype(np.float32))
     return np.stack(columns, axis=1)
 

@@ -17,12 +17,15 @@ from pathlib import Path
 from typing import Any
 
 from prefdistill.job import UserError
+from prefdistill.producers import RESULTS, rerun_advice
 
 _UMASK = os.umask(0)  # the only way to read it is to set it
 os.umask(_UMASK)
 _HOST = re.sub(r"[^\w-]", "_", socket.gethostname())
 _TEMPORARY_NAME = re.compile(r"\..+\.([\w-]+)\.(\d+)\.[0-9a-f]{8}\.tmp")
 _LEFT_OVER_S = 24 * 3600
+# What a compressed file may unpack to: in any case, and as a multiple of its size.
+MOST_UNPACKED_BYTES, MOST_RATIO = 1 << 30, 200
 
 
 @contextmanager
@@ -52,19 +55,21 @@ def naming(path: str | Path) -> Iterator[None]:
 
 
 @contextmanager
-def reading(
-    path: str | Path, what: str, advice: str = "delete it so that its rule runs again"
-) -> Iterator[None]:
+def reading(path: str | Path, what: str, advice: str | None = None) -> Iterator[None]:
     """Say in one line that a file is damaged, whatever a library raises on it.
 
     Args:
         path: What the body reads.
         what: What it should be, such as ``"a whole parquet file"``.
-        advice: What to do about a damaged file.
+        advice: What to do about a damaged file; by default to delete it, so that the
+            rule that makes it runs again.
 
     Raises:
-        UserError: If the body fails, but not on the system's or memory's account.
+        UserError: If the body fails, but not on the system's or memory's account; or
+            if the path is a link out of ``results``.
     """
+    advice = advice or rerun_advice(path)
+    _check_inside(path, advice)
     try:
         with naming(path):
             yield
@@ -73,6 +78,33 @@ def reading(
             raise
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(f"{path}: not {what} ({reason}); {advice}") from error
+
+
+def _check_inside(path: str | Path, advice: str) -> None:
+    """Refuse a link that leads out of ``results``, which itself may be a link.
+
+    Rules make no links, so that such a file is not what its name says.
+    """
+    results, place = Path(RESULTS).absolute(), Path(os.path.abspath(path))
+    real = place.resolve()
+    if place.is_relative_to(results) and not real.is_relative_to(results.resolve()):
+        raise UserError(f"{path}: a link out of {RESULTS}, to {real}; {advice}")
+
+
+def check_unpacked(n_unpacked: int, n_bytes: int) -> None:
+    """Refuse a compressed file that would fill the memory.
+
+    Args:
+        n_unpacked: Bytes that it would take, as it says itself.
+        n_bytes: Its size.
+
+    Raises:
+        ValueError: If no file of the workflow's own is like that.
+    """
+    if n_unpacked > max(MOST_UNPACKED_BYTES, MOST_RATIO * n_bytes):
+        raise ValueError(
+            f"its {n_bytes} bytes would become {n_unpacked:.2g}; is it a zip bomb?"
+        )
 
 
 def _is_left_over(path: Path) -> bool:

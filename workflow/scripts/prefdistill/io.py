@@ -5,6 +5,9 @@ Nothing here imports torch; ``tensors`` has the files of torch tensors.
 
 import hashlib
 import json
+import math
+import zipfile
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, is_dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from prefdistill.files import atomic_path, reading, write_text
+from prefdistill.files import atomic_path, check_unpacked, reading, write_text
 from prefdistill.job import UserError
 
 VIEWS = ("AB", "BA")
@@ -51,6 +54,8 @@ FOLD_SCHEMA = pa.schema(
 )
 
 
+LOGITS_MEMBERS = ("ids", "split", "logits", "meta")
+N_PROBED_ROWS = 16  # of a parquet file, to learn what a row takes
 LOGIT_COLUMNS = ("logit_first", "logit_second", "logit_tie")
 PREDICTION_SCHEMA = pa.schema(
     [
@@ -88,14 +93,25 @@ def write_json(path: str | Path, value: Any) -> None:
     write_text(path, text + "\n")
 
 
-def read_json(path: str | Path) -> Any:
-    """Read a JSON file.
+def read_json(path: str | Path, keys: Sequence[str] = ()) -> Any:
+    """Read a JSON file, which is an object if it must have keys.
 
     Raises:
-        UserError: If the file is not whole JSON.
+        UserError: If the file is not whole JSON, lacks a key, or holds NaN or infinity.
     """
     with reading(path, "whole JSON"):
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        text = Path(path).read_text(encoding="utf-8")
+        value = json.loads(text, parse_constant=_refuse_constant)
+        if keys and not isinstance(value, dict):
+            raise ValueError("is no object")
+        missing = [key for key in keys if key not in value]
+        if missing:
+            raise ValueError(f"key {missing[0]} is missing")
+        return value
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"a value is {name}")
 
 
 def _not_finite(path: str | Path, what: str) -> UserError:
@@ -125,24 +141,42 @@ def open_table(path: str | Path) -> pq.ParquetFile:
         UserError: If the file is not whole.
     """
     with reading(path, "a whole parquet file"):
-        return pq.ParquetFile(path)
+        file = pq.ParquetFile(path)
+        rows = file.metadata.num_rows
+        first = next(file.iter_batches(N_PROBED_ROWS), None)
+        if first is not None:
+            each = first.nbytes / max(first.num_rows, 1)
+            check_unpacked(int(rows * max(each, 1)), Path(path).stat().st_size)
+        return file
 
 
-def read_table(path: str | Path, schema: pa.Schema | None = None) -> pa.Table:
+def read_table(
+    path: str | Path,
+    schema: pa.Schema | None = None,
+    columns: Sequence[str] | None = None,
+) -> pa.Table:
     """Read a parquet file, and check its columns if a schema is given.
 
+    Args:
+        path: The file.
+        schema: What its columns must be.
+        columns: Without a schema, the columns to read.
+
     Raises:
-        UserError: If the file is not parquet, or its columns differ.
+        UserError: If the file is not parquet, its columns differ, or an id is null.
     """
-    with reading(path, "a whole parquet file"):
-        table = pq.read_table(path)
-    if schema is None:
-        return table
-    if table.schema.names != schema.names:
-        raise UserError(
-            f"{path}: columns are {table.schema.names}, expected {schema.names}"
-        )
-    return table.cast(schema)
+    with open_table(path) as file, reading(path, "a whole parquet file"):
+        names = schema.names if schema else columns
+        found = file.schema_arrow.names
+        if schema and found != names:
+            raise ValueError(f"columns are {found}, expected {names}")
+        missing = [name for name in names or () if name not in found]
+        if missing:
+            raise ValueError(f"column {missing[0]} is missing")
+        table = file.read(names)
+        if "id" in table.column_names and table.column("id").null_count:
+            raise ValueError("an id is null")
+        return table.cast(schema) if schema else table
 
 
 def write_predictions(
@@ -200,6 +234,10 @@ class Logits:
 
     def __post_init__(self) -> None:
         n_rows = len(self.ids)
+        if self.ids.dtype.kind != "U" or self.split.dtype.kind != "U":
+            raise UserError("ids or split are no texts")
+        if self.logits.dtype.kind != "f":
+            raise UserError(f"logits are {self.logits.dtype}, not floating")
         if self.logits.ndim != 3 or self.logits.shape[2] != 3:
             raise UserError(f"logits have shape {self.logits.shape}, not (n, views, 3)")
         if self.logits.shape[0] != n_rows or self.split.shape != (n_rows,):
@@ -232,6 +270,29 @@ class Logits:
         return np.array([position[name] for name in ids], dtype=np.int64)
 
 
+def _check_archive(path: str | Path) -> None:
+    """Check the members of an npz by their headers, before any is unpacked.
+
+    Raises:
+        ValueError: If one is not what ``write_logits`` writes, or unpacks to too much.
+    """
+    with zipfile.ZipFile(path) as archive:
+        members = {each.filename: each for each in archive.infolist()}
+        if set(members) != {f"{name}.npy" for name in LOGITS_MEMBERS}:
+            raise ValueError(f"members are {', '.join(sorted(members))[:200]}")
+        n_unpacked = sum(each.file_size for each in members.values())
+        check_unpacked(n_unpacked, Path(path).stat().st_size)
+        for name, member in members.items():
+            with archive.open(member) as handle:
+                version = np.lib.format.read_magic(handle)
+                if version != (1, 0):
+                    raise ValueError(f"{name} has npy version {version}")
+                shape, _, dtype = np.lib.format.read_array_header_1_0(handle)
+                n_bytes = math.prod(shape) * dtype.itemsize
+                if dtype.hasobject or n_bytes + handle.tell() != member.file_size:
+                    raise ValueError(f"{name} is not an array of {shape} {dtype}")
+
+
 def write_logits(path: str | Path, scores: Logits) -> None:
     """Write logits as a compressed npz without pickle.
 
@@ -256,16 +317,15 @@ def read_logits(path: str | Path) -> Logits:
     Raises:
         UserError: If the file is not such an npz, or its content is inconsistent.
     """
-    with (
-        reading(path, "a whole logits file"),
-        np.load(path, allow_pickle=False) as archive,
-    ):
-        return Logits(
-            ids=archive["ids"],
-            split=archive["split"],
-            logits=archive["logits"],
-            meta=json.loads(str(archive["meta"])),
-        )
+    with reading(path, "a whole logits file"):
+        _check_archive(path)
+        with np.load(path, allow_pickle=False) as archive:
+            return Logits(
+                ids=archive["ids"],
+                split=archive["split"],
+                logits=archive["logits"],
+                meta=json.loads(str(archive["meta"])),
+            )
 
 
 def file_digest(path: str | Path) -> str:

@@ -11,10 +11,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
-from prefdistill.files import reading
-from prefdistill.io import TARGET_COLUMNS, table_targets
+from prefdistill.io import TARGET_COLUMNS, read_table, table_targets
 from prefdistill.job import UserError
 
 LEAST_PROBABILITY = 1e-15
@@ -89,9 +87,7 @@ def read_labels(path: Path) -> Labels:
         UserError: If the file is not such a parquet file.
     """
     columns = ["id", "source", "split", "group", *TARGET_COLUMNS]
-    with reading(path, "a fold file"):
-        table = pq.read_table(path, columns=columns)
-    return labels_of(table)
+    return labels_of(read_table(path, columns=columns))
 
 
 def _unicode(table: pa.Table, name: str) -> np.ndarray:

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 
+from prefdistill.adapters import read_adapter_config
 from prefdistill.attention import ATTENTION, PackedLayout, register
 from prefdistill.bases import base_folder as manifest_folder
 from prefdistill.bases import check_model_files
@@ -19,9 +19,16 @@ from prefdistill.engine import attach, quantise_to_fp8
 from prefdistill.files import reading
 from prefdistill.io import read_json, write_json
 from prefdistill.job import UserError
+from prefdistill.model_checks import (
+    check_class,
+    check_vocabulary,
+    check_weights,
+    fitting,
+)
 from prefdistill.packing import PackedBatch
+from prefdistill.producers import rerun_advice
 from prefdistill.sharding import SHARDED, load_sharded
-from prefdistill.tensors import to_device, write_tensors
+from prefdistill.tensors import check_finite, read_tensors, to_device, write_tensors
 
 logger = logging.getLogger(__name__)
 
@@ -89,15 +96,19 @@ def load_tokenizer(folder: Path) -> Any:
     """The fast tokenizer in a model folder.
 
     Raises:
-        UserError: If its files are not whole.
+        UserError: If its files are not whole, or are not of the model beside them.
     """
     from transformers import AutoTokenizer
 
+    folder = Path(folder)
     for name in ("tokenizer.json", "tokenizer_config.json"):
-        read_json(Path(folder) / name)
-    return AutoTokenizer.from_pretrained(
-        folder, local_files_only=True, trust_remote_code=False
-    )
+        read_json(folder / name)
+    with reading(folder / "tokenizer.json", "a tokenizer"):
+        tokenizer = AutoTokenizer.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False
+        )
+    check_vocabulary(folder, tokenizer)
+    return tokenizer
 
 
 def seeded_head(hidden_size: int, seed: int) -> torch.Tensor:
@@ -124,9 +135,11 @@ def _load(
     register()
     device = torch.device(device) if device is not None else _default_device()
     check_model_files(folder)
-    config = AutoConfig.from_pretrained(
-        folder, local_files_only=True, trust_remote_code=False, **settings
-    )
+    with reading(folder / "config.json", "settings of a model that is known here"):
+        config = AutoConfig.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False, **settings
+        )
+    check_class(folder, config, auto_class)
     gptq = getattr(config, "quantization_config", None) is not None
     dtype, nf4 = resolve_precision(precision, device)
     if config.pad_token_id is None:
@@ -141,18 +154,21 @@ def _load(
         return load_sharded(auto_class, folder, config, dtype, device, nf4=nf4)
     if nf4 and not gptq:
         settings["quantization_config"] = _nf4(dtype)
-    model, info = auto_class.from_pretrained(
-        folder,
-        config=config,
-        dtype=dtype,
-        device_map={"": device},
-        attn_implementation=ATTENTION,
-        local_files_only=True,
-        trust_remote_code=False,
-        use_safetensors=True,
-        output_loading_info=True,
-        **{key: value for key, value in settings.items() if key != "num_labels"},
-    )
+    settings.pop("num_labels", None)
+    with fitting(folder / "config.json", "the weights beside it"):
+        model, info = auto_class.from_pretrained(
+            folder,
+            config=config,
+            dtype=dtype,
+            device_map={"": device},
+            attn_implementation=ATTENTION,
+            local_files_only=True,
+            trust_remote_code=False,
+            use_safetensors=True,
+            output_loading_info=True,
+            **settings,
+        )
+    check_weights(folder, model)
     model.requires_grad_(False)
     if precision == "fp8" and not gptq:
         quantise_to_fp8(model)
@@ -334,22 +350,22 @@ def load_adapter(
     from peft import PeftModel
 
     path = Path(folder) / ADAPTER_FILE
-    read_json(path.with_name("adapter_config.json"))
-    with (
-        reading(path, "a whole safetensors file"),
-        safe_open(path, framework="pt") as archive,
-    ):
-        saved = set(archive.keys())
-    model = PeftModel.from_pretrained(
-        model,
-        str(folder),
-        is_trainable=trainable,
-        torch_device=str(device_of(model)),
-    )
+    read_adapter_config(path.parent)
+    saved = read_tensors(path)
+    with reading(path, "an adapter"):
+        check_finite(saved)
+    device = str(device_of(model))
+    with fitting(path, "this base model"):
+        model = PeftModel.from_pretrained(
+            model, str(folder), is_trainable=trainable, torch_device=device
+        )
     expected = set(adapter_tensors(model))
-    if saved != expected:
-        name = min(saved ^ expected)
-        raise UserError(f"{path}: does not fit this base model; first at {name}")
+    if set(saved) != expected:
+        name = min(set(saved) ^ expected)
+        raise UserError(
+            f"{path}: does not fit this base model; first at {name}; "
+            f"{rerun_advice(path)}"
+        )
     return model
 
 

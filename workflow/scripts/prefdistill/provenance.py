@@ -23,7 +23,9 @@ from prefdistill.files import write_text
 SCRIPTS = Path(__file__).resolve().parents[1]
 PACKAGE = "prefdistill"
 # Modules that say how a job runs and not what comes out: an edit reruns nothing.
-RUN_TIME_MODULES = frozenset({"job", "disk", "launch", "slurm", "checkpoints"})
+RUN_TIME_MODULES = frozenset(
+    {"job", "disk", "launch", "slurm", "checkpoints", "producers"}
+)
 
 # The key of the statements that bind no single name, such as an `if` or a call.
 _OTHERS = ""

@@ -1,9 +1,12 @@
 """A fitted map of logits, as ``calibration.json`` keeps it."""
 
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
 
 import numpy as np
+
+from prefdistill.files import reading
+from prefdistill.io import read_json
 
 
 @dataclass(frozen=True)
@@ -20,8 +23,15 @@ class Scaling:
         return logits.astype(np.float64) * np.array(self.a) + np.array(self.b)
 
 
-def read_scaling(record: dict[str, Any]) -> Scaling:
-    """The scaling of a ``calibration.json``."""
-    return Scaling(
-        record["method"], record["tied"], tuple(record["a"]), tuple(record["b"])
-    )
+def read_scaling(path: Path) -> Scaling:
+    """The scaling of a ``calibration.json``.
+
+    Raises:
+        UserError: If the file holds no such thing.
+    """
+    record = read_json(path, ["method", "tied", "a", "b"])
+    with reading(path, "a calibration"):
+        scale, shift = (tuple(map(float, record[key])) for key in ("a", "b"))
+        if len(scale) != 3 or len(shift) != 3 or min(scale) <= 0:
+            raise ValueError(f"scales {record['a']}, shifts {record['b']}")
+    return Scaling(record["method"], record["tied"], scale, shift)

@@ -17,7 +17,7 @@ from prefdistill.calibration import (
     cross_fit,
     cross_fit_views,
 )
-from prefdistill.io import VIEWS, Logits, read_json, read_logits, read_table
+from prefdistill.io import VIEWS, Logits, read_logits, read_table
 from prefdistill.metrics import Labels, read_labels, swap_agreement
 from prefdistill.scaling import read_scaling
 from prefdistill.tta import (
@@ -30,6 +30,7 @@ from prefdistill.tta import (
     read_predictions,
     symmetrise,
 )
+from prefdistill.weights import read_weights
 
 SPLITS = ("dev", "select", "test")
 BOTH = "AB+BA"
@@ -164,7 +165,8 @@ def score_students(
     for fold, scores in enumerate(models):
         found += from_logits(stage, "student", fold, scores, views)
     if weights_path is not None:
-        mean = average_logits(models, read_json(weights_path)["weights"])
+        weights = read_weights(weights_path, list(range(len(models))))
+        mean = average_logits(models, weights)
         found += from_logits("adapters", "student", None, mean, views)
     return found
 
@@ -178,7 +180,7 @@ def score_judge(
 ) -> list[Predictions]:
     """An exported model's predictions, raw and with its own calibration."""
     scores = read_predictions(paths, views)
-    fit = read_scaling(read_json(calibration_path))
+    fit = read_scaling(calibration_path)
     scaled = calibrated_judge(scores, fit, labels, views)
     return [
         *from_logits(name, name, None, scores, views),
@@ -188,10 +190,10 @@ def score_judge(
 
 def from_baselines(path: Path) -> list[Predictions]:
     """The predictions of ``baselines.parquet``."""
-    table = read_table(path)
+    keys = ("stage", "fold", "split", "id")
+    table = read_table(path, columns=[*keys, *PROBABILITY_COLUMNS])
     stage, fold, split, ids = (
-        np.array(table.column(name).to_pylist())
-        for name in ("stage", "fold", "split", "id")
+        np.array(table.column(name).to_pylist()) for name in keys
     )
     probs = columns_of(table, PROBABILITY_COLUMNS)
     found = []
@@ -221,7 +223,7 @@ def score_final(
     agreement = None
     if len(views) == 2:
         scores = read_predictions(view_paths, views)
-        fit = read_scaling(read_json(calibration_path))
+        fit = read_scaling(calibration_path)
         logits = fit.apply(scores.logits[scores.rows_of(ids[rows])])
         both = as_answers(logits, views)
         agreement = swap_agreement(both[:, 0], both[:, 1])
@@ -230,7 +232,7 @@ def score_final(
 
 def from_truth(path: Path, labels: Labels) -> list[Predictions]:
     """The simulator's own probabilities of the labelled rows, stage ``bayes``."""
-    table = read_table(path)
+    table = read_table(path, columns=["id", *PROBABILITY_COLUMNS])
     place = {name: row for row, name in enumerate(table.column("id").to_pylist())}
     probs = columns_of(table, PROBABILITY_COLUMNS)
     found = []

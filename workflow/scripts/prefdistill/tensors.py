@@ -16,11 +16,23 @@ def write_tensors(path: str | Path, tensors: dict[str, torch.Tensor]) -> None:
     Raises:
         UserError: If a value is NaN or infinite; nothing is written then.
     """
-    for name, tensor in tensors.items():
-        if not torch.isfinite(tensor).all():
-            raise UserError(f"{path}: not written, as {name} holds NaN or infinity")
+    try:
+        check_finite(tensors)
+    except ValueError as error:
+        raise UserError(f"{path}: not written, as {error}") from error
     with atomic_path(path) as temporary:
         save_file(tensors, temporary, metadata={"format": "pt"})
+
+
+def check_finite(tensors: dict[str, torch.Tensor]) -> None:
+    """Refuse NaN and infinity.
+
+    Raises:
+        ValueError: Naming the first tensor that holds one.
+    """
+    for name, tensor in tensors.items():
+        if not torch.isfinite(tensor).all():
+            raise ValueError(f"{name} holds NaN or infinity")
 
 
 def read_tensors(path: str | Path) -> dict[str, torch.Tensor]:

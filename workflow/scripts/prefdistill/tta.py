@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from prefdistill.files import reading
 from prefdistill.io import (
     LOGIT_COLUMNS,
     PREDICTION_SCHEMA,
@@ -84,12 +85,13 @@ def read_predictions(paths: Sequence[Path], views: Sequence[str]) -> Logits:
     joined: Logits | None = None
     for path in paths:
         table = read_table(path, PREDICTION_SCHEMA)
-        view = Logits(
-            ids=np.array(table.column("id").to_pylist(), dtype=np.str_),
-            split=np.array(table.column("split").to_pylist(), dtype=np.str_),
-            logits=columns_of(table, LOGIT_COLUMNS)[:, None],
-            meta={"views": list(views)},
-        )
+        with reading(path, "predictions"):
+            view = Logits(
+                ids=np.array(table.column("id").to_pylist(), dtype=np.str_),
+                split=np.array(table.column("split").to_pylist(), dtype=np.str_),
+                logits=columns_of(table, LOGIT_COLUMNS)[:, None],
+                meta={"views": list(views)},
+            )
         if joined is None:
             joined = view
             continue

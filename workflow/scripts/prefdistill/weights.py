@@ -1,10 +1,12 @@
 """Weights of the folds in the ensemble, and the choice of a single fold."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
-from prefdistill.io import Logits
+from prefdistill.files import reading
+from prefdistill.io import Logits, read_json
 from prefdistill.job import UserError
 from prefdistill.metrics import Labels, log_loss
 from prefdistill.tta import symmetrise
@@ -32,6 +34,24 @@ def fold_weights(setting: str | Sequence[float], n_folds: int) -> np.ndarray:
     if not (np.isfinite(weights).all() and (weights > 0).all()):
         raise UserError("ensemble.fold_weights: every weight must be positive")
     return weights / weights.sum()
+
+
+def read_weights(path: Path, folds: Sequence[int]) -> list[float]:
+    """The weights of some folds, in their order, from the ensemble's ``weights.json``.
+
+    Raises:
+        UserError: If a fold has no weight, or the weights are no shares of one.
+    """
+    record = read_json(path, ["folds", "weights"])
+    with reading(path, "weights of the folds"):
+        weights = [float(weight) for weight in record["weights"]]
+        weight_of = dict(zip(record["folds"], weights, strict=True))
+        if min(weights) < 0 or abs(sum(weights) - 1) > 1e-6:
+            raise ValueError(f"{weights} are not shares of one")
+        missing = [fold for fold in folds if fold not in weight_of]
+        if missing:
+            raise ValueError(f"fold {missing[0]} is not in folds {record['folds']}")
+    return [weight_of[fold] for fold in folds]
 
 
 def best_fold(

@@ -1,0 +1,83 @@
+"""Whether a model folder's parts fit each other and this pipeline: clear refusals."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from prefdistill.io import read_json
+from prefdistill.job import UserError
+from prefdistill.producers import rerun_advice
+
+LONGEST_REASON = 300  # characters of what a library says
+
+
+def check_vocabulary(folder: Path, tokenizer: Any) -> None:
+    """Refuse a tokenizer some of whose ids the model beside it has no embedding for."""
+    if not (folder / "config.json").is_file():
+        return
+    size = read_json(folder / "config.json", ["model_type"]).get("vocab_size")
+    highest = max([len(tokenizer) - 1, *tokenizer.added_tokens_decoder])
+    if size is not None and highest >= size:
+        raise UserError(
+            f"{folder / 'tokenizer.json'}: has token id {highest}, but config.json a "
+            f"vocab_size of {size}; take the tokenizer that the model was made with"
+        )
+
+
+def check_class(folder: Path, config: Any, auto_class: Any) -> None:
+    """Refuse an architecture that is no language model of decoder layers."""
+    if type(config) not in auto_class._model_mapping:
+        task = auto_class.__name__.removeprefix("AutoModelFor")
+        raise UserError(
+            f"{folder / 'config.json'}: transformers has no {task} class for "
+            f"model_type {config.model_type}; name a base of another architecture, "
+            "such as llama, qwen2 or gemma2"
+        )
+
+
+@contextmanager
+def fitting(path: Path, what: str) -> Iterator[None]:
+    """Say in one line that the shapes in a file do not fit.
+
+    Args:
+        path: The file that is at fault.
+        what: What its shapes should be those of.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())
+        if "mismatch" not in reason:
+            raise
+        raise UserError(
+            f"{path}: its shapes are not those of {what} ({reason[:LONGEST_REASON]}); "
+            f"{rerun_advice(path)}"
+        ) from error
+
+
+def check_weights(folder: Path, model: torch.nn.Module) -> None:
+    """Check where a loaded model's layers are, and that its weights are finite.
+
+    Raises:
+        UserError: If there is no list of decoder layers, or a weight is not finite.
+    """
+    if not hasattr(getattr(model, "model", None), "layers"):
+        raise UserError(
+            f"{folder / 'config.json'}: {type(model).__name__} is not built of decoder "
+            "layers as llama, qwen2 or gemma2 are; name a base of another architecture"
+        )
+    for name, weight in model.named_parameters():
+        if not weight.is_floating_point() or not weight.numel():
+            continue
+        # The extremes carry NaN and infinity on, without a copy of the weight.
+        extremes = torch.stack(torch.aminmax(weight.detach()))
+        if not torch.isfinite(extremes).all():
+            path = folder / "model.safetensors"
+            raise UserError(
+                f"{path}: {name} holds NaN or infinity; {rerun_advice(path)}"
+            )
