@@ -9,6 +9,8 @@ import pytest
 import yaml
 from running import ROOT, snakemake
 
+from prefdistill.producers import producing_rules
+
 
 def asked(output):
     """Threads and resources of every job of a dry run, by rule."""
@@ -55,6 +57,14 @@ def test_the_demo_asks_for_little_everywhere(tmp_path):
             assert each["threads"] == "1", rule
             assert 2_000 <= int(each["mem_mb"]) < 4_100, rule
             assert 15 < int(each["runtime"]) <= 20, rule
+    # What an error calls the rule of a file is the rule that makes it.
+    blocks = re.split(r"^(?:local)?rule ", done.stdout, flags=re.MULTILINE)[1:]
+    for block in blocks:
+        made = re.search(r"^    output: (.*)$", block, flags=re.MULTILINE)
+        for path in made[1].split(", ") if made else ():
+            rules = producing_rules(path)
+            assert block.split(":")[0] in rules, path
+            assert len(rules) == 1 or path.startswith("results/base/"), path
     on_gpus = {rule for rule, asks in jobs.items() if "gpu" in asks[0]}
     assert on_gpus == {
         *("post_pretrain", "train_teacher", "infer_logits"),

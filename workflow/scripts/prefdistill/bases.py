@@ -15,6 +15,7 @@ from typing import Any
 from prefdistill.files import atomic_path, check_unpacked, reading
 from prefdistill.io import file_digest, read_json, write_json
 from prefdistill.job import UserError
+from prefdistill.producers import producing_rules
 
 WEIGHTS = "model.safetensors"
 WEIGHTS_INDEX = "model.safetensors.index.json"
@@ -41,8 +42,9 @@ def tensor_header(path: Path) -> dict[str, dict[str, Any]]:
     Raises:
         UserError: If the file is truncated or not safetensors.
     """
+    advice = None if producing_rules(path) else "make or fetch it again"
     with (
-        reading(path, "a whole safetensors file", "make or fetch it again"),
+        reading(path, "a whole safetensors file", advice),
         open(path, "rb") as handle,
     ):
         n_in_file = path.stat().st_size
@@ -89,6 +91,12 @@ def weight_files(folder: Path) -> dict[str, Path]:
     if missing:
         raise UserError(f"{folder}: shard {missing[0]} of {WEIGHTS_INDEX} is missing")
     return {name: folder / shard for name, shard in shards.items()}
+
+
+def weights_path(folder: Path) -> Path:
+    """The file by which a model's weights are known: theirs, or the shards' index."""
+    single = folder / WEIGHTS
+    return single if single.is_file() else folder / WEIGHTS_INDEX
 
 
 def check_model_files(folder: Path) -> None:

@@ -24,6 +24,7 @@ os.umask(_UMASK)
 _HOST = re.sub(r"[^\w-]", "_", socket.gethostname())
 _TEMPORARY_NAME = re.compile(r"\..+\.([\w-]+)\.(\d+)\.[0-9a-f]{8}\.tmp")
 _LEFT_OVER_S = 24 * 3600
+LONGEST_REASON = 300  # characters of what a library says
 # What a compressed file may unpack to: in any case, and as a multiple of its size.
 MOST_UNPACKED_BYTES, MOST_RATIO = 1 << 30, 200
 
@@ -77,6 +78,8 @@ def reading(path: str | Path, what: str, advice: str | None = None) -> Iterator[
         if isinstance(error, MemoryError) or getattr(error, "errno", None):
             raise
         reason = " ".join(str(error).split()) or type(error).__name__
+        if len(reason) > LONGEST_REASON:
+            reason = f"{reason[:LONGEST_REASON]}..."
         raise UserError(f"{path}: not {what} ({reason}); {advice}") from error
 
 

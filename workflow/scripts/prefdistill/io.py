@@ -173,6 +173,12 @@ def read_table(
         missing = [name for name in names or () if name not in found]
         if missing:
             raise ValueError(f"column {missing[0]} is missing")
+        for field in schema or ():
+            kind = file.schema_arrow.field(field.name).type
+            if kind != field.type:
+                raise ValueError(
+                    f"column {field.name} is {kind}, expected {field.type}"
+                )
         table = file.read(names)
         if "id" in table.column_names and table.column("id").null_count:
             raise ValueError("an id is null")

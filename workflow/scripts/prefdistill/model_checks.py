@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 
+from prefdistill.bases import weights_path
+from prefdistill.files import LONGEST_REASON
 from prefdistill.io import read_json
 from prefdistill.job import UserError
 from prefdistill.producers import rerun_advice
-
-LONGEST_REASON = 300  # characters of what a library says
 
 
 def check_vocabulary(folder: Path, tokenizer: Any) -> None:
@@ -54,10 +54,24 @@ def fitting(path: Path, what: str) -> Iterator[None]:
         reason = " ".join(str(error).split())
         if "mismatch" not in reason:
             raise
+        said = "" if "ignore_mismatched" in reason else f" ({reason[:LONGEST_REASON]})"
         raise UserError(
-            f"{path}: its shapes are not those of {what} ({reason[:LONGEST_REASON]}); "
-            f"{rerun_advice(path)}"
+            f"{path}: its shapes are not those of {what}{said}; {rerun_advice(path)}"
         ) from error
+
+
+def check_missing(folder: Path, missing: set[str]) -> None:
+    """Refuse a model that lacks weights.
+
+    Raises:
+        UserError: Naming the first of them.
+    """
+    if missing:
+        path = weights_path(folder)
+        raise UserError(
+            f"{path}: {len(missing)} weights are missing, such as {min(missing)}; "
+            f"{rerun_advice(path)}"
+        )
 
 
 def check_weights(folder: Path, model: torch.nn.Module) -> None:
@@ -77,7 +91,7 @@ def check_weights(folder: Path, model: torch.nn.Module) -> None:
         # The extremes carry NaN and infinity on, without a copy of the weight.
         extremes = torch.stack(torch.aminmax(weight.detach()))
         if not torch.isfinite(extremes).all():
-            path = folder / "model.safetensors"
+            path = weights_path(folder)
             raise UserError(
                 f"{path}: {name} holds NaN or infinity; {rerun_advice(path)}"
             )

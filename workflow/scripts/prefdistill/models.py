@@ -14,13 +14,14 @@ import torch
 from prefdistill.adapters import read_adapter_config
 from prefdistill.attention import ATTENTION, PackedLayout, register
 from prefdistill.bases import base_folder as manifest_folder
-from prefdistill.bases import check_model_files
+from prefdistill.bases import check_model_files, weights_path
 from prefdistill.engine import attach, quantise_to_fp8
 from prefdistill.files import reading
 from prefdistill.io import read_json, write_json
 from prefdistill.job import UserError
 from prefdistill.model_checks import (
     check_class,
+    check_missing,
     check_vocabulary,
     check_weights,
     fitting,
@@ -103,7 +104,7 @@ def load_tokenizer(folder: Path) -> Any:
     folder = Path(folder)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         read_json(folder / name)
-    with reading(folder / "tokenizer.json", "a tokenizer"):
+    with reading(folder / "tokenizer_config.json", "a tokenizer that is known here"):
         tokenizer = AutoTokenizer.from_pretrained(
             folder, local_files_only=True, trust_remote_code=False
         )
@@ -155,7 +156,7 @@ def _load(
     if nf4 and not gptq:
         settings["quantization_config"] = _nf4(dtype)
     settings.pop("num_labels", None)
-    with fitting(folder / "config.json", "the weights beside it"):
+    with fitting(weights_path(folder), "its config.json"):
         model, info = auto_class.from_pretrained(
             folder,
             config=config,
@@ -232,7 +233,7 @@ def load_classifier(
     )
     model.config.id2label = dict(CLASSES)
     model.config.label2id = {name: label for label, name in CLASSES.items()}
-    _check_missing(folder, missing - {"score.weight"})
+    check_missing(folder, missing - {"score.weight"})
     model.score.to(torch.float32)
     if missing:
         head = seeded_head(model.config.hidden_size, head_seed)
@@ -247,16 +248,8 @@ def load_language_model(
     from transformers import AutoModelForCausalLM
 
     model, missing = _load(AutoModelForCausalLM, folder, precision, None, shard)
-    _check_missing(folder, missing)
+    check_missing(folder, missing)
     return model.eval()
-
-
-def _check_missing(folder: Path, missing: set[str]) -> None:
-    if missing:
-        raise UserError(
-            f"{folder}: {len(missing)} weights are missing, such as {min(missing)}; "
-            "make or fetch the model again"
-        )
 
 
 def core_model(model: torch.nn.Module) -> torch.nn.Module:
