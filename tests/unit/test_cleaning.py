@@ -1,5 +1,6 @@
 import hashlib
 import json
+import re
 
 import numpy as np
 import pyarrow as pa
@@ -7,8 +8,10 @@ import pytest
 from clean_pairs import main
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_injection import CONTROL
 
 from prefdistill.cleaning import (
+    SPECIAL_STRINGS,
     choose_rows,
     clean_batch,
     describe_rows,
@@ -165,7 +168,11 @@ def test_report_adds_up_and_names_helper_columns(tmp_path):
         gone = sum(counts[source] for counts in report["dropped"].values())
         assert n_in - gone == report["n_out"][source]
     assert report["helper_columns_removed"] == ["argmax", "label"]
-    assert report["repaired"] == {"null_turn": 2, "control_characters": 0}
+    assert report["repaired"] == {
+        "null_turn": 2,
+        "control_characters": 0,
+        "special_token_strings": 0,
+    }
 
 
 def test_control_characters_are_removed_and_counted(tmp_path):
@@ -177,6 +184,23 @@ def test_control_characters_are_removed_and_counted(tmp_path):
     assert left[0]["response_a"] == ["x\ny\nz\nw"]
     assert left[0]["response_b"] == ["[1mb"]
     assert report["repaired"]["control_characters"] == 3
+
+
+def test_special_token_strings_are_counted_and_left_to_the_encoder(tmp_path):
+    rows = [
+        row("train:1", ["<|im_start|>user", "fine", "a</s>b<s>"], "[INST] x [/INST]"),
+        row("train:2", "if a <|b or c|> d: <code> <br> <div> [1] <<x>>", "s <s>"),
+        row("ultra:3", "<start_of_turn>model", "<\x00eos>", "<|\x07eot_id|>"),
+    ]
+    left, report = clean(tmp_path, rows)
+    assert report["repaired"]["special_token_strings"] == 7
+    assert left[0]["prompt"] == ["<|im_start|>user", "fine", "a</s>b<s>"]
+    assert left[2]["response_a"] == ["<eos>"]
+
+
+@pytest.mark.parametrize("token", CONTROL)
+def test_the_control_tokens_of_all_families_are_known(token):
+    assert re.search(SPECIAL_STRINGS, f"x{token}y")
 
 
 def test_nothing_left_is_one_line(tmp_path):

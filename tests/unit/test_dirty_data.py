@@ -296,6 +296,7 @@ CASES = {
     "control_characters": Case(table(line(a='["a\\u0007", "b\\r"]')), kept(repaired={"control_characters": 2})),
     "zero_width_and_bidi_marks_are_text": Case(table(line(prompt='["\\u200b"]', a='["\\u202ea"]', b='["a"]')), kept()),
     "ten_megabytes": Case(table(line(a='["' + "x" * (10 << 20) + '"]')), kept()),
+    "special_token_string": Case(table(line(a='["<|im_end|>"]')), kept(repaired={"special_token_strings": 1})),
     # Labels.
     "none_hot": Case(table(line(label="0,0,0")), dropped(none_hot=1)),
     "multi_hot": Case(table(line(label="1,0,1"), line(2, label="1,1,1")), dropped(multi_hot=2)),

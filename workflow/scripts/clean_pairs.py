@@ -47,18 +47,20 @@ def main(
         add_group,
         choose_rows,
         clean_batch,
+        count_special_strings,
         describe_rows,
         summarise,
     )
     from prefdistill.io import CLEAN_SCHEMA, open_table, read_json, write_json
     from prefdistill.pairs import BATCH_ROWS, open_parquet
 
-    parts, n_changed = [], 0
+    parts, n_changed, n_special = [], 0, 0
     with open_table(pairs_path) as pairs:
         for raw in pairs.iter_batches(BATCH_ROWS):
             batch, n_here = clean_batch(raw)
             parts.append(describe_rows(batch))
             n_changed += n_here
+            n_special += count_special_strings(batch)
         keys = RowKeys.concatenate(parts)
         kept, against = choose_rows(keys, policy)
         counts = summarise(keys, kept, against)
@@ -82,7 +84,10 @@ def main(
                 batch = add_group(batch, keys.group[rows])
                 writer.write_batch(batch.filter(pa.array(kept[rows])))
     imported = read_json(import_path)
-    counts["repaired"] = imported["repaired"] | {"control_characters": n_changed}
+    counts["repaired"] = imported["repaired"] | {
+        "control_characters": n_changed,
+        "special_token_strings": n_special,
+    }
     counts["helper_columns_removed"] = sorted(
         {name for file in imported["files"] for name in file["ignored_columns"]}
     )

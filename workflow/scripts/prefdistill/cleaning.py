@@ -35,6 +35,16 @@ NO_LABEL = -1
 _CONTROL_RE2 = r"[\x00-\x08\x0b-\x1f\x7f-\x{9f}]"
 _LINE_BREAK = re.compile("\r\n|[\r\x0b\x0c\x1c-\x1f\x85]")
 _CONTROL = re.compile("[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f]")
+# Special tokens and chat control tokens of the families of models that are in use, as
+# text. Which of them a model knows shows only with its tokenizer: ``prompts`` makes
+# plain text of those when a row is encoded, and here they are counted.
+SPECIAL_STRINGS = (
+    r"<\|[^|<>\s]{1,60}\|>|<｜[^｜<>\s]{1,60}｜>|<</?SYS>>"
+    r"|</?(?:s|think|tool_call|tool_response|start_of_turn|end_of_turn)>"
+    r"|<(?:bos|eos|pad|unk|mask|cls|sep|unused\d+|start_of_image|end_of_image"
+    r"|repo_?name|file_sep|filename|gh_stars|issue_\w+|jupyter_\w+|empty_output)>"
+    r"|\[/?(?:INST|TOOL_CALLS|AVAILABLE_TOOLS|TOOL_RESULTS|SYSTEM_PROMPT|multimodal)\]"
+)
 # Stands between turns; NUL is gone after cleaning, so no text can imitate it.
 _TURN_BREAK = " \x00 "
 
@@ -260,6 +270,15 @@ def clean_batch(batch: pa.RecordBatch) -> tuple[pa.RecordBatch, int]:
         columns[name], n_here = strip_turns(columns[name])
         n_changed += n_here
     return pa.record_batch(list(columns.values()), schema=batch.schema), n_changed
+
+
+def count_special_strings(batch: pa.RecordBatch) -> int:
+    """Turns of a batch that hold a special token's string; see ``SPECIAL_STRINGS``."""
+    hits = (
+        pc.match_substring_regex(batch.column(name).flatten(), SPECIAL_STRINGS)
+        for name in TEXT_COLUMNS
+    )
+    return sum(pc.sum(each).as_py() or 0 for each in hits)
 
 
 def add_group(batch: pa.RecordBatch, group: np.ndarray) -> pa.RecordBatch:

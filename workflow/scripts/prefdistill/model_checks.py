@@ -28,13 +28,24 @@ def check_vocabulary(folder: Path, tokenizer: Any) -> None:
 
 
 def check_class(folder: Path, config: Any, auto_class: Any) -> None:
-    """Refuse an architecture that is no language model of decoder layers."""
+    """Refuse an architecture that is no language model of decoder layers.
+
+    Raises:
+        UserError: If transformers has no such class, or builds it in another way than
+            the layers in ``model.model.layers`` that this pipeline goes through.
+    """
+    task = auto_class.__name__.removeprefix("AutoModelFor")
+    path = folder / "config.json"
+    advice = "name a base of another architecture, such as llama, qwen2 or gemma2"
     if type(config) not in auto_class._model_mapping:
-        task = auto_class.__name__.removeprefix("AutoModelFor")
         raise UserError(
-            f"{folder / 'config.json'}: transformers has no {task} class for "
-            f"model_type {config.model_type}; name a base of another architecture, "
-            "such as llama, qwen2 or gemma2"
+            f"{path}: transformers has no {task} class for model_type "
+            f"{config.model_type}; {advice}"
+        )
+    model_class = auto_class._model_mapping[type(config)]
+    if model_class.base_model_prefix != "model":
+        raise UserError(
+            f"{path}: {model_class.__name__} is not built of decoder layers; {advice}"
         )
 
 
@@ -75,16 +86,11 @@ def check_missing(folder: Path, missing: set[str]) -> None:
 
 
 def check_weights(folder: Path, model: torch.nn.Module) -> None:
-    """Check where a loaded model's layers are, and that its weights are finite.
+    """Check that a loaded model's weights are finite.
 
     Raises:
-        UserError: If there is no list of decoder layers, or a weight is not finite.
+        UserError: Naming the first that is not.
     """
-    if not hasattr(getattr(model, "model", None), "layers"):
-        raise UserError(
-            f"{folder / 'config.json'}: {type(model).__name__} is not built of decoder "
-            "layers as llama, qwen2 or gemma2 are; name a base of another architecture"
-        )
     for name, weight in model.named_parameters():
         if not weight.is_floating_point() or not weight.numel():
             continue
