@@ -41,7 +41,7 @@ def check_consistency(config: dict[str, Any]) -> None:
     Raises:
         UserError: One line with key path, value, and what is allowed.
     """
-    _check_bases(config["base_models"])
+    _check_bases(config["base_models"], config["student"]["base"])
     models = {f"teachers.{name}": each for name, each in config["teachers"].items()}
     for place, model in {**models, "student": config["student"]}.items():
         _check_model(place, model, list(config["base_models"]))
@@ -86,7 +86,8 @@ def _check_distillation(config: dict[str, Any]) -> None:
         )
 
 
-def _check_bases(bases: dict[str, Any]) -> None:
+def _check_bases(bases: dict[str, Any], merged: str) -> None:
+    """Check the bases, of which ``merged`` is the one that adapters are merged into."""
     owners: dict[Path, str] = {}
     for name, base in bases.items():
         for key in KEYS_OF_SOURCE[base["source"]]:
@@ -95,20 +96,13 @@ def _check_bases(bases: dict[str, Any]) -> None:
                     f"config: base_models.{name}: source {base['source']!r} needs "
                     f"the key {key!r}"
                 )
-        for source, keys in KEYS_OF_SOURCE.items():
-            foreign = [key for key in keys if source != base["source"] and key in base]
-            if foreign:
-                raise UserError(
-                    f"config: base_models.{name}.{foreign[0]}: not with source "
-                    f"{base['source']!r}; it belongs to source {source!r}"
-                )
         if base["source"] == "tiny" and base["hidden_size"] % (2 * base["n_heads"]):
             raise UserError(
                 f"config: base_models.{name}.hidden_size: {base['hidden_size']} must "
                 f"be a multiple of twice n_heads ({base['n_heads']})"
             )
         if base["source"] == "path":
-            check_local_model(name, base["path"])
+            check_local_model(name, base["path"], is_merged=name == merged)
             owner = owners.setdefault(Path(base["path"]).resolve(), name)
             if owner != name:
                 raise UserError(

@@ -17,8 +17,13 @@ RESULTS = Path("results")
 PACK_WIDTH = 32  # GPTQ packs 32-bit words along both sides of a weight
 
 
-def check_local_model(name: str, path: str) -> None:
+def check_local_model(name: str, path: str, *, is_merged: bool) -> None:
     """Check that a folder holds a model that the pipeline can start from.
+
+    Args:
+        name: Of the base model.
+        path: Its folder.
+        is_merged: Whether adapters will be merged into its weights.
 
     Raises:
         UserError: One line with the key, its value and what is allowed.
@@ -41,8 +46,11 @@ def check_local_model(name: str, path: str) -> None:
             f"{key}: architecture {names[0]} is not allowed; it must be a causal "
             f"language model or a classifier (a name in {' or '.join(ARCHITECTURES)})"
         )
-    if "quantization_config" in config:
-        raise UserError(f"{key} is quantised; name 16- or 32-bit weights")
+    if is_merged and "quantization_config" in config:
+        raise UserError(
+            f"{key} is quantised; the student's adapters are merged into 16- or 32-bit "
+            "weights: name those"
+        )
     _check_weights(folder, key)
 
 
