@@ -24,8 +24,7 @@ from safetensors.torch import save_file
 from prefdistill import files
 from prefdistill.adapters import delta_mean, read_adapter
 from prefdistill.bases import base_folder, extract_gguf, weight_files, write_manifest
-from prefdistill.calibration import read_scaling
-from prefdistill.distillation import teacher_logits
+from prefdistill.distillation import TeacherFiles, check_made_with, teacher_logits
 from prefdistill.files import check_unpacked
 from prefdistill.io import (
     FOLD_SCHEMA,
@@ -41,6 +40,7 @@ from prefdistill.job import UserError
 from prefdistill.metrics import read_labels
 from prefdistill.models import load_adapter, load_classifier, load_tokenizer
 from prefdistill.prompts import text_digest
+from prefdistill.scaling import read_scaling
 from prefdistill.tensors import read_tensors
 from prefdistill.tta import read_predictions
 from prefdistill.weights import read_weights
@@ -270,7 +270,8 @@ def shards(path):
 
 
 def student(path):
-    return teacher_logits(IDS, {"llama": [path]}, 0, "in_fold", TEXT)
+    check_made_with(TeacherFiles({"llama": [path]}), TEXT)
+    return teacher_logits(IDS, {"llama": [path]}, 0, "in_fold")
 
 
 def calibration(path):
