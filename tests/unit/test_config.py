@@ -104,6 +104,9 @@ WRONG = {
     "group size": (["quantisation", "group_size"], 128, "does not divide the student's"),
     "group size of 48": (["quantisation", "group_size"], 48, "one of 16, 32"),
     "weights for folds": (["ensemble", "fold_weights"], [1, 1], "one weight for each of"),
+    "weights by a name": (["ensemble", "fold_weights"], "best", "one of equal, advantage"),
+    "cold advantage": (["ensemble", "advantage"], {"temperature": 0}, "greater than 0"),
+    "unknown baseline": (["ensemble", "advantage"], {"baseline": "ema"}, "one of trees, none"),
     "weights of zero": (["ensemble", "fold_weights"], [1, 1, 0], "greater than 0"),
     "negative weights": (["ensemble", "fold_weights"], [1, 1, -1], "greater than 0"),
     "fold beyond": (["predict", "folds"], [3], "a fold beyond 2"),
@@ -119,6 +122,17 @@ WRONG = {
     "max length": (["text", "max_length"], 8, "at least 32"),
     "check pair": (["check"], {"pairs": [{"prompt": "x"}]}, "'response_a' is missing"),
 }  # fmt: skip
+
+
+def test_rewards_on_dev_need_labels_that_leave_dev_alone():
+    config = copy.deepcopy(DEMO)
+    config["ensemble"] = {"fold_weights": "advantage"}
+    assert validate_config(config, SCHEMA)["ensemble"]["advantage"]["temperature"] > 0
+    config["distillation"]["labels"] = "out_of_fold"
+    with pytest.raises(UserError, match=r"advantage\.baseline.* must be 'none'"):
+        validate_config(config, SCHEMA)
+    config["ensemble"]["advantage"] = {"baseline": "none"}
+    validate_config(config, SCHEMA)
 
 
 @pytest.mark.parametrize("name", WRONG)

@@ -270,10 +270,18 @@ def _check_folds(config: dict[str, Any]) -> None:
             f"{folds['test_fraction']} has parts 0 to {n_parts - 1}"
         )
     weights = config["ensemble"]["fold_weights"]
-    if weights != "equal" and len(weights) != folds["n"]:
+    if isinstance(weights, list) and len(weights) != folds["n"]:
         raise UserError(
             f"config: ensemble.fold_weights: {weights} must be one weight for each of "
             f"the {folds['n']} folds"
+        )
+    dev_rows = config["ensemble"]["advantage"]["baseline"] != "none"
+    seen = config["distillation"]["labels"] == "out_of_fold"
+    if weights == "advantage" and dev_rows and seen:
+        raise UserError(
+            "config: ensemble.advantage.baseline: 'trees' rewards a fold on its dev "
+            "rows, which teachers of distillation.labels 'out_of_fold' were trained "
+            "on; it must be 'none'"
         )
     named = config["predict"]["folds"]
     if isinstance(named, list) and max(named) >= folds["n"]:

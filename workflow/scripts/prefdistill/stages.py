@@ -18,6 +18,7 @@ from prefdistill.calibration import (
     cross_fit_views,
 )
 from prefdistill.io import VIEWS, Logits, read_json, read_logits, read_table
+from prefdistill.job import UserError
 from prefdistill.metrics import Labels, read_labels, swap_agreement
 from prefdistill.scaling import read_scaling
 from prefdistill.tta import (
@@ -61,6 +62,18 @@ class Predictions:
     def averaged(self) -> np.ndarray:
         """Mean probabilities over the views, ``(n, 3)``."""
         return np.mean(list(self.probs.values()), axis=0)
+
+    def probs_of(self, ids: np.ndarray) -> np.ndarray:
+        """Mean probabilities over the views of the given rows, ``(n_ids, 3)``.
+
+        Raises:
+            UserError: If a row is missing.
+        """
+        place = {name: row for row, name in enumerate(self.ids.tolist())}
+        missing = [name for name in ids.tolist() if name not in place]
+        if missing:
+            raise UserError(f"{self.stage} has no prediction of row id {missing[0]}")
+        return self.averaged()[[place[name] for name in ids.tolist()]]
 
     def by_views(self) -> list[tuple[str, np.ndarray, float | None]]:
         """Each view, then their average: name, probabilities, swap agreement."""
