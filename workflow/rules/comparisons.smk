@@ -1,0 +1,194 @@
+"""Comparisons of fixed models: ensembles of the folds, budgets of views.
+
+in:  the fold students' adapters and predictions, the judges' predictions
+out: <results>/ablation/ensemble.csv
+
+Nothing is trained here, so the intervals are over prompt groups and there are no seeds.
+The ensembles are scored unmerged, which needs no second copy of the weights; one of
+them is merged as well, to see what merging costs.
+"""
+
+ENSEMBLES = {
+    "delta_mean": {"folds": FOLDS, "fold_weights": "equal", "method": "delta_mean"},
+    "factor_mean": {"folds": FOLDS, "fold_weights": "equal", "method": "factor_mean"},
+    "advantage": {"folds": FOLDS, "fold_weights": "advantage", "method": "delta_mean"},
+}
+# With two folds, leaving one out is the other fold's student.
+for left_out in FOLDS if len(FOLDS) > 2 else []:
+    ENSEMBLES[f"without_fold{left_out}"] = {
+        "folds": [fold for fold in FOLDS if fold != left_out],
+        "fold_weights": "equal",
+        "method": "delta_mean",
+    }
+
+
+def ensemble_setting(key):
+    """A params function: one setting of the ensemble that a job is about."""
+
+    def setting(wildcards):
+        return ENSEMBLES[wildcards.ensemble][key]
+
+    return setting
+
+
+def ensemble_files(pattern, **options):
+    """An input function: a file of each fold of the ensemble."""
+
+    def files(wildcards):
+        folds = ENSEMBLES[wildcards.ensemble]["folds"]
+        return expand(pattern, fold=folds, **options)
+
+    return files
+
+
+def rewarded_files(pattern, **options):
+    """The same for ensembles whose weights follow rewards; nothing for others."""
+
+    def files(wildcards):
+        arm = ENSEMBLES[wildcards.ensemble]
+        folds = arm["folds"] if arm["fold_weights"] == "advantage" else []
+        return expand(pattern, fold=folds, **options)
+
+    return files
+
+
+use rule weigh_folds as weigh_ensemble with:
+    input:
+        fold_files=rewarded_files("<results>/folds/fold{fold}.parquet"),
+        students=rewarded_files(
+            "<results>/predictions/fold{fold}_bf16/{view}.parquet", view=VIEWS
+        ),
+        baselines=REWARD_BASELINES,
+    output:
+        weights="<results>/ablation/ensemble/{ensemble}/weights.json",
+    log:
+        "<logs>/weigh_ensemble/{ensemble}.log",
+    benchmark:
+        "<benchmarks>/weigh_ensemble/{ensemble}.tsv"
+    params:
+        folds=ensemble_setting("folds"),
+        fold_weights=ensemble_setting("fold_weights"),
+        advantage=config["ensemble"]["advantage"],
+        views=VIEWS,
+        code=code_digest("weigh_folds.py"),
+
+
+use rule average_adapters as average_ensemble with:
+    input:
+        adapters=ensemble_files(
+            "<results>/student/fold{fold}/adapter_model.safetensors"
+        ),
+        configs=ensemble_files("<results>/student/fold{fold}/adapter_config.json"),
+        weights="<results>/ablation/ensemble/{ensemble}/weights.json",
+    output:
+        adapter="<results>/ablation/ensemble/{ensemble}/adapter_model.safetensors",
+        config="<results>/ablation/ensemble/{ensemble}/adapter_config.json",
+        report="<results>/ablation/ensemble/{ensemble}/average.json",
+    log:
+        "<logs>/average_ensemble/{ensemble}.log",
+    benchmark:
+        "<benchmarks>/average_ensemble/{ensemble}.tsv"
+    params:
+        folds=ensemble_setting("folds"),
+        method=ensemble_setting("method"),
+        code=code_digest("average_adapters.py"),
+
+
+use rule merge_adapter as merge_ensemble with:
+    input:
+        base=base_manifest,
+        adapter="<results>/ablation/ensemble/delta_mean/adapter_model.safetensors",
+        config="<results>/ablation/ensemble/delta_mean/adapter_config.json",
+    output:
+        model="<results>/ablation/ensemble/merged/model.safetensors",
+        config="<results>/ablation/ensemble/merged/config.json",
+        tokenizer="<results>/ablation/ensemble/merged/tokenizer.json",
+        tokenizer_config="<results>/ablation/ensemble/merged/tokenizer_config.json",
+        report="<results>/ablation/ensemble/merged/merge.json",
+    log:
+        "<logs>/merge_ensemble/all.log",
+    benchmark:
+        "<benchmarks>/merge_ensemble/all.tsv"
+
+
+use rule predict_view as predict_ensemble with:
+    input:
+        tables=["<results>/folds/fold0.parquet"],
+        weights="<results>/ablation/ensemble/{ensemble}/adapter_model.safetensors",
+        base=base_manifest,
+    output:
+        expand("<results>/ablation/ensemble/{{ensemble}}/{view}.parquet", view=VIEWS),
+    log:
+        "<logs>/predict_ensemble/{ensemble}.log",
+    benchmark:
+        "<benchmarks>/predict_ensemble/{ensemble}.tsv"
+    wildcard_constraints:
+        ensemble="|".join(ENSEMBLES),
+    params:
+        views=VIEWS,
+        splits=["select", "test"],
+        precision="auto",
+        text=config["text"],
+        code=code_digest("predict_view.py"),
+
+
+use rule predict_view as predict_merged_ensemble with:
+    input:
+        tables=["<results>/folds/fold0.parquet"],
+        weights="<results>/ablation/ensemble/merged/model.safetensors",
+        base=[],
+    output:
+        expand("<results>/ablation/ensemble/merged/{view}.parquet", view=VIEWS),
+    log:
+        "<logs>/predict_ensemble/merged.log",
+    benchmark:
+        "<benchmarks>/predict_ensemble/merged.tsv"
+    params:
+        views=VIEWS,
+        splits=["select", "test"],
+        precision="auto",
+        text=config["text"],
+        code=code_digest("predict_view.py"),
+
+
+rule compare_ensembles:
+    """Compare the ensembles, the best fold and the mean of the folds' predictions."""
+    input:
+        fold="<results>/folds/fold0.parquet",
+        ensembles=expand(
+            "<results>/ablation/ensemble/{ensemble}/{view}.parquet",
+            ensemble=[*ENSEMBLES, "merged"],
+            view=VIEWS,
+        ),
+        students=expand(
+            "<results>/predictions/fold{fold}_bf16/{view}.parquet",
+            fold=FOLDS,
+            view=VIEWS,
+        ),
+    output:
+        table="<results>/ablation/ensemble.csv",
+        text="<results>/ablation/ensemble.md",
+    log:
+        "<logs>/compare_ensembles/all.log",
+    benchmark:
+        "<benchmarks>/compare_ensembles/all.tsv"
+    conda:
+        "../../environment.yml"
+    threads: 1
+    resources:
+        mem_mb=memory_of(handling_tables),
+        runtime=minutes_of(handling_tables),
+    params:
+        ensembles=[*ENSEMBLES, "merged"],
+        folds=FOLDS,
+        views=VIEWS,
+        evaluation=config["evaluation"],
+        code=code_digest("compare_ensembles.py"),
+    script:
+        "../scripts/compare_ensembles.py"
+
+
+rule ablation_ensemble:
+    """Which way to make one model of the folds' students is best?"""
+    input:
+        "<results>/ablation/ensemble.csv",
