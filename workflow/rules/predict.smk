@@ -14,7 +14,7 @@ rule predict_view:
     benchmark:
         "<benchmarks>/predict_view/{model}.tsv"
     wildcard_constraints:
-        model=SCORED_MODELS,
+        model=FOLD_MODELS if BUDGETED else SCORED_MODELS,
     conda:
         "../../environment.yml"
     threads: STUDENT.threads
@@ -88,6 +88,7 @@ rule symmetrise:
     input:
         predictions=expand("<results>/predictions/{{model}}/{view}.parquet", view=VIEWS),
         calibration=judge_calibration,
+        budget=second_view_choice,
     output:
         "<results>/predictions/{model}/symmetrised.parquet",
     log:

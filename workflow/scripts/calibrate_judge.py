@@ -24,7 +24,7 @@ def main(
     from prefdistill.metrics import read_labels
     from prefdistill.tta import read_predictions
 
-    scores = read_predictions(prediction_paths, views)
+    scores = read_predictions(prediction_paths, views, splits=["select"])
     _, record = calibrate_judge(scores, read_labels(fold_path), views)
     logger.info(
         "log loss on %d rows %.4f -> %.4f",

@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prefdistill.job import run_job
-from prefdistill.summary import write_csv
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake

@@ -144,7 +144,17 @@ def check_consistency(config: dict[str, Any]) -> None:
     _check_text(config["text"])
     _check_folds(config)
     _check_distillation(config)
-    model = config["predict"]["model"]
+    _check_predict(config)
+
+
+def _check_predict(config: dict[str, Any]) -> None:
+    predict = config["predict"]
+    model, share = predict["model"], predict["second_view_share"]
+    if share < 1 and (model == "adapters" or len(predict["views"]) < 2):
+        raise UserError(
+            f"config: predict.second_view_share: {share} needs two predict.views and "
+            "one whole model (merged, gptq8, gptq4) as predict.model; it must be 1"
+        )
     if (
         model.startswith("gptq")
         and int(model[4:]) not in config["quantisation"]["bits"]

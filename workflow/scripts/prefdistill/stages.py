@@ -190,7 +190,7 @@ def score_judge(
     views: Sequence[str],
 ) -> list[Predictions]:
     """An exported model's predictions, raw and with its own calibration."""
-    scores = read_predictions(paths, views)
+    scores = read_predictions(paths, views, SPLITS)
     fit = read_scaling(read_json(calibration_path))
     scaled = calibrated_judge(scores, fit, labels, views)
     return [
@@ -233,7 +233,7 @@ def score_final(
     probs = {"+".join(views): columns_of(table, PROBABILITY_COLUMNS)[rows]}
     agreement = None
     if len(views) == 2:
-        scores = read_predictions(view_paths, views)
+        scores = read_predictions(view_paths, views, ["test"])
         fit = read_scaling(read_json(calibration_path))
         logits = fit.apply(scores.logits[scores.rows_of(ids[rows])])
         both = as_answers(logits, views)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from prefdistill.io import (
     LOGIT_COLUMNS,
@@ -76,8 +77,16 @@ def columns_of(table: pa.Table, names: Sequence[str]) -> np.ndarray:
     return np.stack([table.column(name).to_numpy() for name in names], axis=1)
 
 
-def read_predictions(paths: Sequence[Path], views: Sequence[str]) -> Logits:
+def read_predictions(
+    paths: Sequence[Path], views: Sequence[str], splits: Sequence[str] | None = None
+) -> Logits:
     """Read one file per view and join them by id, in the first file's order.
+
+    Args:
+        paths: One file per view.
+        views: The views.
+        splits: Read only rows of these splits; all if not given. The second view may
+            lack unlabelled rows (``predict.second_view_share``).
 
     Raises:
         UserError: If a row of one view is missing in another.
@@ -85,6 +94,9 @@ def read_predictions(paths: Sequence[Path], views: Sequence[str]) -> Logits:
     joined: Logits | None = None
     for path in paths:
         table = read_table(path, PREDICTION_SCHEMA)
+        if splits is not None:
+            wanted = pa.array(list(splits), pa.string())
+            table = table.filter(pc.is_in(table.column("split"), wanted))
         view = Logits(
             ids=np.array(table.column("id").to_pylist(), dtype=np.str_),
             split=np.array(table.column("split").to_pylist(), dtype=np.str_),

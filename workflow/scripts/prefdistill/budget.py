@@ -1,0 +1,122 @@
+"""A second pass only for the rows of which the first is least certain.
+
+The second pass is the other order of the answers (budgeted test-time augmentation) or a
+better model (a cascade). Uncertainty is the entropy of the first pass's calibrated
+probabilities. Calibration and threshold are fitted on select, so the share of other
+rows that pass the threshold differs a little from the wanted one.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from scipy.special import entr
+
+from prefdistill.calibration import calibrate_judge
+from prefdistill.io import Logits
+from prefdistill.job import UserError
+from prefdistill.metrics import Labels
+from prefdistill.scaling import Scaling, read_scaling
+from prefdistill.tta import symmetrise
+
+
+def entropy(probs: np.ndarray) -> np.ndarray:
+    """Entropy of ``(n, 3)`` probabilities, ``(n,)`` in nats."""
+    return entr(probs).sum(axis=1)
+
+
+def threshold_for(entropies: np.ndarray, share: float) -> float:
+    """The entropy that the given share of rows reaches or exceeds.
+
+    Args:
+        entropies: ``(n,)`` of the rows that the threshold is chosen on.
+        share: From 0 (infinity: no row) to 1 (minus infinity: every row).
+    """
+    n_rows = round(share * len(entropies))
+    if share >= 1:
+        return -np.inf
+    return np.sort(entropies)[-n_rows] if n_rows else np.inf
+
+
+def choose_rows(
+    first: Logits, labels: Labels, view: str, share: float
+) -> dict[str, Any]:
+    """Fit what says which rows get the second view: a scaling and a threshold.
+
+    Args:
+        first: Logits of the first view alone, select rows among them.
+        labels: Labels that cover select.
+        view: The first view.
+        share: Wanted share of rows, between 0 and 1.
+
+    Returns:
+        A record for ``second_view.json``: the scaling of the first view alone with its
+        effect, the threshold in nats, and the share of each split that exceeds it.
+
+    Raises:
+        UserError: If select has no labelled rows, or the share is less than one of
+            them.
+    """
+    fit, record = calibrate_judge(first, labels, [view])
+    entropies = entropy(symmetrise(fit.apply(first.logits), [view]))
+    known = np.isin(first.ids, labels.ids[labels.split == "select"])
+    threshold = threshold_for(entropies[known], share)
+    if not np.isfinite(threshold):
+        raise UserError(
+            f"predict.second_view_share: {share} is less than one of the "
+            f"{known.sum()} rows of select; raise it or set predict.views to one view"
+        )
+    above = entropies >= threshold
+    shares = {
+        split: float(above[first.split == split].mean())
+        for split in np.unique(first.split).tolist()
+    }
+    return {
+        "view": view,
+        "share": share,
+        "threshold": float(threshold),
+        "shares": shares,
+        "calibration": record,
+    }
+
+
+def first_probabilities(first: Logits, record: dict[str, Any]) -> np.ndarray:
+    """Calibrated probabilities of (A, B, tie) from the first view alone, ``(n, 3)``."""
+    fit = read_scaling(record["calibration"])
+    return symmetrise(fit.apply(first.logits), [record["view"]])
+
+
+def is_uncertain(first: Logits, record: dict[str, Any]) -> np.ndarray:
+    """Which rows the record gives a second view, ``(n,)`` bool."""
+    return entropy(first_probabilities(first, record)) >= record["threshold"]
+
+
+def combine_views(
+    first: Logits,
+    both: Logits,
+    fit: Scaling,
+    views: Sequence[str],
+    record: dict[str, Any],
+) -> tuple[np.ndarray, np.ndarray]:
+    """Probabilities of all rows, from both views where the first is uncertain.
+
+    Args:
+        first: Logits of the first view of every row.
+        both: Logits of both views of the uncertain rows, and maybe of others.
+        fit: The scaling of the two views' average.
+        views: The views, in the order of ``both``.
+        record: What ``choose_rows`` returned.
+
+    Returns:
+        Calibrated and raw probabilities, both ``(n, 3)``, in the order of ``first``.
+
+    Raises:
+        UserError: If an uncertain row lacks its second view.
+    """
+    calibrated = first_probabilities(first, record)
+    raw = symmetrise(first.logits, [record["view"]])
+    rows = np.flatnonzero(is_uncertain(first, record))
+    logits = both.logits[both.rows_of(first.ids[rows])]
+    calibrated[rows] = symmetrise(fit.apply(logits), views)
+    raw[rows] = symmetrise(logits, views)
+    return calibrated, raw
