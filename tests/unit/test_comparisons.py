@@ -5,12 +5,15 @@ import csv
 import numpy as np
 import pyarrow as pa
 import pytest
+from compare_budgets import main as compare_budgets
 from compare_ensembles import main as compare_ensembles
 from scipy.special import softmax
 
+from prefdistill.budget import mix_passes
 from prefdistill.calibration import calibrate_judge
 from prefdistill.comparisons import compare
 from prefdistill.io import FOLD_SCHEMA, Logits, write_table
+from prefdistill.job import UserError
 from prefdistill.metrics import Labels, read_labels
 from prefdistill.tta import swap_classes, symmetrise, write_views
 
@@ -114,3 +117,54 @@ def test_compare_ensembles(toy):
     own = probs[np.arange(test.sum()), toy.label[test]]
     assert losses["best_fold"] == pytest.approx(-np.log(own).mean(), abs=1e-6)
     assert len(text.read_text().splitlines()) == 2 + len(rows)
+
+
+def test_passes_are_mixed_row_by_row():
+    rng = np.random.default_rng(0)
+    first, full = rng.dirichlet([1, 1, 1], 50), rng.dirichlet([1, 1, 1], 50)
+    mixed, share = mix_passes(first, full, 0.8)
+    n_second = 0
+    for row in range(50):
+        second = -(first[row] * np.log(first[row])).sum() >= 0.8
+        n_second += second
+        assert (mixed[row] == (full if second else first)[row]).all()
+    assert 0 < n_second < 50
+    assert share == n_second / 50
+
+
+def test_compare_budgets(toy):
+    dear, _ = toy.model("merged", 1, 0.2)
+    cheap, logits = toy.model("gptq4", 2, 1.5)
+    names = ("tta.csv", "tta.md", "tta.svg")
+    table, text, figure = (toy.folder / name for name in names)
+    compare_budgets(toy.fold, (dear, cheap), table, text, figure, VIEWS, EVALUATION)
+    with open(table, newline="") as handle:
+        rows = list(csv.DictReader(handle))
+    assert [row["curve"] for row in rows] == ["second_view"] * 5 + ["cascade"] * 5
+    for points, n_views in ((rows[:5], 1), (rows[5:], 2)):
+        assert [float(row["share"]) for row in points] == [0, 0.25, 0.5, 0.75, 1]
+        losses = [float(row["log_loss"]) for row in points]
+        assert losses[-1] < losses[2] < losses[0]
+        for row, loss in zip(points, losses, strict=True):
+            share, reached = float(row["share"]), float(row["test_share"])
+            assert reached == pytest.approx(share, abs=0.15)
+            assert float(row["passes"]) == pytest.approx(n_views * (1 + reached))
+            if share > 0:
+                gain = float(row["from_none"])
+                assert gain == pytest.approx(loss - losses[0], abs=2e-6)
+        assert (points[0]["from_none"], points[-1]["from_all"]) == ("", "")
+        assert float(points[-1]["from_none_high"]) < 0
+    # The first point is the first view alone, with a scaling of its own.
+    labels, scores = (
+        read_labels(toy.fold),
+        Logits(toy.ids, toy.split, logits[:, :1], {}),
+    )
+    fit, _ = calibrate_judge(scores, labels, ["AB"])
+    test = toy.split == "test"
+    probs = softmax(fit.apply(logits[test, 0]), axis=1)
+    own = probs[np.arange(test.sum()), toy.label[test]]
+    assert float(rows[0]["log_loss"]) == pytest.approx(-np.log(own).mean(), abs=1e-6)
+    assert "second view" in figure.read_text()
+    assert len(text.read_text().splitlines()) == 12
+    with pytest.raises(UserError, match=r"predict\.views: \[AB, BA\]"):
+        compare_budgets(toy.fold, (dear, cheap), table, text, figure, ["AB"], {})

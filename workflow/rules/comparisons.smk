@@ -1,7 +1,7 @@
 """Comparisons of fixed models: ensembles of the folds, budgets of views.
 
 in:  the fold students' adapters and predictions, the judges' predictions
-out: <results>/ablation/ensemble.csv
+out: <results>/ablation/ensemble.csv, <results>/ablation/tta.csv
 
 Nothing is trained here, so the intervals are over prompt groups and there are no seeds.
 The ensembles are scored unmerged, which needs no second copy of the weights; one of
@@ -192,3 +192,43 @@ rule ablation_ensemble:
     """Which way to make one model of the folds' students is best?"""
     input:
         "<results>/ablation/ensemble.csv",
+
+
+# The dearest and the cheapest of the exported judges.
+CASCADE = ["merged", f"gptq{min(BITS)}"]
+
+
+rule compare_budgets:
+    """Log loss against compute: second views, and a cascade, for uncertain rows."""
+    input:
+        fold="<results>/folds/fold0.parquet",
+        judges=expand(
+            "<results>/predictions/{model}/{view}.parquet", model=CASCADE, view=VIEWS
+        ),
+    output:
+        table="<results>/ablation/tta.csv",
+        text="<results>/ablation/tta.md",
+        figure="<results>/ablation/tta.svg",
+    log:
+        "<logs>/compare_budgets/all.log",
+    benchmark:
+        "<benchmarks>/compare_budgets/all.tsv"
+    conda:
+        "../../environment.yml"
+    threads: 1
+    resources:
+        mem_mb=memory_of(handling_tables),
+        runtime=minutes_of(handling_tables),
+    params:
+        judges=CASCADE,
+        views=VIEWS,
+        evaluation=config["evaluation"],
+        code=code_digest("compare_budgets.py"),
+    script:
+        "../scripts/compare_budgets.py"
+
+
+rule ablation_tta:
+    """What do second views and a larger model gain where only some rows get them?"""
+    input:
+        "<results>/ablation/tta.csv",

@@ -38,6 +38,23 @@ def threshold_for(entropies: np.ndarray, share: float) -> float:
     return np.sort(entropies)[-n_rows] if n_rows else np.inf
 
 
+def mix_passes(
+    first: np.ndarray, full: np.ndarray, threshold: float
+) -> tuple[np.ndarray, float]:
+    """Probabilities after both passes where the first is uncertain, else after one.
+
+    Args:
+        first: ``(n, 3)`` calibrated probabilities of the first pass.
+        full: The same after both passes.
+        threshold: Entropy of the first pass, in nats, from which on the second counts.
+
+    Returns:
+        ``(n, 3)`` probabilities, and the share of rows with a second pass.
+    """
+    above = entropy(first) >= threshold
+    return np.where(above[:, None], full, first), float(above.mean())
+
+
 def choose_rows(
     first: Logits, labels: Labels, view: str, share: float
 ) -> dict[str, Any]:
