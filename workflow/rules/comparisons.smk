@@ -1,7 +1,7 @@
 """Comparisons of fixed models: ensembles of the folds, budgets of views.
 
 in:  the fold students' adapters and predictions, the judges' predictions
-out: <results>/ablation/ensemble.csv, <results>/ablation/tta.csv
+out: <results>/ablation/ensemble.csv, tta.csv and known_priors.csv beside it
 
 Nothing is trained here, so the intervals are over prompt groups and there are no seeds.
 The ensembles are scored unmerged, which needs no second copy of the weights; one of
@@ -232,3 +232,41 @@ rule ablation_tta:
     """What do second views and a larger model gain where only some rows get them?"""
     input:
         "<results>/ablation/tta.csv",
+
+
+rule compare_known_priors:
+    """Known priors against the models, on rows with an empty answer or equal ones."""
+    input:
+        folds=expand("<results>/folds/fold{fold}.parquet", fold=FOLDS),
+        baselines="<results>/predictions/baselines.parquet",
+        students=expand(
+            "<results>/predictions/fold{fold}_bf16/{view}.parquet",
+            fold=FOLDS,
+            view=VIEWS,
+        ),
+    output:
+        table="<results>/ablation/known_priors.csv",
+        text="<results>/ablation/known_priors.md",
+    log:
+        "<logs>/compare_known_priors/all.log",
+    benchmark:
+        "<benchmarks>/compare_known_priors/all.tsv"
+    conda:
+        "../../environment.yml"
+    threads: 1
+    resources:
+        mem_mb=memory_of(handling_tables),
+        runtime=minutes_of(handling_tables),
+    params:
+        views=VIEWS,
+        priors=config["predict"]["known_priors"],
+        evaluation=config["evaluation"],
+        code=code_digest("compare_known_priors.py"),
+    script:
+        "../scripts/compare_known_priors.py"
+
+
+rule ablation_known_priors:
+    """Do fixed probabilities beat the models on degenerate rows?"""
+    input:
+        "<results>/ablation/known_priors.csv",

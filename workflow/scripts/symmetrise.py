@@ -1,12 +1,16 @@
 """Combine a judge's views into probabilities of (A, B, tie), calibrated and raw."""
 
+import logging
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from prefdistill.job import run_job
 
 if TYPE_CHECKING:
+    import numpy as np
     from snakemake.iocontainers import snakemake
+
+logger = logging.getLogger(__name__)
 
 
 def main(
@@ -15,6 +19,8 @@ def main(
     output_path: Path,
     views: list[str],
     budget_path: Path | None = None,
+    tables: list[Path] | None = None,
+    priors: dict[str, Any] | None = None,
 ) -> None:
     """Join the views by id, average calibrated and raw probabilities, write both.
 
@@ -24,6 +30,9 @@ def main(
         output_path: ``symmetrised.parquet``.
         views: The views.
         budget_path: ``second_view.json``, if only uncertain rows use the second view.
+        tables: Tables with the texts of all rows, for ``priors``.
+        priors: ``predict.known_priors``; replaces the calibrated probabilities of rows
+            with an empty answer or two equal ones. None leaves them to the model.
     """
     import numpy as np
     import pyarrow as pa
@@ -46,10 +55,32 @@ def main(
         both = both.replace_logits(np.concatenate([both.logits, second.logits], axis=1))
         record = read_json(budget_path)
         calibrated, raw = combine_views(scores, both, fit, views, record)
+    if priors is not None:
+        calibrated = with_priors(scores.ids, calibrated, tables, priors)
     probs = np.hstack([calibrated, raw])
     columns = [scores.ids.tolist(), scores.split.tolist(), *probs.T]
     table = pa.Table.from_arrays(list(map(pa.array, columns)), SYMMETRISED_SCHEMA.names)
     write_table(output_path, table, SYMMETRISED_SCHEMA)
+
+
+def with_priors(
+    ids: "np.ndarray", probs: "np.ndarray", tables: list[Path], priors: dict[str, Any]
+) -> "np.ndarray":
+    """Calibrated probabilities with the known priors in place; counts are logged."""
+    import numpy as np
+    import pyarrow as pa
+
+    from prefdistill.io import FOLD_SCHEMA, read_table
+    from prefdistill.known_priors import KINDS, apply_priors, row_kinds
+
+    table = pa.concat_tables([read_table(path, FOLD_SCHEMA) for path in tables])
+    kinds, b_empty = row_kinds(table)
+    place = {name: row for row, name in enumerate(table.column("id").to_pylist())}
+    rows = np.array([place[name] for name in ids.tolist()], dtype=np.int64)
+    kinds, b_empty = kinds[rows], b_empty[rows]
+    counts = [f"{kind} {np.count_nonzero(kinds == kind)}" for kind in KINDS]
+    logger.info("known priors: %s of %d rows", ", ".join(counts), len(ids))
+    return apply_priors(probs, kinds, b_empty, priors)
 
 
 if __name__ == "__main__":
@@ -60,4 +91,6 @@ if __name__ == "__main__":
             output_path=Path(snakemake.output[0]),
             views=list(snakemake.params.views),
             budget_path=next(map(Path, snakemake.input.budget), None),
+            tables=[Path(path) for path in snakemake.input.tables],
+            priors=snakemake.params.known_priors,
         )
