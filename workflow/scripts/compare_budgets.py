@@ -48,10 +48,10 @@ def main(
         UserError: If there is but one view.
     """
     from prefdistill.figures import draw_budgets, save_figure
-    from prefdistill.files import write_text
+    from prefdistill.files import write_csv, write_text
     from prefdistill.job import UserError
     from prefdistill.metrics import read_labels
-    from prefdistill.summary import markdown_table, write_csv
+    from prefdistill.summary import markdown_table
     from prefdistill.tta import read_predictions
 
     if len(views) != 2:

@@ -41,9 +41,8 @@ def main(
     """
     from prefdistill.calibration import calibrate_judge
     from prefdistill.comparisons import COMPARISON_COLUMNS, compare, comparison_table
-    from prefdistill.files import write_text
+    from prefdistill.files import write_csv, write_text
     from prefdistill.metrics import read_labels
-    from prefdistill.summary import write_csv
     from prefdistill.tta import (
         average_logits,
         average_probabilities,

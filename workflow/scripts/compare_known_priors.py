@@ -52,12 +52,12 @@ def main(
     """
     import numpy as np
 
-    from prefdistill.files import write_text
+    from prefdistill.files import write_csv, write_text
     from prefdistill.io import FOLD_SCHEMA, read_table
     from prefdistill.known_priors import KINDS, apply_priors, row_kinds
     from prefdistill.metrics import labels_of, row_log_loss
     from prefdistill.stages import from_baselines
-    from prefdistill.summary import markdown_table, write_csv
+    from prefdistill.summary import markdown_table
 
     trees = {
         each.fold: each

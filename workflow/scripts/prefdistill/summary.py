@@ -7,7 +7,7 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
-from prefdistill.files import atomic_path, reading
+from prefdistill.files import reading
 
 FIRST_STAGES = (
     "prior",
@@ -19,20 +19,6 @@ FIRST_STAGES = (
     "student",
     "adapters",
 )
-
-
-def write_csv(path: Path, rows: list[dict[str, Any]], columns: Sequence[str]) -> None:
-    """Write rows with empty cells for None and six decimals for floats."""
-    with (
-        atomic_path(path) as temporary,
-        open(temporary, "w", encoding="utf-8", newline="") as handle,
-    ):
-        writer = csv.DictWriter(handle, columns, lineterminator="\n")
-        writer.writeheader()
-        for row in rows:
-            writer.writerow(
-                {k: f"{v:.6f}" if isinstance(v, float) else v for k, v in row.items()}
-            )
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
