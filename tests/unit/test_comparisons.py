@@ -1,6 +1,7 @@
 """Comparisons of fixed models, run on models that see a known judge through noise."""
 
 import csv
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -12,6 +13,7 @@ from scipy.special import softmax
 from prefdistill.budget import mix_passes
 from prefdistill.calibration import calibrate_judge
 from prefdistill.comparisons import compare
+from prefdistill.ensembles import Ensembles
 from prefdistill.io import FOLD_SCHEMA, Logits, write_table
 from prefdistill.job import UserError
 from prefdistill.metrics import Labels, read_labels
@@ -168,3 +170,26 @@ def test_compare_budgets(toy):
     assert len(text.read_text().splitlines()) == 12
     with pytest.raises(UserError, match=r"predict\.views: \[AB, BA\]"):
         compare_budgets(toy.fold, (dear, cheap), table, text, figure, ["AB"], {})
+
+
+def test_only_the_weighed_ensemble_needs_predictions():
+    advantage = {"baseline": "trees", "temperature": 0.1}
+    config = {"predict": {"views": VIEWS}, "ensemble": {"advantage": advantage}}
+    ensembles = Ensembles(config | {"folds": {"n": 3}})
+    assert set(Ensembles(config | {"folds": {"n": 2}}).arms) == {
+        *("delta_mean", "factor_mean", "advantage"),
+    }
+    assert ensembles.folds(SimpleNamespace(ensemble="without_fold1")) == [0, 2]
+    for name in ensembles.arms:
+        job = SimpleNamespace(ensemble=name)
+        needed = [
+            *ensembles.students(job),
+            *ensembles.fold_files(job),
+            *ensembles.baselines(job),
+        ]
+        assert len(needed) == (10 if name == "advantage" else 0)
+        assert len(ensembles.adapters(job)) == len(ensembles.folds(job))
+    assert ensembles.students(SimpleNamespace(ensemble="advantage"))[1:3] == [
+        "results/predictions/fold0_bf16/BA.parquet",
+        "results/predictions/fold1_bf16/AB.parquet",
+    ]

@@ -10,6 +10,7 @@ sys.path.insert(0, str(Path(workflow.basedir) / "scripts"))
 from prefdistill.ablations import Students
 from prefdistill.config import SIMULATED_FOLDER, result_settings, validate_config
 from prefdistill.driver import hold_folder, write_owner
+from prefdistill.ensembles import Ensembles
 from prefdistill.estimates import base_parameters, count_pairs, scored_pairs
 from prefdistill.job import UserError
 from prefdistill.judges import (

@@ -8,57 +8,14 @@ The ensembles are scored unmerged, which needs no second copy of the weights; on
 them is merged as well, to see what merging costs.
 """
 
-ENSEMBLES = {
-    "delta_mean": {"folds": FOLDS, "fold_weights": "equal", "method": "delta_mean"},
-    "factor_mean": {"folds": FOLDS, "fold_weights": "equal", "method": "factor_mean"},
-    "advantage": {"folds": FOLDS, "fold_weights": "advantage", "method": "delta_mean"},
-}
-# With two folds, leaving one out is the other fold's student.
-for left_out in FOLDS if len(FOLDS) > 2 else []:
-    ENSEMBLES[f"without_fold{left_out}"] = {
-        "folds": [fold for fold in FOLDS if fold != left_out],
-        "fold_weights": "equal",
-        "method": "delta_mean",
-    }
-
-
-def ensemble_setting(key):
-    """A params function: one setting of the ensemble that a job is about."""
-
-    def setting(wildcards):
-        return ENSEMBLES[wildcards.ensemble][key]
-
-    return setting
-
-
-def ensemble_files(pattern, **options):
-    """An input function: a file of each fold of the ensemble."""
-
-    def files(wildcards):
-        folds = ENSEMBLES[wildcards.ensemble]["folds"]
-        return expand(pattern, fold=folds, **options)
-
-    return files
-
-
-def rewarded_files(pattern, **options):
-    """The same for ensembles whose weights follow rewards; nothing for others."""
-
-    def files(wildcards):
-        arm = ENSEMBLES[wildcards.ensemble]
-        folds = arm["folds"] if arm["fold_weights"] == "advantage" else []
-        return expand(pattern, fold=folds, **options)
-
-    return files
+ENSEMBLES = Ensembles(config)
 
 
 use rule weigh_folds as weigh_ensemble with:
     input:
-        fold_files=rewarded_files("<results>/folds/fold{fold}.parquet"),
-        students=rewarded_files(
-            "<results>/predictions/fold{fold}_bf16/{view}.parquet", view=VIEWS
-        ),
-        baselines=REWARD_BASELINES,
+        fold_files=ENSEMBLES.fold_files,
+        students=ENSEMBLES.students,
+        baselines=ENSEMBLES.baselines,
     output:
         weights="<results>/ablation/ensemble/{ensemble}/weights.json",
     log:
@@ -66,19 +23,17 @@ use rule weigh_folds as weigh_ensemble with:
     benchmark:
         "<benchmarks>/weigh_ensemble/{ensemble}.tsv"
     params:
-        folds=ensemble_setting("folds"),
-        fold_weights=ensemble_setting("fold_weights"),
-        advantage=config["ensemble"]["advantage"],
+        folds=ENSEMBLES.folds,
+        fold_weights=ENSEMBLES.fold_weights,
+        advantage=ENSEMBLES.advantage,
         views=VIEWS,
         code=code_digest("weigh_folds.py"),
 
 
 use rule average_adapters as average_ensemble with:
     input:
-        adapters=ensemble_files(
-            "<results>/student/fold{fold}/adapter_model.safetensors"
-        ),
-        configs=ensemble_files("<results>/student/fold{fold}/adapter_config.json"),
+        adapters=ENSEMBLES.adapters,
+        configs=ENSEMBLES.adapter_configs,
         weights="<results>/ablation/ensemble/{ensemble}/weights.json",
     output:
         adapter="<results>/ablation/ensemble/{ensemble}/adapter_model.safetensors",
@@ -89,8 +44,8 @@ use rule average_adapters as average_ensemble with:
     benchmark:
         "<benchmarks>/average_ensemble/{ensemble}.tsv"
     params:
-        folds=ensemble_setting("folds"),
-        method=ensemble_setting("method"),
+        folds=ENSEMBLES.folds,
+        method=ENSEMBLES.method,
         code=code_digest("average_adapters.py"),
 
 
@@ -123,7 +78,7 @@ use rule predict_view as predict_ensemble with:
     benchmark:
         "<benchmarks>/predict_ensemble/{ensemble}.tsv"
     wildcard_constraints:
-        ensemble="|".join(ENSEMBLES),
+        ensemble="|".join(ENSEMBLES.arms),
     params:
         views=VIEWS,
         splits=["select", "test"],
@@ -157,7 +112,7 @@ rule compare_ensembles:
         fold="<results>/folds/fold0.parquet",
         ensembles=expand(
             "<results>/ablation/ensemble/{ensemble}/{view}.parquet",
-            ensemble=[*ENSEMBLES, "merged"],
+            ensemble=[*ENSEMBLES.arms, "merged"],
             view=VIEWS,
         ),
         students=expand(
@@ -179,7 +134,7 @@ rule compare_ensembles:
         mem_mb=memory_of(handling_tables),
         runtime=minutes_of(handling_tables),
     params:
-        ensembles=[*ENSEMBLES, "merged"],
+        ensembles=[*ENSEMBLES.arms, "merged"],
         folds=FOLDS,
         views=VIEWS,
         evaluation=config["evaluation"],
