@@ -173,8 +173,17 @@ def test_compare_budgets(toy):
 
 
 def test_only_the_weighed_ensemble_needs_predictions():
-    advantage = {"baseline": "trees", "temperature": 0.1}
-    config = {"predict": {"views": VIEWS}, "ensemble": {"advantage": advantage}}
+    config = {
+        "predict": {"views": VIEWS},
+        "ensemble": {"advantage": {"baseline": "trees", "temperature": 0.1}},
+        "teachers": {"llama": {}},
+        "distillation": {
+            "labels": "in_fold",
+            "sample_weights": {"beta": 0.0},
+            "soften": {"share": 0.0},
+            "ema": {"decay": 0.9, "use": False},
+        },
+    }
     ensembles = Ensembles(config | {"folds": {"n": 3}})
     assert set(Ensembles(config | {"folds": {"n": 2}}).arms) == {
         *("delta_mean", "factor_mean", "advantage"),
@@ -193,3 +202,12 @@ def test_only_the_weighed_ensemble_needs_predictions():
         "results/predictions/fold0_bf16/BA.parquet",
         "results/predictions/fold1_bf16/AB.parquet",
     ]
+    config["distillation"]["labels"] = "out_of_fold"  # dev is no longer clean
+    job = SimpleNamespace(ensemble="advantage")
+    without = Ensembles(config | {"folds": {"n": 3}})
+    assert without.baselines(job) == []
+    assert without.advantage(job) == {"baseline": "none", "temperature": 0.1}
+    config["ensemble"]["advantage"]["baseline"] = "ema"
+    means = Ensembles(config | {"folds": {"n": 3}}).baselines(job)
+    assert means[1] == "results/predictions/fold0_ema/BA.parquet"
+    assert len(means) == 6

@@ -106,7 +106,7 @@ WRONG = {
     "weights for folds": (["ensemble", "fold_weights"], [1, 1], "one weight for each of"),
     "weights by a name": (["ensemble", "fold_weights"], "best", "one of equal, advantage"),
     "cold advantage": (["ensemble", "advantage"], {"temperature": 0}, "greater than 0"),
-    "unknown baseline": (["ensemble", "advantage"], {"baseline": "ema"}, "one of trees, none"),
+    "unknown baseline": (["ensemble", "advantage"], {"baseline": "mean"}, "one of trees, ema, none"),
     "weights of zero": (["ensemble", "fold_weights"], [1, 1, 0], "greater than 0"),
     "negative weights": (["ensemble", "fold_weights"], [1, 1, -1], "greater than 0"),
     "fold beyond": (["predict", "folds"], [3], "a fold beyond 2"),
@@ -135,9 +135,21 @@ def test_rewards_on_dev_need_labels_that_leave_dev_alone():
     config["ensemble"] = {"fold_weights": "advantage"}
     assert validate_config(config, SCHEMA)["ensemble"]["advantage"]["temperature"] > 0
     config["distillation"]["labels"] = "out_of_fold"
-    with pytest.raises(UserError, match=r"advantage\.baseline.* must be 'none'"):
+    with pytest.raises(UserError, match=r"advantage\.baseline: 'trees' .* use 'ema'"):
         validate_config(config, SCHEMA)
     config["ensemble"]["advantage"] = {"baseline": "none"}
+    validate_config(config, SCHEMA)
+
+
+@pytest.mark.parametrize("mean", [{}, {"decay": 0.9, "use": True}])
+def test_rewards_against_a_running_mean_need_it_beside_the_last_weights(mean):
+    config = copy.deepcopy(DEMO)
+    advantage = {"baseline": "ema"}
+    config["ensemble"] = {"fold_weights": "advantage", "advantage": advantage}
+    config["distillation"]["ema"] = mean
+    with pytest.raises(UserError, match=r"baseline: 'ema' needs the running mean"):
+        validate_config(config, SCHEMA)
+    config["distillation"]["ema"] = {"decay": 0.9}
     validate_config(config, SCHEMA)
 
 

@@ -118,7 +118,17 @@ def slow_reward(scores, label, rows, base=None):
     return total / len(rows)
 
 
-@pytest.mark.parametrize("baseline", ["trees", "none"])
+def softmax_rows(scores, rows):
+    """Averaged probabilities in the place that a row of the baselines has them."""
+    found = []
+    for row in rows:
+        first, second = np.exp(scores.logits[row].astype(float))
+        mean = first / first.sum() / 2 + second[[1, 0, 2]] / second.sum() / 2
+        found.append([None] * 4 + mean.tolist())
+    return found
+
+
+@pytest.mark.parametrize("baseline", ["trees", "ema", "none"])
 def test_weigh_folds_by_advantage(tmp_path, baseline):
     rng = np.random.default_rng(1)
     folds = [fold_of(tmp_path, k, rng) for k in (1, 2, 3)]
@@ -128,6 +138,14 @@ def test_weigh_folds_by_advantage(tmp_path, baseline):
         [dict(zip(BASELINES_SCHEMA.names, row, strict=True)) for row in rows]
     )
     write_table(tmp_path / "baselines.parquet", table, BASELINES_SCHEMA)
+    paths = {"trees": [tmp_path / "baselines.parquet"], "none": [], "ema": []}
+    means = []
+    for scores, _, _ in folds:
+        logits = rng.normal(size=scores.logits.shape).astype(np.float32)
+        means.append(scores.replace_logits(logits))
+        names = [tmp_path / f"ema{len(means)}{view}.parquet" for view in VIEWS]
+        write_views(names, means[-1])
+        paths["ema"] += names
     path = tmp_path / "weights.json"
     weigh_folds(
         [1, 2, 3],
@@ -138,14 +156,19 @@ def test_weigh_folds_by_advantage(tmp_path, baseline):
         student_paths=[
             [tmp_path / f"{k}{view}.parquet" for view in VIEWS] for k in (1, 2, 3)
         ],
-        baselines_path=tmp_path / "baselines.parquet",
+        baseline_paths=paths[baseline],
         views=VIEWS,
     )
     record = read_json(path)
     where = range(40, 80) if baseline == "trees" else range(40)
+    against = {
+        "trees": [part for *_, part in folds],
+        "ema": [softmax_rows(mean, where) for mean in means],
+        "none": [None] * 3,
+    }
     expected = [
-        slow_reward(scores, label, where, part if baseline == "trees" else None)
-        for scores, label, part in folds
+        slow_reward(scores, label, where, base)
+        for (scores, label, _), base in zip(folds, against[baseline], strict=True)
     ]
     assert record["split"] == ("dev" if baseline == "trees" else "select")
     assert [each["mean"] for each in record["rewards"]] == pytest.approx(expected)
@@ -171,6 +194,6 @@ def test_a_baseline_that_lacks_a_row_is_one_line(tmp_path):
             {"temperature": 1.0, "baseline": "trees"},
             [tmp_path / "fold1.parquet"],
             [[tmp_path / f"1{view}.parquet" for view in VIEWS]],
-            tmp_path / "baselines.parquet",
+            [tmp_path / "baselines.parquet"],
             VIEWS,
         )

@@ -8,8 +8,6 @@ The ensembles are scored unmerged, which needs no second copy of the weights; on
 them is merged as well, to see what merging costs.
 """
 
-ENSEMBLES = Ensembles(config)
-
 
 use rule weigh_folds as weigh_ensemble with:
     input:

@@ -6,14 +6,10 @@ out: <results>/ensemble/weights.json, <results>/ensemble/adapter_model.safetenso
      <results>/merged/
 """
 
+# Also what ablation_ensemble compares.
+ENSEMBLES = Ensembles(config)
 # The folds whose students have to be scored before they can be weighed.
 WEIGHED_FOLDS = FOLDS if config["ensemble"]["fold_weights"] == "advantage" else []
-
-REWARD_BASELINES = (
-    ["<results>/predictions/baselines.parquet"]
-    if config["ensemble"]["advantage"]["baseline"] == "trees"
-    else []
-)
 
 
 rule weigh_folds:
@@ -25,7 +21,7 @@ rule weigh_folds:
             fold=WEIGHED_FOLDS,
             view=VIEWS,
         ),
-        baselines=REWARD_BASELINES if WEIGHED_FOLDS else [],
+        baselines=ENSEMBLES.baselines_of(WEIGHED_FOLDS),
     output:
         weights="<results>/ensemble/weights.json",
     log:

@@ -3,8 +3,9 @@
 Weights are equal, given, or follow the group-relative advantage of each fold's
 student (``weights.advantage_weights``). The reward of a fold is the mean log
 probability of the verdicts beyond a baseline's. ``trees`` takes the fold's dev rows and
-the surface trees fitted on its train side; ``none`` takes select, which all folds
-share, where a baseline common to all would cancel.
+the surface trees fitted on its train side. The others take select, which all folds
+share: ``ema`` with the running mean of each student's own weights, ``none`` without a
+baseline, as one common to all would cancel.
 """
 
 import logging
@@ -26,7 +27,7 @@ def main(
     advantage: dict[str, Any] | None = None,
     fold_paths: list[Path] | None = None,
     student_paths: list[list[Path]] | None = None,
-    baselines_path: Path | None = None,
+    baseline_paths: list[Path] | None = None,
     views: list[str] | None = None,
 ) -> None:
     """Normalise the configured weights, or find them from rewards; write them.
@@ -39,7 +40,8 @@ def main(
         advantage: The settings ``temperature`` and ``baseline``.
         fold_paths: The fold files.
         student_paths: For each fold its student's predictions of each view.
-        baselines_path: ``baselines.parquet``, for the baseline ``trees``.
+        baseline_paths: ``baselines.parquet`` for the baseline ``trees``, for ``ema``
+            each fold's predictions of each view, nothing for ``none``.
         views: The views of the predictions.
     """
     from prefdistill.io import write_json
@@ -47,7 +49,7 @@ def main(
 
     if fold_weights == "advantage":
         record = weigh_by_advantage(
-            folds, advantage, fold_paths, student_paths, baselines_path, views
+            folds, advantage, fold_paths, student_paths, baseline_paths, views
         )
     else:
         method = fold_weights if isinstance(fold_weights, str) else "given"
@@ -61,7 +63,7 @@ def weigh_by_advantage(
     advantage: dict[str, Any],
     fold_paths: list[Path],
     student_paths: list[list[Path]],
-    baselines_path: Path | None,
+    baseline_paths: list[Path],
     views: list[str],
 ) -> dict[str, Any]:
     """The record of ``weights.json``, with rewards and advantages (nats)."""
@@ -69,24 +71,31 @@ def weigh_by_advantage(
 
     from prefdistill.metrics import read_labels
     from prefdistill.stages import from_baselines
-    from prefdistill.tta import read_predictions
+    from prefdistill.tta import read_predictions, symmetrise
     from prefdistill.weights import advantage_weights, advantages, fold_reward
 
-    by_fold = {}
-    if advantage["baseline"] == "trees":
-        by_fold = {
+    baseline = advantage["baseline"]
+    split = "dev" if baseline == "trees" else "select"
+    trees = {}
+    if baseline == "trees":
+        trees = {
             each.fold: each
-            for each in from_baselines(baselines_path)
-            if each.stage == "trees" and each.split == "dev"
+            for each in from_baselines(baseline_paths[0])
+            if each.stage == "trees" and each.split == split
         }
-    split = "dev" if by_fold else "select"
     rewards = []
-    for fold, fold_path, paths in zip(folds, fold_paths, student_paths, strict=True):
+    for place, (fold, fold_path) in enumerate(zip(folds, fold_paths, strict=True)):
         labels = read_labels(fold_path)
-        known = labels.rows(labels.split == split)
-        baseline = by_fold[fold].probs_of(known.ids) if by_fold else None
-        scores = read_predictions(paths, views)
-        rewards.append(fold_reward(scores, labels, split, views, baseline))
+        ids = labels.ids[labels.split == split]
+        against = None
+        if baseline == "trees":
+            against = trees[fold].probs_of(ids)
+        elif baseline == "ema":
+            files = baseline_paths[place * len(views) : (place + 1) * len(views)]
+            mean = read_predictions(files, views)
+            against = symmetrise(mean.logits[mean.rows_of(ids)], views)
+        scores = read_predictions(student_paths[place], views)
+        rewards.append(fold_reward(scores, labels, split, views, against))
     means = np.array([reward.mean for reward in rewards])
     weights = advantage_weights(means, advantage["temperature"])
     for fold, reward, weight in zip(folds, rewards, weights, strict=True):
@@ -119,6 +128,6 @@ if __name__ == "__main__":
             student_paths=[
                 files[k : k + n_views] for k in range(0, len(files), n_views)
             ],
-            baselines_path=next(map(Path, source.baselines), None),
+            baseline_paths=[Path(path) for path in source.baselines],
             views=list(params.views),
         )

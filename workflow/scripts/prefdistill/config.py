@@ -6,6 +6,7 @@ Imported by the Snakefile, so it stays light: jsonschema and the standard librar
 import copy
 import difflib
 import string
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -267,6 +268,37 @@ def _check_text(text: dict[str, Any]) -> None:
         raise UserError(f"config: text.turn: {text['turn']!r} must hold {{n}} once")
 
 
+def baseline_problem(config: dict[str, Any]) -> str | None:
+    """Why the baseline of the folds' rewards cannot be used with other settings."""
+    baseline = config["ensemble"]["advantage"]["baseline"]
+    distillation = config["distillation"]
+    mean = distillation["ema"]
+    if baseline == "trees" and not clean_dev(distillation, list(config["teachers"])):
+        return (
+            "rewards a fold on its dev rows, which teachers that its student learns "
+            "from were trained on (labels out_of_fold, sample_weights, soften); use "
+            "'ema' or 'none'"
+        )
+    if baseline == "ema" and (not mean["decay"] or mean["use"]):
+        return (
+            "needs the running mean of each student beside its last weights; set "
+            "distillation.ema.decay, such as 0.99, and use: false"
+        )
+    return None
+
+
+def judges_rows(distillation: Mapping[str, Any]) -> bool:
+    """Whether out-of-fold teachers weigh or soften the rows."""
+    weighs = distillation["sample_weights"]["beta"] != 0
+    return weighs or distillation["soften"]["share"] > 0
+
+
+def clean_dev(distillation: Mapping[str, Any], teachers: Sequence[str]) -> bool:
+    """Whether no teacher that a student learns from was trained on its dev rows."""
+    out_of_fold = distillation["labels"] == "out_of_fold"
+    return not (teachers and (out_of_fold or judges_rows(distillation)))
+
+
 def _check_folds(config: dict[str, Any]) -> None:
     folds = config["folds"]
     if folds["select_fraction"] + folds["test_fraction"] > 0.6:
@@ -292,14 +324,9 @@ def _check_folds(config: dict[str, Any]) -> None:
             f"config: ensemble.fold_weights: {weights} must be one weight for each of "
             f"the {folds['n']} folds"
         )
-    dev_rows = config["ensemble"]["advantage"]["baseline"] != "none"
-    seen = config["distillation"]["labels"] == "out_of_fold"
-    if weights == "advantage" and dev_rows and seen:
-        raise UserError(
-            "config: ensemble.advantage.baseline: 'trees' rewards a fold on its dev "
-            "rows, which teachers of distillation.labels 'out_of_fold' were trained "
-            "on; it must be 'none'"
-        )
+    if weights == "advantage" and (problem := baseline_problem(config)):
+        baseline = config["ensemble"]["advantage"]["baseline"]
+        raise UserError(f"config: ensemble.advantage.baseline: {baseline!r} {problem}")
     named = config["predict"]["folds"]
     if isinstance(named, list) and max(named) >= folds["n"]:
         raise UserError(

@@ -5,6 +5,8 @@ Input and params functions of the rules. Imported by the Snakefile, so it stays 
 
 from typing import Any
 
+from prefdistill.config import baseline_problem
+
 BASELINES = "results/predictions/baselines.parquet"
 
 
@@ -13,12 +15,16 @@ class Ensembles:
 
     Attributes:
         arms: For each name its folds, their weights and the method of averaging.
+        settings: Of weights by advantage; without a baseline, where the configured one
+            cannot be used.
     """
 
     def __init__(self, config: dict[str, Any]) -> None:
         """Take from a validated configuration how many folds and views there are."""
         self.views = config["predict"]["views"]
         self.settings = config["ensemble"]["advantage"]
+        if baseline_problem(config):
+            self.settings = {**self.settings, "baseline": "none"}
         folds = list(range(config["folds"]["n"]))
         self.arms = {
             "delta_mean": (folds, "equal", "delta_mean"),
@@ -63,16 +69,21 @@ class Ensembles:
 
     def students(self, wildcards: Any) -> list[str]:
         """The folds' predictions, view by view, where rewards are needed."""
-        return [
-            f"results/predictions/fold{fold}_bf16/{view}.parquet"
-            for fold in self._rewarded(wildcards)
-            for view in self.views
-        ]
+        return self._predictions(self._rewarded(wildcards), "bf16")
 
     def baselines(self, wildcards: Any) -> list[str]:
         """What rewards are taken against, if anything is."""
-        against_trees = self.settings["baseline"] == "trees"
-        return [BASELINES] if against_trees and self._rewarded(wildcards) else []
+        return self.baselines_of(self._rewarded(wildcards))
+
+    def baselines_of(self, folds: list[int]) -> list[str]:
+        """The same of the given folds."""
+        if self.settings["baseline"] == "ema":
+            return self._predictions(folds, "ema")
+        return [BASELINES] if folds and self.settings["baseline"] == "trees" else []
+
+    def _predictions(self, folds: list[int], kind: str) -> list[str]:
+        pattern = "results/predictions/fold{}_{}/{}.parquet"
+        return [pattern.format(k, kind, view) for k in folds for view in self.views]
 
     def _rewarded(self, wildcards: Any) -> list[int]:
         by_reward = self.fold_weights(wildcards) == "advantage"

@@ -89,7 +89,7 @@ def fold_reward(
     Args:
         scores: A fold student's logits, the rows of the split among them.
         labels: Labels that cover the split.
-        split: ``dev``, or ``select`` without a baseline.
+        split: ``dev`` or ``select``.
         views: The views of the logits; their probabilities are averaged.
         baseline: ``(n, 3)`` probabilities of (A, B, tie) of the labelled rows of the
             split, in the order of ``labels``.
