@@ -138,7 +138,7 @@ if __name__ == "__main__":
             fold_paths=[Path(path) for path in source.folds],
             baselines_path=Path(source.baselines),
             student_paths=[
-                [next(students) for _ in params.views] for _ in source.folds
+                files[k : k + n_views] for k in range(0, len(files), n_views)
             ],
             table_path=Path(snakemake.output.table),
             text_path=Path(snakemake.output.text),
