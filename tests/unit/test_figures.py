@@ -93,6 +93,10 @@ def test_markdown_table_is_aligned():
     assert "| 1.2346 |" in lines[2]
 
 
+def test_a_column_of_one_digit_is_still_markdown():
+    assert markdown_table(["n"], [[1]]).splitlines()[1] == "| -: |"
+
+
 def test_reading_scores_and_curves(tmp_path):
     path = tmp_path / "scores.csv"
     path.write_text("stage,fold,log_loss\nprior,,1.5\n")

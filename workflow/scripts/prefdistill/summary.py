@@ -78,7 +78,8 @@ def one_per_stage(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     """A Markdown table with padded columns, so that it reads well on a terminal too."""
     cells = [list(header), *[[_shown(cell) for cell in row] for row in rows]]
-    widths = [max(len(row[c]) for row in cells) for c in range(len(header))]
+    # A delimiter of Markdown has a dash before its colon.
+    widths = [max(2, *(len(row[c]) for row in cells)) for c in range(len(header))]
     numeric = [
         all(isinstance(row[c], int | float | None) for row in rows)
         for c in range(len(header))
