@@ -178,7 +178,7 @@ def test_the_slurm_profile_names_exactly_the_rules_that_use_a_gpu():
                 on_gpus.add(name)
     for path in (ROOT / "workflow/rules").glob("*.smk"):
         for base, name in re.findall(
-            r"^use rule (\w+) as (\w+)", path.read_text(), re.M
+            r"^[ \t]*use rule (\w+) as (\w+)", path.read_text(), re.M
         ):
             if base in on_gpus:
                 on_gpus.add(name)
