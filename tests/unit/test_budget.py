@@ -1,5 +1,8 @@
 """The second view of uncertain rows only: choice on select, scoring, combination."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -12,6 +15,7 @@ from symmetrise import main as symmetrise
 from prefdistill.budget import entropy, threshold_for
 from prefdistill.io import FOLD_SCHEMA, Logits, read_json, read_table, write_table
 from prefdistill.job import UserError
+from prefdistill.provenance import SCRIPTS
 from prefdistill.scaling import read_scaling
 from prefdistill.tta import columns_of, read_predictions, swap_classes, write_views
 
@@ -136,3 +140,15 @@ def test_an_uncertain_row_without_its_second_view_is_one_line(run):
             VIEWS,
             run / "second_view.json",
         )
+
+
+def test_a_job_with_a_model_goes_without_scipy():
+    """As ``predict_view`` hides it, and asks this module for its rows."""
+    code = (
+        "from prefdistill.job import hide_unused_imports\n"
+        "hide_unused_imports('scipy', 'sklearn')\n"
+        "import prefdistill.budget\n"
+    )
+    subprocess.run(
+        [sys.executable, "-c", code], env={"PYTHONPATH": str(SCRIPTS)}, check=True
+    )

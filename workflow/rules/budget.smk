@@ -28,9 +28,7 @@ if BUDGETED:
     rule choose_second_view:
         """Fit the first view's scaling and the threshold of its entropy on select."""
         input:
-            first=expand(
-                "<results>/predictions/{{model}}/{view}.parquet", view=VIEWS[:1]
-            ),
+            first=f"<results>/predictions/{{model}}/{VIEWS[0]}.parquet",
             fold="<results>/folds/fold0.parquet",
         output:
             "<results>/predictions/{model}/second_view.json",

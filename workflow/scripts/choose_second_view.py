@@ -17,12 +17,15 @@ def main(
 ) -> None:
     """Read the first view's predictions, write its scaling and the threshold."""
     from prefdistill.budget import choose_rows
+    from prefdistill.calibration import calibrate_judge
     from prefdistill.io import write_json
     from prefdistill.metrics import read_labels
     from prefdistill.tta import read_predictions
 
     scores = read_predictions([first_path], [view])
-    record = choose_rows(scores, read_labels(fold_path), view, share)
+    labels = read_labels(fold_path)
+    _, calibration = calibrate_judge(scores, labels, [view])
+    record = choose_rows(scores, labels, view, share, calibration)
     shares = ", ".join(f"{k} {v:.1%}" for k, v in record["shares"].items())
     logger.info("entropy of at least %.4f nats: %s", record["threshold"], shares)
     write_json(record_path, record)

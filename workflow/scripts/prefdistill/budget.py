@@ -4,25 +4,26 @@ The second pass is the other order of the answers (budgeted test-time augmentati
 better model (a cascade). Uncertainty is the entropy of the first pass's calibrated
 probabilities. Calibration and threshold are fitted on select, so the share of other
 rows that pass the threshold differs a little from the wanted one.
+
+Jobs with a model use this module too, so it goes without scipy.
 """
 
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from scipy.special import entr
 
-from prefdistill.calibration import calibrate_judge
 from prefdistill.io import Logits
 from prefdistill.job import UserError
-from prefdistill.metrics import Labels
+from prefdistill.metrics import LEAST_PROBABILITY, Labels
 from prefdistill.scaling import Scaling, read_scaling
 from prefdistill.tta import symmetrise
 
 
 def entropy(probs: np.ndarray) -> np.ndarray:
     """Entropy of ``(n, 3)`` probabilities, ``(n,)`` in nats."""
-    return entr(probs).sum(axis=1)
+    log_probs = np.log(np.maximum(probs, LEAST_PROBABILITY))
+    return -(probs * log_probs).sum(axis=1)
 
 
 def threshold_for(entropies: np.ndarray, share: float) -> float:
@@ -56,26 +57,27 @@ def mix_passes(
 
 
 def choose_rows(
-    first: Logits, labels: Labels, view: str, share: float
+    first: Logits, labels: Labels, view: str, share: float, calibration: dict[str, Any]
 ) -> dict[str, Any]:
-    """Fit what says which rows get the second view: a scaling and a threshold.
+    """Find the threshold from which on rows get the second view.
 
     Args:
         first: Logits of the first view alone, select rows among them.
         labels: Labels that cover select.
         view: The first view.
         share: Wanted share of rows, between 0 and 1.
+        calibration: The scaling of the first view alone, as ``calibrate_judge``
+            records it.
 
     Returns:
-        A record for ``second_view.json``: the scaling of the first view alone with its
-        effect, the threshold in nats, and the share of each split that exceeds it.
+        A record for ``second_view.json``: view, share and calibration, the threshold in
+        nats, and the share of each split that reaches it.
 
     Raises:
-        UserError: If select has no labelled rows, or the share is less than one of
-            them.
+        UserError: If the share is less than one of the rows of select.
     """
-    fit, record = calibrate_judge(first, labels, [view])
-    entropies = entropy(symmetrise(fit.apply(first.logits), [view]))
+    record = {"view": view, "share": share, "calibration": calibration}
+    entropies = entropy(first_probabilities(first, record))
     known = np.isin(first.ids, labels.ids[labels.split == "select"])
     threshold = threshold_for(entropies[known], share)
     if not np.isfinite(threshold):
@@ -88,13 +90,7 @@ def choose_rows(
         split: float(above[first.split == split].mean())
         for split in np.unique(first.split).tolist()
     }
-    return {
-        "view": view,
-        "share": share,
-        "threshold": float(threshold),
-        "shares": shares,
-        "calibration": record,
-    }
+    return record | {"threshold": float(threshold), "shares": shares}
 
 
 def first_probabilities(first: Logits, record: dict[str, Any]) -> np.ndarray:
