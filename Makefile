@@ -17,6 +17,7 @@ ARGS ?=
 SNAKEMAKE := $(VENV)/bin/snakemake
 # Snakemake, after clearing up where its last driver was killed.
 DRIVE := $(VENV)/bin/python tools/drive.py $(SNAKEMAKE)
+SHOW_JOBS := $(VENV)/bin/python tools/show_jobs.py
 PIP_INSTALL := $(VENV)/bin/python -m pip install -q --disable-pip-version-check
 # A copy of the lock that was installed last: no file times, so that neither a touch
 # nor another check-out of the same lock installs anything.
@@ -63,12 +64,19 @@ run: setup ## run TARGET with CONFIG (config/config.yaml if not given) through P
 	$(DRIVE) $(WHAT) $(WHERE) $(ARGS)
 
 .PHONY: plan
-plan: setup ## show the jobs that `make run` would run, and why
+plan: setup ## the jobs that `make run` would run, why, and what they would take
 	$(SNAKEMAKE) $(WHAT) $(WHERE) --dry-run $(ARGS)
+	@$(SHOW_JOBS) plan $(WHAT) $(WHERE) $(ARGS)
+
+.PHONY: status
+status: setup ## what of TARGET is done, running, failed and left, and the GPU-hours left
+	@$(SHOW_JOBS) status $(WHAT) $(WHERE) $(ARGS)
 
 .PHONY: report
-report: setup ## bring results/report up to date and print its score table
+report: setup ## bring results/report.html and results/report up to date, print the scores
 	$(DRIVE) report $(if $(CONFIG),--configfile $(CONFIG)) $(WHERE) $(ARGS)
+	$(SNAKEMAKE) report $(if $(CONFIG),--configfile $(CONFIG)) $(WHERE) \
+		--report results/report.html
 	@cat results/report/summary.md
 
 .PHONY: dag

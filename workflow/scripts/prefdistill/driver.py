@@ -64,6 +64,21 @@ def write_owner(root: Path = Path()) -> None:
     os.replace(temporary, root / OWNER)
 
 
+def driver_at_work(root: Path = Path()) -> str | None:
+    """The driver that lives in a folder, in words; None if none does.
+
+    Call before this process takes its own share of the folder's lock.
+    """
+    try:
+        with open(root / LOCK, "a+") as handle:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return _words(_read_owner(root))
+    except OSError:
+        return None
+    return None
+
+
 def recover(root: Path = Path()) -> None:
     """Clear up after a dead driver, if there was one, and record this process.
 
@@ -208,17 +223,21 @@ def _unlock(root: Path) -> None:
     FilePersistence(path=(root / FOLDER).resolve()).cleanup_locks()
 
 
+def folder_of(command: list[str]) -> Path:
+    """The folder that a Snakemake command works in."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("-d", "--directory", type=Path, default=Path())
+    return parser.parse_known_args(command)[0].directory
+
+
 def main(command: list[str]) -> NoReturn:
     """Recover in the folder of a Snakemake command, then become that command.
 
     A dry run changes nothing.
     """
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("-d", "--directory", type=Path, default=Path())
-    root = parser.parse_known_args(command)[0].directory
     try:
         if not any(re.fullmatch(r"--dry-?run|-\w*n\w*", each) for each in command):
-            recover(root)
+            recover(folder_of(command))
     except (UserError, OSError) as error:
         sys.exit(f"error: {error}")
     os.execvp(command[0], command)
