@@ -57,7 +57,7 @@ install:
 .PHONY: demo
 demo: setup ## run config/demo.yaml: tiny models, simulated pairs, minutes on two cores
 	$(DRIVE) all --configfile config/demo.yaml --profile profiles/default $(LOCAL) $(ARGS)
-	@cat results/report/summary.md
+	@$(MAKE) --no-print-directory report CONFIG=config/demo.yaml
 
 .PHONY: run
 run: setup ## run TARGET with CONFIG (config/config.yaml if not given) through PROFILE
@@ -76,7 +76,7 @@ status: setup ## what of TARGET is done, running, failed and left, and the GPU-h
 report: setup ## bring results/report.html and results/report up to date, print the scores
 	$(DRIVE) report $(if $(CONFIG),--configfile $(CONFIG)) $(WHERE) $(ARGS)
 	$(SNAKEMAKE) report $(if $(CONFIG),--configfile $(CONFIG)) $(WHERE) \
-		--report results/report.html
+		--report results/report.html --quiet all
 	@cat results/report/summary.md
 
 .PHONY: dag

@@ -6,6 +6,7 @@ from typing import Any
 
 import matplotlib as mpl
 import numpy as np
+from cycler import cycler
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -22,6 +23,10 @@ STYLE = {
     "font.size": 10,
     "axes.titlesize": 10,
     "legend.fontsize": 9,
+    "axes.prop_cycle": cycler(
+        color=[BLUE, ORANGE, "#009e73", "#cc79a7", BLACK],
+        linestyle=["-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1))],
+    ),
     "axes.spines.top": False,
     "axes.spines.right": False,
 }
@@ -75,7 +80,7 @@ def draw_stages(scores: Sequence[Mapping[str, Any]], stages: Sequence[str]) -> F
             axes.barh(place, loss - before, left=before, height=0.6, color=color,
                       alpha=0.3)  # fmt: skip
             axes.plot([before] * 2, [place - 1, place], color=GREY, linewidth=0.6)
-            text += f" ({loss - before:+.3f})"
+            text += f" ({loss - before:+.4f})"
         error = [[loss - row["log_loss_low"]], [high - loss]]
         axes.errorbar(loss, place, xerr=error, fmt="o", color=BLACK, markersize=4,
                       linewidth=1)  # fmt: skip
@@ -107,9 +112,9 @@ def draw_reliability(
         all_axes, panels.items(), strict=True
     ):
         axes.plot([0, 1], [0, 1], color=GREY, linewidth=0.8)
-        for name, probs, color in (
-            ("raw", raw, ORANGE),
-            ("calibrated", calibrated, BLUE),
+        for name, probs, color, marker in (
+            ("raw", raw, ORANGE, "o"),
+            ("calibrated", calibrated, BLUE, "s"),
         ):
             confidence, correct, n_rows = reliability(probs, labels, n_bins)
             full = n_rows > 0
@@ -119,6 +124,7 @@ def draw_reliability(
                 correct[full],
                 s=4 + 60 * n_rows[full] / n_rows.sum(),
                 color=color,
+                marker=marker,
                 clip_on=False,
                 label=f"{name}, ECE {ece(probs, labels, n_bins):.3f}",
             )
@@ -253,9 +259,10 @@ def draw_lengths(lengths: Mapping[str, np.ndarray], max_length: int) -> Figure:
     bins = np.linspace(0, min(end, longest + 1), 41)
     for axes, (split, values) in zip(all_axes, lengths.items(), strict=True):
         axes.hist(np.minimum(values, bins[-1]), bins=bins, color=BLUE)
-        axes.axvline(max_length, color=ORANGE, linestyle="--")
+        limit = axes.axvline(max_length, color=ORANGE, linestyle="--")
         cut = (values > max_length).mean()
         axes.set_title(f"{split}: {len(values):,} rows, {cut:.1%} cut")
         axes.set_xlabel("tokens a row")
     all_axes[0].set_ylabel("rows")
+    all_axes[0].legend([limit], [f"longest: {max_length:,}"], frameon=False)
     return figure

@@ -22,10 +22,10 @@ SHELL = """\
 <html lang="en">
 <head><meta charset="utf-8"><title>{title}</title>
 <style>
-body {{ font: 16px/1.5 system-ui, sans-serif; color: #1a1a1a; background: #fff;
-  max-width: 70rem; margin: 1.5rem auto; padding: 0 1.5rem; }}
-table {{ border-collapse: collapse; margin: 1rem 0; font-size: 14px; }}
-th, td {{ padding: .25rem .6rem; border-bottom: 1px solid #ccc; text-align: left; }}
+body {{ font: 15px/1.5 system-ui, sans-serif; color: #1a1a1a; background: #fff;
+  max-width: 70rem; margin: 1rem auto; padding: 0 1rem; }}
+table {{ border-collapse: collapse; margin: 1rem 0; font-size: 13px; }}
+th, td {{ padding: .2rem .4rem; border-bottom: 1px solid #ccc; text-align: left; }}
 th {{ background: #eef2f6; }}
 td {{ font-variant-numeric: tabular-nums; }}
 tr:hover td {{ background: #f6f8fa; }}
