@@ -7,6 +7,7 @@ SHELL := /bin/bash
 # Settings, each for the command line, as in `make run CONFIG=config/small.yaml`.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
+DOCS_VENV := .venv-docs
 CONFIG ?=
 PROFILE ?= profiles/default
 TARGET ?= all
@@ -76,7 +77,7 @@ status: setup ## what of TARGET is done, running, failed and left, and the GPU-h
 report: setup ## bring results/report.html and results/report up to date, print the scores
 	$(DRIVE) report $(if $(CONFIG),--configfile $(CONFIG)) $(WHERE) $(ARGS)
 	$(SNAKEMAKE) report $(if $(CONFIG),--configfile $(CONFIG)) $(WHERE) \
-		--report results/report.html --quiet all
+		--report results/report.html --quiet
 	@cat results/report/summary.md
 
 .PHONY: dag
@@ -84,6 +85,15 @@ dag: setup ## draw the rule graph of config/demo.yaml, or of CONFIG, to docs/rul
 	$(SNAKEMAKE) $(TARGET) --configfile $(or $(CONFIG),config/demo.yaml) \
 		--rulegraph dot --quiet \
 		| $(VENV)/bin/python tools/draw_rulegraph.py docs/rulegraph.svg
+
+.PHONY: docs
+docs: ## write the documentation as a site to site/ (with an environment of its own)
+	@cmp -s docs/requirements.txt $(DOCS_VENV)/installed.txt || { \
+		$(PYTHON) -m venv --clear $(DOCS_VENV) && \
+		$(DOCS_VENV)/bin/python -m pip install -q --disable-pip-version-check \
+			--no-deps -r docs/requirements.txt && \
+		cp docs/requirements.txt $(DOCS_VENV)/installed.txt; }
+	$(DOCS_VENV)/bin/mkdocs build --strict --quiet
 
 .PHONY: unlock
 unlock: setup ## release a lock that `make run` cannot tell to be a dead driver's
