@@ -1,4 +1,4 @@
-"""The documentation says what the code says: messages, targets, links, nothing outside."""
+"""The documentation says what the code says: messages, targets, links, pages."""
 
 import ast
 import re

@@ -426,6 +426,7 @@ def test_report(toy, tmp_path):
         toy.path("gptq8.parquet"),
         {"llama/fold 0": curve, "student/fold 0": curve},
         toy.path("weights.json"),
+        {},
         figures,
         judges=JUDGES,
         n_bins=10,

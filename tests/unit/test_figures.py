@@ -87,11 +87,21 @@ def test_confusion_figure_counts_rows_by_verdict_and_guess():
 
 def test_weights_figure_names_advantages():
     record = {"folds": [0, 2], "weights": [0.4, 0.6], "method": "given"}
-    (axes,) = draw_weights(record).axes
+    (axes,) = draw_weights(record, {}).axes
     assert [text.get_text() for text in axes.texts] == ["0.4000", "0.6000"]
-    (axes,) = draw_weights(record | {"advantages": [-0.1, 0.1]}).axes
-    assert axes.texts[1].get_text() == "0.6000, advantage +0.1000"
+    (axes,) = draw_weights(record | {"advantages": [-0.1, 0.1]}, {}).axes
+    assert axes.texts[1].get_text() == "0.6000 (adv. +0.1000)"
     assert [t.get_text() for t in axes.get_yticklabels()] == ["fold 0", "fold 2"]
+
+
+def test_weights_figure_shows_how_the_weights_of_rows_spread():
+    record = {"folds": [0, 1], "weights": [0.5, 0.5], "method": "equal"}
+    shares = ("0.05", "0.25", "0.5", "0.75", "0.95")
+    spread = dict(zip(shares, (0.5, 0.8, 1.0, 1.2, 1.9), strict=True))
+    _, axes = draw_weights(record, {"fold1": spread}).axes
+    lines = [line.get_xdata().tolist() for line in axes.lines[:3]]
+    assert lines == [[0.5, 1.9], [0.8, 1.2], [1.0]]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["fold1"]
 
 
 def test_lengths_figure_says_how_many_rows_are_cut():

@@ -122,6 +122,7 @@ rule plot_report:
             *expand("<results>/student/fold{fold}/train.jsonl", fold=FOLDS),
         ],
         weights="<results>/ensemble/weights.json",
+        rows=row_records,
     output:
         stages=report(
             "<results>/report/stages.svg",
@@ -157,7 +158,7 @@ rule plot_report:
             "<results>/report/weights.svg",
             caption="../report/weights.rst",
             category="3 Training",
-            labels={"what": "3 fold weights"},
+            labels={"what": "3 weights of folds and rows"},
         ),
     log:
         "<logs>/plot_report/all.log",

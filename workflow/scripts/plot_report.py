@@ -16,11 +16,12 @@ def main(
     final_path: Path,
     curve_paths: dict[str, Path],
     weights_path: Path,
+    row_paths: dict[str, Path],
     figure_paths: dict[str, Path],
     judges: list[str],
     n_bins: int,
 ) -> None:
-    """Read scores, test predictions, loss curves and fold weights; draw six figures.
+    """Read scores, test predictions, loss curves and weights; draw six figures.
 
     Args:
         scores_path: ``scores.csv``.
@@ -29,6 +30,7 @@ def main(
         final_path: The final model's symmetrised predictions.
         curve_paths: ``train.jsonl`` by name, ``model/run``.
         weights_path: The ensemble's ``weights.json``.
+        row_paths: What each student's rows counted for (``rows.json``), by student.
         figure_paths: Where each figure goes: ``stages``, ``reliability``,
             ``confusion``, ``swap``, ``curves`` and ``weights``.
         judges: Names of the exported models.
@@ -57,13 +59,19 @@ def main(
     labels = read_all_labels(fold_paths)
     panels = reliability_panels(teacher_paths, final_path, labels)
     curves = {name: read_curve(path) for name, path in curve_paths.items()}
+    rows_of = {name: read_json(path) for name, path in row_paths.items()}
+    spreads = {
+        name: record["weight_quantiles"]
+        for name, record in rows_of.items()
+        if "weight_quantiles" in record
+    }
     figures = {
         "stages": draw_stages(rows, stage_order(judges)),
         "reliability": draw_reliability(panels, n_bins),
         "confusion": draw_confusion(panels),
         "swap": draw_swap(rows),
         "curves": draw_curves(curves),
-        "weights": draw_weights(read_json(weights_path)),
+        "weights": draw_weights(read_json(weights_path), spreads),
     }
     for name, figure in figures.items():
         save_figure(figure, figure_paths[name])
@@ -87,6 +95,7 @@ if __name__ == "__main__":
             final_path=Path(source.final),
             curve_paths=dict(zip(params.runs, map(Path, source.curves), strict=True)),
             weights_path=Path(source.weights),
+            row_paths={Path(path).parent.name: Path(path) for path in source.rows},
             figure_paths={k: Path(v) for k, v in snakemake.output.items()},
             judges=list(params.judges),
             n_bins=params.n_bins,

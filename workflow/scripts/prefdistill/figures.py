@@ -219,29 +219,49 @@ def draw_swap(scores: Sequence[Mapping[str, Any]]) -> Figure:
 
 
 @mpl.rc_context(STYLE)
-def draw_weights(record: Mapping[str, Any]) -> Figure:
-    """Weight of each fold's student in the ensemble, with the equal weight as a line.
+def draw_weights(
+    record: Mapping[str, Any], sample_weights: Mapping[str, Mapping[str, float]]
+) -> Figure:
+    """Weight of each fold's student in the ensemble, and of the rows that it saw.
 
     Args:
         record: Content of ``weights.json``: ``folds``, ``weights`` and ``method``, and
             for weights from advantages ``advantages`` (nats).
+        sample_weights: For each student quantiles of its rows' weights, by share
+            ``"0.05"``, ``"0.25"``, ``"0.5"``, ``"0.75"``, ``"0.95"``; students whose
+            rows all count alike are left out, and with all of them the panel.
     """
     folds, weights = record["folds"], record["weights"]
-    figure, (axes,) = _axes(8.0, 1.3 + 0.35 * len(folds))
+    height = 1.3 + 0.35 * max(len(folds), len(sample_weights))
+    figure, (axes, *more) = _axes(9.0, height, 2 if sample_weights else 1)
     axes.barh(range(len(folds)), weights, height=0.6, color=BLUE)
     gains = record.get("advantages") or [None] * len(folds)
     for place, (weight, gain) in enumerate(zip(weights, gains, strict=True)):
-        text = f"{weight:.4f}" + (
-            f", advantage {gain:+.4f}" if gain is not None else ""
-        )
+        text = f"{weight:.4f}" + (f" (adv. {gain:+.4f})" if gain is not None else "")
         axes.annotate(text, (weight, place), xytext=(6, 0), va="center",
                       textcoords="offset points")  # fmt: skip
     axes.axvline(1 / len(folds), color=GREY, linestyle="--", linewidth=1)
     axes.set_title(f"method: {record['method']}; dashed: equal weights")
     _name_rows(axes, [f"fold {fold}" for fold in folds])
-    axes.set_xlim(0, 1.5 * max(*weights, 1 / len(folds)))
+    axes.set_xlim(0, 1.7 * max(*weights, 1 / len(folds)))
     axes.set_xlabel("weight in the ensemble")
+    for panel in more:
+        _draw_spread(panel, sample_weights)
     return figure
+
+
+def _draw_spread(axes: Axes, quantiles: Mapping[str, Mapping[str, float]]) -> None:
+    """A thin line over 90 % of the rows, a thick one over half, a dot at the median."""
+    for place, shares in enumerate(quantiles.values()):
+        for low, high, width in (("0.05", "0.95", 1), ("0.25", "0.75", 6)):
+            span = [shares[low], shares[high]]
+            axes.plot(span, [place] * 2, color=BLUE, linestyle="-", linewidth=width)
+        axes.plot(shares["0.5"], place, "o", color=BLACK, markersize=5)
+    axes.axvline(1, color=GREY, linestyle="--", linewidth=1)
+    axes.set_title("line: 90 % of the rows, bar: half, dot: median")
+    _name_rows(axes, list(quantiles))
+    axes.margins(x=0.1)
+    axes.set_xlabel("weight of a row in training (mean 1)")
 
 
 @mpl.rc_context(STYLE)
