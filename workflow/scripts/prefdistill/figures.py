@@ -238,7 +238,8 @@ def draw_weights(
     gains = record.get("advantages") or [None] * len(folds)
     for place, (weight, gain) in enumerate(zip(weights, gains, strict=True)):
         text = f"{weight:.4f}" + (f" (adv. {gain:+.4f})" if gain is not None else "")
-        axes.annotate(text, (weight, place), xytext=(6, 0), va="center",
+        beside = (max(weight, 1 / len(folds)), place)
+        axes.annotate(text, beside, xytext=(6, 0), va="center",
                       textcoords="offset points")  # fmt: skip
     axes.axvline(1 / len(folds), color=GREY, linestyle="--", linewidth=1)
     axes.set_title(f"method: {record['method']}; dashed: equal weights")
