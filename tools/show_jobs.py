@@ -7,6 +7,7 @@ asks it for the lines of `--summary`; ours take their place. So nothing is guess
 printed text, and nothing is run or locked.
 """
 
+import argparse
 import shutil
 import sys
 from collections.abc import AsyncIterator
@@ -19,7 +20,7 @@ import snakemake.api  # noqa: F401 (before snakemake.dag, which needs it)
 from snakemake.cli import main as run_snakemake
 from snakemake.dag import DAG
 
-from prefdistill.driver import driver_at_work, folder_of
+from prefdistill.driver import driver_at_work
 from prefdistill.overview import Job, plan_text, status_text
 
 
@@ -44,7 +45,9 @@ def _job(dag: DAG, job: Any) -> Job:
 
 def main(kind: str, command: list[str]) -> None:
     """Run ``snakemake --summary`` with our lines instead of its own."""
-    driver = driver_at_work(folder_of(command))
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("-d", "--directory", type=Path, default=Path())
+    driver = driver_at_work(parser.parse_known_args(command)[0].directory)
 
     async def lines(dag: DAG, detailed: bool = False) -> AsyncIterator[str]:
         config, jobs = dag.workflow.globals["config"], jobs_of(dag)

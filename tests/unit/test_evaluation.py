@@ -473,6 +473,7 @@ def test_pages(toy, tmp_path):
         },
         "folds": {"folds": {"0": {"train": shares}}},
         "lengths": {
+            "every": 2,
             "max_length": 40,
             "splits": {"dev": split | {"quantiles": {"0.5": 20, "1": 48}}},
         },
@@ -510,6 +511,7 @@ def test_pages(toy, tmp_path):
     assert "<td>final</td>" in shown["scores"]
     assert "of the gap" in shown["scores"]
     assert '<td style="text-align:right">2</td>' in shown["data"]
+    assert "Tokens of one in 2 rows" in shown["data"]
     assert "<td>25.0%</td>" in shown["data"]
     assert "<td>10.0%</td>" in shown["data"]
     assert "gate: warn" in shown["models"]

@@ -56,7 +56,9 @@ def test_versions_name_the_sources_and_what_is_missing(tmp_path, monkeypatch):
     assert versions["numpy"].startswith("2.")
 
 
-def test_lengths_before_the_cut(tiny_model_folder, tiny_tokenizer, tmp_path):
+def test_lengths_before_the_cut(
+    tiny_model_folder, tiny_tokenizer, tmp_path, monkeypatch
+):
     texts = ["a b c " * n for n in (5, 40, 200)]
     rows = [
         {"id": f"train:{n}", "source": "train", "split": split, "group": str(n)}
@@ -77,7 +79,7 @@ def test_lengths_before_the_cut(tiny_model_folder, tiny_tokenizer, tmp_path):
     measure_lengths(tmp_path / "fold0.parquet", base, counts, figure, text)
     found = json.loads(counts.read_text())
     cut = encode_pairs(table, tiny_tokenizer, text)
-    assert found["max_length"] == 100
+    assert (found["max_length"], found["every"]) == (100, 1)
     assert (
         sum(part["rows_cut"] for part in found["splits"].values())
         == (cut.n_truncated)
@@ -87,3 +89,9 @@ def test_lengths_before_the_cut(tiny_model_folder, tiny_tokenizer, tmp_path):
     assert dev["tokens"] - dev["tokens_cut"] == cut.lengths[2]
     assert dev["quantiles"]["1"] == dev["tokens"]
     assert figure.read_text().startswith("<?xml")
+    monkeypatch.setattr("measure_lengths.MAX_ROWS", 2)
+    measure_lengths(tmp_path / "fold0.parquet", base, counts, figure, text)
+    few = json.loads(counts.read_text())
+    assert few["every"] == 2
+    assert few["splits"]["dev"] == dev
+    assert few["splits"]["train"]["rows"] == 1

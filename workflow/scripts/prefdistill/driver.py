@@ -223,21 +223,17 @@ def _unlock(root: Path) -> None:
     FilePersistence(path=(root / FOLDER).resolve()).cleanup_locks()
 
 
-def folder_of(command: list[str]) -> Path:
-    """The folder that a Snakemake command works in."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("-d", "--directory", type=Path, default=Path())
-    return parser.parse_known_args(command)[0].directory
-
-
 def main(command: list[str]) -> NoReturn:
     """Recover in the folder of a Snakemake command, then become that command.
 
     A dry run changes nothing.
     """
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("-d", "--directory", type=Path, default=Path())
+    root = parser.parse_known_args(command)[0].directory
     try:
         if not any(re.fullmatch(r"--dry-?run|-\w*n\w*", each) for each in command):
-            recover(folder_of(command))
+            recover(root)
     except (UserError, OSError) as error:
         sys.exit(f"error: {error}")
     os.execvp(command[0], command)

@@ -120,6 +120,8 @@ def data_page(
         lengths: Content of ``lengths.json``.
     """
     repaired = list(cleaning["repaired"].items())
+    every = lengths["every"]
+    rows = "the rows" if every == 1 else f"one in {every} rows"
     parts = [
         "## Cleaning",
         "Rows by source. A row is dropped for the first reason that fits: `none_hot` "
@@ -133,7 +135,7 @@ def data_page(
         "is scored on *dev*; *select* and *test* are the same rows for every fold.",
         _fold_table(folds["folds"]),
         "## Lengths",
-        f"Tokens of fold 0's rows by the student's tokenizer. Rows of more than "
+        f"Tokens of {rows} of fold 0 by the student's tokenizer. Rows of more than "
         f"{lengths['max_length']:,} tokens (`text.max_length`) are cut: both ends of a "
         "long text stay, the longer answer is trimmed first.",
         _length_table(lengths["splits"]),
