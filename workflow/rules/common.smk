@@ -200,12 +200,6 @@ def simulator_truth(wildcards):
     return ["results/simulated/truth.parquet"] if simulated else []
 
 
-def row_records(wildcards):
-    """What the students' rows counted for, where distill_student writes it."""
-    pattern = getattr(rules.distill_student.output, "rows", None)
-    return expand(pattern, fold=FOLDS) if pattern else []
-
-
 def labels_only_predictions(wildcards):
     """Predictions of the students trained on labels alone, if they are asked for."""
     wanted = config["evaluation"]["labels_only"]

@@ -122,7 +122,7 @@ rule plot_report:
             *expand("<results>/student/fold{fold}/train.jsonl", fold=FOLDS),
         ],
         weights="<results>/ensemble/weights.json",
-        rows=row_records,
+        rows=expand("<results>/student/fold{fold}/rows.json", fold=FOLDS),
     output:
         stages=report(
             "<results>/report/stages.svg",
