@@ -7,6 +7,7 @@ SHELL := /bin/bash
 # Settings, each for the command line, as in `make run CONFIG=config/small.yaml`.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
+DOCS_VENV := .venv-docs
 CONFIG ?=
 PROFILE ?= profiles/default
 TARGET ?= all
@@ -17,6 +18,7 @@ ARGS ?=
 SNAKEMAKE := $(VENV)/bin/snakemake
 # Snakemake, after clearing up where its last driver was killed.
 DRIVE := $(VENV)/bin/python tools/drive.py $(SNAKEMAKE)
+SHOW_JOBS := $(VENV)/bin/python tools/show_jobs.py
 PIP_INSTALL := $(VENV)/bin/python -m pip install -q --disable-pip-version-check
 # A copy of the lock that was installed last: no file times, so that neither a touch
 # nor another check-out of the same lock installs anything.
@@ -56,19 +58,26 @@ install:
 .PHONY: demo
 demo: setup ## run config/demo.yaml: tiny models, simulated pairs, minutes on two cores
 	$(DRIVE) all --configfile config/demo.yaml --profile profiles/default $(LOCAL) $(ARGS)
-	@cat results/report/summary.md
+	@$(MAKE) --no-print-directory report CONFIG=config/demo.yaml
 
 .PHONY: run
 run: setup ## run TARGET with CONFIG (config/config.yaml if not given) through PROFILE
 	$(DRIVE) $(WHAT) $(WHERE) $(ARGS)
 
 .PHONY: plan
-plan: setup ## show the jobs that `make run` would run, and why
+plan: setup ## the jobs that `make run` would run, why, and what they would take
 	$(SNAKEMAKE) $(WHAT) $(WHERE) --dry-run $(ARGS)
+	@$(SHOW_JOBS) plan $(WHAT) $(WHERE) $(ARGS)
+
+.PHONY: status
+status: setup ## what of TARGET is done, running, failed and left, and the GPU-hours left
+	@$(SHOW_JOBS) status $(WHAT) $(WHERE) $(ARGS)
 
 .PHONY: report
-report: setup ## bring results/report up to date and print its score table
+report: setup ## bring results/report.html and results/report up to date, print the scores
 	$(DRIVE) report $(if $(CONFIG),--configfile $(CONFIG)) $(WHERE) $(ARGS)
+	$(SNAKEMAKE) report $(if $(CONFIG),--configfile $(CONFIG)) $(WHERE) \
+		--report results/report.html --quiet
 	@cat results/report/summary.md
 
 .PHONY: dag
@@ -76,6 +85,15 @@ dag: setup ## draw the rule graph of config/demo.yaml, or of CONFIG, to docs/rul
 	$(SNAKEMAKE) $(TARGET) --configfile $(or $(CONFIG),config/demo.yaml) \
 		--rulegraph dot --quiet \
 		| $(VENV)/bin/python tools/draw_rulegraph.py docs/rulegraph.svg
+
+.PHONY: docs
+docs: ## write the documentation as a site to site/ (with an environment of its own)
+	@cmp -s docs/requirements.txt $(DOCS_VENV)/installed.txt || { \
+		$(PYTHON) -m venv --clear $(DOCS_VENV) && \
+		$(DOCS_VENV)/bin/python -m pip install -q --disable-pip-version-check \
+			--no-deps -r docs/requirements.txt && \
+		cp docs/requirements.txt $(DOCS_VENV)/installed.txt; }
+	$(DOCS_VENV)/bin/mkdocs build --strict --quiet
 
 .PHONY: unlock
 unlock: setup ## release a lock that `make run` cannot tell to be a dead driver's

@@ -23,6 +23,7 @@ AFTER_STUDENT = {
     "evaluate",
     "plot_report",
     "summarise_report",
+    "write_pages",
     "all",
 }
 

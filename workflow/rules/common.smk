@@ -206,6 +206,7 @@ def minutes_of(work):
     def minutes(wildcards, attempt):
         return work(wildcards).time_limit(attempt, config)
 
+    minutes.work = work  # which `make plan` and `make status` add up
     return minutes
 
 
@@ -282,4 +283,4 @@ def merging(wildcards):
 def quantising(wildcards):
     """The work of quantising the student."""
     n_pairs = config["quantisation"]["n_calibration_pairs"]
-    return quantise_work(STUDENT, n_pairs, MAX_LENGTH)
+    return quantise_work(STUDENT, n_pairs, MAX_LENGTH, int(wildcards.bits))

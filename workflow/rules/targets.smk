@@ -57,9 +57,9 @@ rule predictions:
 
 
 rule report:
-    """The scores of every stage, figures and a summary."""
+    """The scores of every stage, figures, tables and a summary."""
     input:
-        "<results>/report/summary.md",
+        "<results>/report/run.html",
 
 
 for k in FOLDS:

@@ -118,7 +118,10 @@ def _stay_offline() -> None:
 
 
 def _log_to(log_path: Path, prefix: str = "") -> logging.Handler:
-    """Log to the file and the terminal; returns the terminal's handler."""
+    """Log to the file and the terminal; returns the terminal's handler.
+
+    A line on the terminal begins with the job, as several may run at once.
+    """
     log_path.parent.mkdir(parents=True, exist_ok=True)
     logging.raiseExceptions = False  # a full disk is said once, not by each log line
     to_file = logging.FileHandler(log_path, mode="a", encoding="utf-8")
@@ -126,7 +129,8 @@ def _log_to(log_path: Path, prefix: str = "") -> logging.Handler:
         logging.Formatter(f"%(asctime)s {prefix}%(levelname)s %(name)s: %(message)s")
     )
     to_terminal = logging.StreamHandler(sys.stderr)
-    to_terminal.setFormatter(logging.Formatter(f"{prefix}%(message)s"))
+    name = f"{log_path.parent.name} {log_path.stem}: {prefix}"
+    to_terminal.setFormatter(logging.Formatter(f"{name}%(message)s"))
     to_terminal.setLevel(logging.INFO)
     logger.setLevel(logging.DEBUG)  # what only the file needs
     logging.basicConfig(level=logging.INFO, handlers=[to_file, to_terminal], force=True)

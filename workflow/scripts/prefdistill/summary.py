@@ -211,7 +211,7 @@ def summary_text(
         "# Report",
         f"## Scores on test ({n_rows} rows, log loss in nats)",
         score_table(scores),
-        *_closed_gap(scores),
+        *closed_gap(scores),
         "## What each step changes on test (log loss, paired; negative is a gain)",
         step_table(steps, "test"),
         "## The same on the dev rows of all folds, each by its own fold's model",
@@ -229,7 +229,7 @@ def summary_text(
     return "\n\n".join(parts) + "\n"
 
 
-def _closed_gap(scores: Sequence[dict[str, Any]]) -> list[str]:
+def closed_gap(scores: Sequence[dict[str, Any]]) -> list[str]:
     """How much of the way from the prior to Bayes the final model goes, if known."""
     losses = {row["stage"]: row["log_loss"] for row in scores}
     if not {"prior", "final", "bayes"} <= losses.keys():
