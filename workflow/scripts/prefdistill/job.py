@@ -71,6 +71,12 @@ def _request_stop(number: int, _frame: object) -> None:
     _Stop.reason = _Stop.reason or signal.Signals(number).name
 
 
+def stop_on(*numbers: signal.Signals) -> None:
+    """Have long loops save and stop when one of these signals comes."""
+    for number in numbers:
+        signal.signal(number, _request_stop)
+
+
 def _log_place() -> None:
     """Log where the job runs, so that a failure can be looked up there."""
     names = ("SLURM_JOB_ID", "SLURM_RESTART_COUNT", "CUDA_VISIBLE_DEVICES")
@@ -281,8 +287,7 @@ def run_job(job: Any, *, online: bool = False, processes: int = 1) -> Iterator[N
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     if not online:
         _stay_offline()
-    for number in (signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(number, _request_stop)
+    stop_on(signal.SIGTERM, signal.SIGUSR1)
     if is_worker():
         with _work(job):
             yield
