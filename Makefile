@@ -13,6 +13,8 @@ TARGET ?= all
 CORES ?= $(shell nproc)
 TEST_WORKERS ?= 2
 ARGS ?=
+# Of `make predict` and `make push`: merged, gptq8 or gptq4.
+MODEL ?= gptq4
 
 SNAKEMAKE := $(VENV)/bin/snakemake
 # Snakemake, after clearing up where its last driver was killed.
@@ -26,6 +28,7 @@ INSTALLED := $(VENV)/installed.lock
 # else shares out its memory.
 LOCAL := --cores $(CORES) $(if $(shell command -v nvidia-smi),--resources gpu=1)
 WHERE := --profile $(PROFILE) $(if $(filter profiles/default,$(PROFILE)),$(LOCAL))
+JUDGE := results/$(if $(filter merged,$(MODEL)),merged,gptq/$(MODEL:gptq%=%)bit)
 WHAT := $(TARGET) $(if $(CONFIG),--configfile $(CONFIG))
 
 .PHONY: help
@@ -70,6 +73,17 @@ plan: setup ## show the jobs that `make run` would run, and why
 report: setup ## bring results/report up to date and print its score table
 	$(DRIVE) report $(if $(CONFIG),--configfile $(CONFIG)) $(WHERE) $(ARGS)
 	@cat results/report/summary.md
+
+.PHONY: release
+release: setup ## write results/release: judges with card and example, to hand on
+	$(DRIVE) release $(if $(CONFIG),--configfile $(CONFIG)) $(WHERE) $(ARGS)
+
+.PHONY: predict
+predict: setup ## score a file: INPUT=pairs.csv OUTPUT=out.csv MODEL=gptq4 (PLAIN=1: texts)
+	@$(if $(and $(INPUT),$(OUTPUT)),,$(error INPUT and OUTPUT are needed, as in \
+		make predict INPUT=pairs.csv OUTPUT=out.csv MODEL=gptq4))
+	@PYTHONPATH=workflow/scripts exec $(VENV)/bin/python -m prefdistill.predict \
+		$(JUDGE) $(INPUT) $(OUTPUT) $(if $(PLAIN),--plain) $(ARGS)
 
 .PHONY: dag
 dag: setup ## draw the rule graph of config/demo.yaml, or of CONFIG, to docs/rulegraph.svg

@@ -64,20 +64,17 @@ class Pairs:
 
 
 def _label(values: Sequence[Any]) -> int:
-    """The class of a row's three target cells; -1 if they are absent or blank.
+    """The class of a row's three target cells; -1 if there is no single winner.
+
+    Such rows, and those whose cells are absent or blank, are scored all the same.
 
     Raises:
-        CellFault: If a cell is not 0 or 1, or not exactly one is 1.
+        CellFault: If a cell is not 0 or 1.
     """
     if all(value is None or value == "" for value in values):
         return -1
     hot = [parse_label(*each) for each in zip(values, TARGET_COLUMNS, strict=True)]
-    if sum(hot) != 1:
-        raise CellFault(
-            TARGET_COLUMNS[0],
-            f"the three labels are {hot}; exactly one must be 1, or leave all blank",
-        )
-    return hot.index(1)
+    return hot.index(1) if sum(hot) == 1 else -1
 
 
 def _turns(value: Any, column: str, plain: bool, repaired: Counter[str]) -> list[str]:
@@ -116,9 +113,7 @@ def read_pairs(path: Path, *, plain: bool) -> Pairs:
             name = row.values[0]
             name = str(row.number) if name is None else parse_id(name, integer=False)
             if name in ids:
-                raise CellFault(
-                    "id", f"{name} occurs a second time; ids must be unique"
-                )
+                raise CellFault("id", f"{name} is there twice; ids must be unique")
             ids[name] = None
             texts = zip(row.values[1:4], TEXT_COLUMNS, strict=True)
             rows.append([_turns(*each, plain, counts.repaired) for each in texts])
