@@ -29,6 +29,7 @@ INSTALLED := $(VENV)/installed.lock
 LOCAL := --cores $(CORES) $(if $(shell command -v nvidia-smi),--resources gpu=1)
 WHERE := --profile $(PROFILE) $(if $(filter profiles/default,$(PROFILE)),$(LOCAL))
 JUDGE := results/$(if $(filter merged,$(MODEL)),merged,gptq/$(MODEL:gptq%=%)bit)
+RELEASE := results/release/$(if $(filter merged,$(MODEL)),merged,$(MODEL)bit)
 WHAT := $(TARGET) $(if $(CONFIG),--configfile $(CONFIG))
 
 .PHONY: help
@@ -84,6 +85,11 @@ predict: setup ## score a file: INPUT=pairs.csv OUTPUT=out.csv MODEL=gptq4 (PLAI
 		make predict INPUT=pairs.csv OUTPUT=out.csv MODEL=gptq4))
 	@PYTHONPATH=workflow/scripts exec $(VENV)/bin/python -m prefdistill.predict \
 		$(JUDGE) $(INPUT) $(OUTPUT) $(if $(PLAIN),--plain) $(ARGS)
+
+.PHONY: push
+push: setup ## show an upload of a release to the Hub: REPO=me/judge MODEL=gptq4 (PUSH=1: do)
+	@$(if $(REPO),,$(error REPO is needed, as in make push REPO=me/judge MODEL=gptq4))
+	@$(VENV)/bin/python tools/push_release.py $(RELEASE) $(REPO) $(if $(PUSH),--push)
 
 .PHONY: dag
 dag: setup ## draw the rule graph of config/demo.yaml, or of CONFIG, to docs/rulegraph.svg
