@@ -90,4 +90,5 @@ def test_the_example_of_a_quantised_release_needs_no_package(released, tmp_path)
     assert done.returncode == 0, done.stderr
     expected = Judge.load(release).compare(*texts)._asdict()
     answer = json.loads(done.stdout.splitlines()[-1])
-    assert answer == pytest.approx(expected, abs=1e-4)
+    # The CPU's 4-bit kernel rounds otherwise where both orders share a batch.
+    assert answer == pytest.approx(expected, abs=1e-3)

@@ -69,6 +69,8 @@ def stop_requested() -> bool:
 
 def _request_stop(number: int, _frame: object) -> None:
     _Stop.reason = _Stop.reason or signal.Signals(number).name
+    if number == signal.SIGINT:  # whoever presses Ctrl-C twice cannot wait
+        signal.signal(number, signal.SIG_DFL)
 
 
 def stop_on(*numbers: signal.Signals) -> None:
