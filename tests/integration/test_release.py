@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from running import planned, snakemake
 
-from prefdistill.calibration import read_scaling
 from prefdistill.io import read_json, read_table
 from prefdistill.judge import Judge
 from prefdistill.pairs import TEXT_COLUMNS
+from prefdistill.scaling import read_scaling
 from prefdistill.tta import read_predictions, symmetrise
 
 JUDGES = {"merged": "merged", "gptq8bit": "gptq8", "gptq4bit": "gptq4"}

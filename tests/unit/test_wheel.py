@@ -20,7 +20,7 @@ from prefdistill.version import __version__
 ROOT = Path(__file__).resolve().parents[2]
 # What the workflow needs and a user of a judge does not.
 WORKFLOW_ONLY = (
-    *("snakemake", "jsonschema", "peft", "sklearn", "datasets", "matplotlib"),
+    *("snakemake", "jsonschema", "peft", "sklearn", "datasets", "matplotlib", "scipy"),
     *("polars", "optimum", "bitsandbytes", "gptqmodel"),
 )
 

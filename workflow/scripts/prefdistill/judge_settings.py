@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from prefdistill.bases import WEIGHTS
-from prefdistill.calibration import Scaling, read_scaling
 from prefdistill.io import VIEWS, read_json, write_json
 from prefdistill.job import UserError
 from prefdistill.prompts import ELLIPSIS, MIN_ANSWER_TOKENS
+from prefdistill.scaling import Scaling, read_scaling
 
 SETTINGS_FILE = "judge.json"
 CALIBRATION_FILE = "calibration.json"

@@ -105,6 +105,8 @@ def read_pairs(path: Path, *, plain: bool) -> Pairs:
     Raises:
         UserError: If a value cannot be read, an id occurs twice, or there are no rows.
     """
+    if not path.is_file():
+        raise UserError(f"{path}: is not a file; check the input's path")
     counts = ImportedFile(str(path), SCORED)
     ids: dict[str, None] = {}
     rows, labels = [], []
@@ -195,14 +197,10 @@ def predict(
     if output_path.suffix != ".csv":
         raise UserError(f"{output_path}: the output is a CSV; let its name end in .csv")
     pairs = read_pairs(input_path, plain=plain)
-    # scipy is imported with these, before what transformers would do without is hidden.
     from prefdistill.checkpoints import Checkpoints, identity_of
     from prefdistill.judge import Judge, pairs_table
     from prefdistill.judge_settings import SETTINGS_FILE
-    from prefdistill.models import unused_packages
 
-    if (judge_folder / "config.json").is_file():
-        hide_unused_imports(*unused_packages("auto", judge_folder))
     judge = Judge.load(judge_folder, device)
     encoded = judge.encode(pairs_table(pairs.ids, pairs.rows))
     logger.info("%d pairs are too long and were cut", encoded.n_truncated)
@@ -220,6 +218,14 @@ def predict(
     checkpoints.remove()
     logger.info("%s: %d rows", output_path, len(pairs.ids))
     return score_text(probs, pairs)
+
+
+def _hide_unused_imports(folder: Path) -> None:
+    """Keep packages that this judge does not need from costing seconds."""
+    from prefdistill.models import unused_packages
+
+    if (folder / "config.json").is_file():
+        hide_unused_imports(*unused_packages("auto", folder))
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -249,6 +255,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     stop_on(signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
     try:
+        _hide_unused_imports(options.judge)
         text = predict(
             options.judge,
             options.input,
