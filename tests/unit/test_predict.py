@@ -217,7 +217,5 @@ def test_the_command_says_an_error_in_one_line(tmp_path):
     command = run_command(tmp_path, tmp_path / "no.csv", tmp_path / "out.csv")
     said = command.communicate()
     assert command.returncode == 1
-    expected = (
-        f"error: {tmp_path / 'no.csv'}: is not a file; check the paths under data"
-    )
+    expected = f"error: {tmp_path / 'no.csv'}: is not a file; check the input's path"
     assert said == ("", expected + "\n")
