@@ -84,12 +84,12 @@ predict: setup ## score a file: INPUT=pairs.csv OUTPUT=out.csv MODEL=gptq4 (PLAI
 	@$(if $(and $(INPUT),$(OUTPUT)),,$(error INPUT and OUTPUT are needed, as in \
 		make predict INPUT=pairs.csv OUTPUT=out.csv MODEL=gptq4))
 	@PYTHONPATH=workflow/scripts exec $(VENV)/bin/python -m prefdistill.predict \
-		$(JUDGE) $(INPUT) $(OUTPUT) $(if $(PLAIN),--plain) $(ARGS)
+		$(JUDGE) "$(INPUT)" "$(OUTPUT)" $(if $(PLAIN),--plain) $(ARGS)
 
 .PHONY: push
 push: setup ## show an upload of a release to the Hub: REPO=me/judge MODEL=gptq4 (PUSH=1: do)
 	@$(if $(REPO),,$(error REPO is needed, as in make push REPO=me/judge MODEL=gptq4))
-	@$(VENV)/bin/python tools/push_release.py $(RELEASE) $(REPO) $(if $(PUSH),--push)
+	@$(VENV)/bin/python tools/push_release.py $(RELEASE) "$(REPO)" $(if $(PUSH),--push)
 
 .PHONY: dag
 dag: setup ## draw the rule graph of config/demo.yaml, or of CONFIG, to docs/rulegraph.svg
