@@ -14,6 +14,8 @@ TARGET ?= all
 CORES ?= $(shell nproc)
 TEST_WORKERS ?= 2
 ARGS ?=
+# Of `make predict` and `make push`: merged, gptq8 or gptq4.
+MODEL ?= gptq4
 
 SNAKEMAKE := $(VENV)/bin/snakemake
 # Snakemake, after clearing up where its last driver was killed.
@@ -28,6 +30,8 @@ INSTALLED := $(VENV)/installed.lock
 # else shares out its memory.
 LOCAL := --cores $(CORES) $(if $(shell command -v nvidia-smi),--resources gpu=1)
 WHERE := --profile $(PROFILE) $(if $(filter profiles/default,$(PROFILE)),$(LOCAL))
+JUDGE := results/$(if $(filter merged,$(MODEL)),merged,gptq/$(MODEL:gptq%=%)bit)
+RELEASE := results/release/$(if $(filter merged,$(MODEL)),merged,$(MODEL)bit)
 WHAT := $(TARGET) $(if $(CONFIG),--configfile $(CONFIG))
 
 .PHONY: help
@@ -79,6 +83,22 @@ report: setup ## bring results/report.html and results/report up to date, print 
 	$(SNAKEMAKE) report $(if $(CONFIG),--configfile $(CONFIG)) $(WHERE) \
 		--report results/report.html --quiet
 	@cat results/report/summary.md
+
+.PHONY: release
+release: setup ## write results/release: judges with card and example, to hand on
+	$(DRIVE) release $(if $(CONFIG),--configfile $(CONFIG)) $(WHERE) $(ARGS)
+
+.PHONY: predict
+predict: setup ## score a file: INPUT=pairs.csv OUTPUT=out.csv MODEL=gptq4 (PLAIN=1: texts)
+	@$(if $(and $(INPUT),$(OUTPUT)),,$(error INPUT and OUTPUT are needed, as in \
+		make predict INPUT=pairs.csv OUTPUT=out.csv MODEL=gptq4))
+	@PYTHONPATH=workflow/scripts exec $(VENV)/bin/python -m prefdistill.predict \
+		$(JUDGE) "$(INPUT)" "$(OUTPUT)" $(if $(PLAIN),--plain) $(ARGS)
+
+.PHONY: push
+push: setup ## show an upload of a release to the Hub: REPO=me/judge MODEL=gptq4 (PUSH=1: do)
+	@$(if $(REPO),,$(error REPO is needed, as in make push REPO=me/judge MODEL=gptq4))
+	@$(VENV)/bin/python tools/push_release.py $(RELEASE) "$(REPO)" $(if $(PUSH),--push)
 
 .PHONY: dag
 dag: setup ## draw the rule graph of config/demo.yaml, or of CONFIG, to docs/rulegraph.svg

@@ -23,6 +23,7 @@ TARGETS = (
     "gptq",
     "predictions",
     "report",
+    "release",
     "check_models",
     "ablation_distillation",
     "ablations",

@@ -33,6 +33,7 @@ rule calibrate_judge:
         fold="<results>/folds/fold0.parquet",
     output:
         calibration="<results>/merged/calibration.json",
+        settings="<results>/merged/judge.json",
     log:
         "<logs>/calibrate_judge/merged.log",
     benchmark:
@@ -45,6 +46,7 @@ rule calibrate_judge:
         runtime=minutes_of(handling_tables),
     params:
         views=VIEWS,
+        text=config["text"],
         code=code_digest("calibrate_judge.py"),
     script:
         "../scripts/calibrate_judge.py"
@@ -58,6 +60,7 @@ use rule calibrate_judge as calibrate_quantised_judge with:
         fold="<results>/folds/fold0.parquet",
     output:
         calibration="<results>/gptq/{bits}bit/calibration.json",
+        settings="<results>/gptq/{bits}bit/judge.json",
     log:
         "<logs>/calibrate_judge/gptq{bits}.log",
     benchmark:

@@ -59,6 +59,7 @@ BITS = config["quantisation"]["bits"]
 VIEWS = config["predict"]["views"]
 STUDENTS = Students(config)
 JUDGES = ["merged", *[f"gptq{bits}" for bits in BITS]]
+RELEASES = ["merged", *[f"gptq{bits}bit" for bits in BITS]]
 FINAL = config["predict"]["model"]
 if FINAL == "adapters":
     FINAL = f"adapters_{config['predict']['base']}"
@@ -114,6 +115,12 @@ def model_config(wildcards):
 def base_manifest(wildcards):
     """The manifest of the base model that a job starts from."""
     return f"results/base/{model_config(wildcards)['base']}/manifest.json"
+
+
+BASES = {
+    name: config["base_models"][model_config({"model": name})["base"]]
+    for name in MODELS
+}
 
 
 def settings_of(section):

@@ -56,6 +56,12 @@ rule predictions:
         SUBMISSION,
 
 
+rule release:
+    """A folder to hand on for every judge, with card and example."""
+    input:
+        expand("<results>/release/{release}/judge.json", release=RELEASES),
+
+
 rule report:
     """The scores of every stage, figures, tables and a summary."""
     input:

@@ -69,6 +69,14 @@ def stop_requested() -> bool:
 
 def _request_stop(number: int, _frame: object) -> None:
     _Stop.reason = _Stop.reason or signal.Signals(number).name
+    if number == signal.SIGINT:  # whoever presses Ctrl-C twice cannot wait
+        signal.signal(number, signal.SIG_DFL)
+
+
+def stop_on(*numbers: signal.Signals) -> None:
+    """Have long loops save and stop when one of these signals comes."""
+    for number in numbers:
+        signal.signal(number, _request_stop)
 
 
 def _log_place() -> None:
@@ -285,8 +293,7 @@ def run_job(job: Any, *, online: bool = False, processes: int = 1) -> Iterator[N
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     if not online:
         _stay_offline()
-    for number in (signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(number, _request_stop)
+    stop_on(signal.SIGTERM, signal.SIGUSR1)
     if is_worker():
         with _work(job):
             yield
