@@ -176,6 +176,7 @@ def run_evaluate(toy, folds):
         truth_path=toy.path("truth.parquet"),
         scores_path=toy.path("scores.csv"),
         steps_path=toy.path("steps.csv"),
+        predictions_path=toy.path("results/report/predictions.parquet"),
         final_model="gptq8",
         views=VIEWS,
         calibration=CALIBRATION,

@@ -67,6 +67,7 @@ rule evaluate:
             caption="../report/steps.rst",
             category="Scores",
         ),
+        predictions="<results>/report/predictions.parquet",
     log:
         "<logs>/evaluate/all.log",
     benchmark:
