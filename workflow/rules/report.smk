@@ -83,7 +83,7 @@ rule evaluate:
         judges=JUDGES,
         final=FINAL,
         views=VIEWS,
-        calibration=config["calibration"],
+        calibration=TEACHER_SCALING,
         evaluation=config["evaluation"],
         code=code_digest("evaluate.py"),
     script:

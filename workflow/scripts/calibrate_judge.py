@@ -1,4 +1,4 @@
-"""Fit a judge's own tied vector scaling on the split select."""
+"""Fit a judge's own tied scaling on the split select."""
 
 import logging
 from pathlib import Path
@@ -17,6 +17,7 @@ def main(
     fold_path: Path,
     calibration_path: Path,
     views: list[str],
+    method: str,
 ) -> None:
     """Read a judge's predictions, fit on select, write the scaling and its effect."""
     from prefdistill.calibration import calibrate_judge
@@ -25,7 +26,7 @@ def main(
     from prefdistill.tta import read_predictions
 
     scores = read_predictions(prediction_paths, views)
-    _, record = calibrate_judge(scores, read_labels(fold_path), views)
+    _, record = calibrate_judge(scores, read_labels(fold_path), views, method)
     logger.info(
         "log loss on %d rows %.4f -> %.4f",
         record["n_select"], record["nll_before"], record["nll_after"],
@@ -40,4 +41,5 @@ if __name__ == "__main__":
             fold_path=Path(snakemake.input.fold),
             calibration_path=Path(snakemake.output.calibration),
             views=list(snakemake.params.views),
+            method=snakemake.params.method,
         )
