@@ -152,7 +152,9 @@ def toy(tmp_path_factory):
         )
         write_views(toy.views(name), toy.with_unlabelled(scores))
         judge = toy.path(f"{name}.json")
-        calibrate_judge(toy.views(name), toy.path("fold0.parquet"), judge, VIEWS)
+        calibrate_judge(
+            toy.views(name), toy.path("fold0.parquet"), judge, VIEWS, "vector"
+        )
     weigh_folds([0, 1, 2], "equal", toy.path("weights.json"))
     symmetrised = toy.path("gptq8.parquet")
     symmetrise_script(toy.views("gptq8"), toy.path("gptq8.json"), symmetrised, VIEWS)
@@ -179,6 +181,7 @@ def run_evaluate(toy, folds):
         truth_path=toy.path("truth.parquet"),
         scores_path=toy.path("scores.csv"),
         steps_path=toy.path("steps.csv"),
+        predictions_path=toy.path("results/report/predictions.parquet"),
         final_model="gptq8",
         views=VIEWS,
         calibration=CALIBRATION,
@@ -376,7 +379,9 @@ def test_symmetrised_file_holds_calibrated_and_raw(toy):
 def test_one_view_is_enough(toy, tmp_path):
     (path,) = toy.views("merged")[1:]
     output = tmp_path / "one.parquet"
-    calibrate_judge([path], toy.path("fold0.parquet"), tmp_path / "c.json", ["BA"])
+    calibrate_judge(
+        [path], toy.path("fold0.parquet"), tmp_path / "c.json", ["BA"], "vector"
+    )
     symmetrise_script([path], tmp_path / "c.json", output, ["BA"])
     table = read_table(output)
     probs = columns_of(table, ["p_a", "p_b", "p_tie"])

@@ -20,14 +20,14 @@ rule calibrate_logits:
         mem_mb=memory_of(handling_tables),
         runtime=minutes_of(handling_tables),
     params:
-        calibration=config["calibration"],
+        calibration=TEACHER_SCALING,
         code=code_digest("calibrate_logits.py"),
     script:
         "../scripts/calibrate_logits.py"
 
 
 rule calibrate_judge:
-    """Fit the merged model's own tied vector scaling on select."""
+    """Fit the merged model's own tied scaling on select."""
     input:
         predictions=expand("<results>/predictions/merged/{view}.parquet", view=VIEWS),
         fold="<results>/folds/fold0.parquet",
@@ -47,6 +47,7 @@ rule calibrate_judge:
     params:
         views=VIEWS,
         text=config["text"],
+        method=config["calibration"]["judge"],
         code=code_digest("calibrate_judge.py"),
     script:
         "../scripts/calibrate_judge.py"

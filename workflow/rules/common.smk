@@ -63,6 +63,7 @@ RELEASES = ["merged", *[f"gptq{bits}bit" for bits in BITS]]
 FINAL = config["predict"]["model"]
 if FINAL == "adapters":
     FINAL = f"adapters_{config['predict']['base']}"
+TEACHER_SCALING = {key: config["calibration"][key] for key in ("method", "tied")}
 CHOSEN_FOLDS = config["predict"]["folds"]
 if isinstance(CHOSEN_FOLDS, str):
     CHOSEN_FOLDS = FOLDS

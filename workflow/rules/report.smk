@@ -75,6 +75,7 @@ rule evaluate:
             category="Files",
             labels={"file": "steps.csv"},
         ),
+        predictions="<results>/report/predictions.parquet",
     log:
         "<logs>/evaluate/all.log",
     benchmark:
@@ -90,7 +91,7 @@ rule evaluate:
         judges=JUDGES,
         final=FINAL,
         views=VIEWS,
-        calibration=config["calibration"],
+        calibration=TEACHER_SCALING,
         evaluation=config["evaluation"],
         code=code_digest("evaluate.py"),
     script:
