@@ -7,16 +7,20 @@ SHELL := /bin/bash
 # Settings, each for the command line, as in `make run CONFIG=config/small.yaml`.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
+DOCS_VENV := .venv-docs
 CONFIG ?=
 PROFILE ?= profiles/default
 TARGET ?= all
 CORES ?= $(shell nproc)
 TEST_WORKERS ?= 2
 ARGS ?=
+# Of `make predict` and `make push`: merged, gptq8 or gptq4.
+MODEL ?= gptq4
 
 SNAKEMAKE := $(VENV)/bin/snakemake
 # Snakemake, after clearing up where its last driver was killed.
 DRIVE := $(VENV)/bin/python tools/drive.py $(SNAKEMAKE)
+SHOW_JOBS := $(VENV)/bin/python tools/show_jobs.py
 PIP_INSTALL := $(VENV)/bin/python -m pip install -q --disable-pip-version-check
 # A copy of the lock that was installed last: no file times, so that neither a touch
 # nor another check-out of the same lock installs anything.
@@ -26,6 +30,8 @@ INSTALLED := $(VENV)/installed.lock
 # else shares out its memory.
 LOCAL := --cores $(CORES) $(if $(shell command -v nvidia-smi),--resources gpu=1)
 WHERE := --profile $(PROFILE) $(if $(filter profiles/default,$(PROFILE)),$(LOCAL))
+JUDGE := results/$(if $(filter merged,$(MODEL)),merged,gptq/$(MODEL:gptq%=%)bit)
+RELEASE := results/release/$(if $(filter merged,$(MODEL)),merged,$(MODEL)bit)
 WHAT := $(TARGET) $(if $(CONFIG),--configfile $(CONFIG))
 
 .PHONY: help
@@ -56,26 +62,58 @@ install:
 .PHONY: demo
 demo: setup ## run config/demo.yaml: tiny models, simulated pairs, minutes on two cores
 	$(DRIVE) all --configfile config/demo.yaml --profile profiles/default $(LOCAL) $(ARGS)
-	@cat results/report/summary.md
+	@$(MAKE) --no-print-directory report CONFIG=config/demo.yaml
 
 .PHONY: run
 run: setup ## run TARGET with CONFIG (config/config.yaml if not given) through PROFILE
 	$(DRIVE) $(WHAT) $(WHERE) $(ARGS)
 
 .PHONY: plan
-plan: setup ## show the jobs that `make run` would run, and why
+plan: setup ## the jobs that `make run` would run, why, and what they would take
 	$(DRIVE) $(WHAT) $(WHERE) --dry-run $(ARGS)
+	@$(SHOW_JOBS) plan $(WHAT) $(WHERE) $(ARGS)
+
+.PHONY: status
+status: setup ## what of TARGET is done, running, failed and left, and the GPU-hours left
+	@$(SHOW_JOBS) status $(WHAT) $(WHERE) $(ARGS)
 
 .PHONY: report
-report: setup ## bring results/report up to date and print its score table
+report: setup ## bring results/report.html and results/report up to date, print the scores
 	$(DRIVE) report $(if $(CONFIG),--configfile $(CONFIG)) $(WHERE) $(ARGS)
+	$(SNAKEMAKE) report $(if $(CONFIG),--configfile $(CONFIG)) $(WHERE) \
+		--report results/report.html --quiet
 	@cat results/report/summary.md
+
+.PHONY: release
+release: setup ## write results/release: judges with card and example, to hand on
+	$(DRIVE) release $(if $(CONFIG),--configfile $(CONFIG)) $(WHERE) $(ARGS)
+
+.PHONY: predict
+predict: setup ## score a file: INPUT=pairs.csv OUTPUT=out.csv MODEL=gptq4 (PLAIN=1: texts)
+	@$(if $(and $(INPUT),$(OUTPUT)),,$(error INPUT and OUTPUT are needed, as in \
+		make predict INPUT=pairs.csv OUTPUT=out.csv MODEL=gptq4))
+	@PYTHONPATH=workflow/scripts exec $(VENV)/bin/python -m prefdistill.predict \
+		$(JUDGE) "$(INPUT)" "$(OUTPUT)" $(if $(PLAIN),--plain) $(ARGS)
+
+.PHONY: push
+push: setup ## show an upload of a release to the Hub: REPO=me/judge MODEL=gptq4 (PUSH=1: do)
+	@$(if $(REPO),,$(error REPO is needed, as in make push REPO=me/judge MODEL=gptq4))
+	@$(VENV)/bin/python tools/push_release.py $(RELEASE) "$(REPO)" $(if $(PUSH),--push)
 
 .PHONY: dag
 dag: setup ## draw the rule graph of config/demo.yaml, or of CONFIG, to docs/rulegraph.svg
 	$(SNAKEMAKE) $(TARGET) --configfile $(or $(CONFIG),config/demo.yaml) \
 		--rulegraph dot --quiet \
 		| $(VENV)/bin/python tools/draw_rulegraph.py docs/rulegraph.svg
+
+.PHONY: docs
+docs: ## write the documentation as a site to site/ (with an environment of its own)
+	@cmp -s docs/requirements.txt $(DOCS_VENV)/installed.txt || { \
+		$(PYTHON) -m venv --clear $(DOCS_VENV) && \
+		$(DOCS_VENV)/bin/python -m pip install -q --disable-pip-version-check \
+			--no-deps -r docs/requirements.txt && \
+		cp docs/requirements.txt $(DOCS_VENV)/installed.txt; }
+	$(DOCS_VENV)/bin/mkdocs build --strict --quiet
 
 .PHONY: unlock
 unlock: setup ## release a lock that `make run` cannot tell to be a dead driver's

@@ -10,6 +10,7 @@ They come from `bench/results/h100.json`, and the predicted hours also from
 import argparse
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +22,12 @@ from prefdistill.config import validate_config
 from prefdistill.estimates import (
     SIMULATED_FOLDER,
     Pairs,
+    base_parameters,
     count_pairs,
-    count_tokens,
     scored_pairs,
     trained_pairs,
 )
+from prefdistill.resources import Size, scoring_work, training_work
 from rows import Row, find_row, markdown_table, read_rows, speed_table
 from workload import PUBLISHED
 
@@ -42,6 +44,8 @@ PUBLISHED_PAIRS = {
     "n_test": 25_000,
 }
 NOT_YET = "Not measured yet."
+# What `gpu_tflops` is in the column of the cost model: about what an H100 sustains.
+MODELLED_TFLOPS = 400
 
 
 def published() -> tuple[dict[str, Any], Pairs]:
@@ -76,53 +80,72 @@ def find_speed(
 
 
 def list_work(config: dict[str, Any], pairs: Pairs) -> list[dict[str, Any]]:
-    """The GPU's work by model and stage: pairs of all folds, shown in both orders."""
-    n_folds, student = config["folds"]["n"], config["student"]
-    held_out = pairs.held_out + pairs.unlabelled
-    work = []
+    """The GPU's work by model and stage, as the workflow's rules have it (``Work``).
 
-    def add(model: str, stage: str, mode: str, n_pairs: float, adapter: bool) -> None:
+    ``jobs`` of them do it, one a fold or one in all; ``pairs`` is what all show or
+    score, in both orders.
+    """
+    n_folds, student = config["folds"]["n"], config["student"]
+    longest = config["text"]["max_length"]
+    held_out = pairs.held_out + pairs.unlabelled
+    found = []
+
+    def add(
+        model: str, stage: str, jobs: int, section: str | None, n: int, **more: Any
+    ) -> None:
         settings = student if model == "student" else config["teachers"][model]
-        work.append(
-            {
-                **{"model": model, "stage": stage, "mode": mode, "pairs": n_pairs},
-                **{"adapter": adapter, "precision": settings["precision"]},
-                "shape": shape_of(config["base_models"][settings["base"]]),
-            }
+        base = config["base_models"][settings["base"]]
+        parameters = base_parameters(settings["base"], base)
+        size = Size(parameters, settings["gpus"], settings["lora"]["r"])
+        if section:
+            work = training_work(size, settings[section], n, longest)
+            n = trained_pairs(settings[section], n)
+        else:
+            work = scoring_work(size, n, longest)
+        found.append(
+            {"model": model, "stage": stage, "mode": "train" if section else "infer"}
+            | {"jobs": jobs, "pairs": jobs * n, "work": work, "adapter": True}
+            | {"precision": settings["precision"], "shape": shape_of(base)}
+            | more
         )
 
     for model, settings in [*config["teachers"].items(), ("student", student)]:
-        before = trained_pairs(settings["post_pretrain"], pairs.post_pretrain)
-        add(model, "post-pretrain", "train", before, True)
-        shown = n_folds * trained_pairs(settings["training"], pairs.train)
-        add(model, "train", "train", shown, True)
+        add(model, "post-pretrain", 1, "post_pretrain", pairs.post_pretrain)
+        add(model, "train", n_folds, "training", pairs.train)
         if model != "student":
-            scored = n_folds * scored_pairs(settings["inference"], pairs)
-            add(model, "logits", "infer", scored, True)
-    add("student", "predict, folds", "infer", n_folds * (pairs.dev + held_out), True)
-    add("student", "predict, merged", "infer", held_out, False)
-    return work
+            n_scored = scored_pairs(settings["inference"], pairs)
+            add(model, "logits", n_folds, None, n_scored)
+    add("student", "predict, folds", n_folds, None, pairs.dev + held_out)
+    add("student", "predict, merged", 1, None, held_out, adapter=False)
+    return found
 
 
 def hours_table(config: dict[str, Any], pairs: Pairs, rows: list[Row]) -> str:
-    """GPU hours of a configuration by measured speeds; blank where one is missing."""
-    lines, hours = [], []
-    for work in list_work(config, pairs):
-        n_tokens = count_tokens(work["pairs"], config["text"]["max_length"])
-        keys = (work["shape"], work["mode"], work["precision"])
-        speed = find_speed(rows, *keys, adapter=work["adapter"])
+    """GPU hours of a configuration by measured speeds; blank where one is missing.
+
+    Beside them the hours of the cost model, which `make plan` shows, less loading.
+    """
+    lines, hours, modelled = [], [], []
+    for each in list_work(config, pairs):
+        n_tokens = each["jobs"] * each["work"].n_tokens
+        keys = (each["shape"], each["mode"], each["precision"])
+        speed = find_speed(rows, *keys, adapter=each["adapter"])
         hours.append(n_tokens / speed / 3600 if speed else None)
+        work = replace(each["work"], minutes=0)
+        modelled.append(each["jobs"] * work.gpu_hours({"gpu_tflops": MODELLED_TFLOPS}))
         lines.append(
             (
-                *(work["model"], work["stage"], work["precision"]),
-                *(f"{work['pairs']:,.0f}", f"{n_tokens / 1e6:,.0f}"),
+                *(each["model"], each["stage"], each["precision"]),
+                *(f"{each['pairs']:,.0f}", f"{n_tokens / 1e6:,.0f}"),
                 f"{speed:,.0f}" if speed else "",
                 f"{hours[-1]:.1f}" if speed else "",
+                f"{modelled[-1]:.1f}",
             )
         )
     total = "" if None in hours else f"{sum(hours):.1f}"
-    lines.append(("all", "", "", "", "", "", total))
+    lines.append(("all", "", "", "", "", "", total, f"{sum(modelled):.1f}"))
     head = ("model", "stage", "base", "pairs", "M tokens", "tokens/s", "GPU hours")
+    head += (f"by the cost model at {MODELLED_TFLOPS}",)
     return markdown_table(head, lines)
 
 

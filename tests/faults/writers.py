@@ -41,6 +41,7 @@ from prefdistill.io import (
     write_logits,
     write_table,
 )
+from prefdistill.judge_settings import read_judge_settings, write_judge_settings
 from prefdistill.merging import write_classifier
 from prefdistill.models import (
     add_adapter,
@@ -49,7 +50,9 @@ from prefdistill.models import (
     load_tokenizer,
     save_adapter,
 )
+from prefdistill.predict import write_scores
 from prefdistill.provenance import code_digest
+from prefdistill.release import RELEASE_FILES, write_release
 from prefdistill.simulated_files import write_simulation
 from prefdistill.summary import read_rows
 from prefdistill.tensors import read_tensors, write_tensors
@@ -112,6 +115,9 @@ class World:
         peft_model = add_adapter(classifier, lora | {"targets": ["q_proj"]}, seed=0)
         save_adapter(peft_model, folder / "adapter")
         write_classifier(base, folder / "merged", torch.ones(3, 32))
+        scaling = {"method": "none", "tied": True, "a": [1, 1, 1], "b": [0, 0, 0]}
+        write_json(folder / "merged/calibration.json", scaling)
+        write_judge_settings(folder / "merged", {"template": "..."}, ["AB", "BA"])
         write_table(folder / "clean.parquet", _pairs(), CLEAN_SCHEMA)
         write_table(folder / "symmetrised.parquet", _symmetrised(), SYMMETRISED_SCHEMA)
         unlabelled = pa.table({"id": [f"test:{row}" for row in range(N_ROWS)]})
@@ -339,6 +345,30 @@ def submission(world: World) -> Writer:
     )
 
 
+def release(world: World) -> Writer:
+    def read(folder: Path) -> None:
+        read_judge_settings(folder)
+        load_classifier(folder, "fp32")
+        load_tokenizer(folder)
+
+    return Writer(
+        lambda folder: write_release(world.folder / "merged", folder, "# Card\n" * 50),
+        RELEASE_FILES,
+        read,
+        ordered=True,
+    )
+
+
+def scored_file(world: World) -> Writer:
+    ids = [str(row) for row in range(N_ROWS)]
+    probs, gaps = np.full((N_ROWS, 3), 1 / 3), np.zeros(N_ROWS)
+    return Writer(
+        lambda folder: write_scores(folder / "out.csv", ids, probs, gaps),
+        ("out.csv",),
+        lambda folder: read_rows(folder / "out.csv"),
+    )
+
+
 def scores(world: World) -> Writer:
     row = dict.fromkeys(SCORE_COLUMNS, 0.123456)
     return Writer(
@@ -478,6 +508,6 @@ WRITERS = {
         written_adapter, averaged_adapter, merged_model, quantised_model, checkpoint,
         submission, scores, figure_svg, figure_png, tokenizer, tiny_base, linked_base,
         unpacked_weights, fold_weights, imported_pairs, fold_files, simulated_files,
-        code_digests,
+        code_digests, release, scored_file,
     )
 }  # fmt: skip

@@ -23,9 +23,13 @@ TARGETS = (
     "gptq",
     "predictions",
     "report",
+    "release",
     "check_models",
     "ablation_distillation",
     "ablations",
+    "ablation_ensemble",
+    "ablation_known_priors",
+    "ablation_tta",
     "fold_0",
     "fold_2",
     "results/post_pretrain/llama/adapter_model.safetensors",
@@ -210,3 +214,18 @@ def test_the_snakefile_imports_nothing_heavy(tmp_path):
         [sys.executable, "-c", code], capture_output=True, text=True, check=False
     )
     assert result.returncode == 0, result.stderr[-2000:]
+
+
+def test_the_report_is_one_file_that_needs_no_other(finished, tmp_path):
+    path = tmp_path / "report.html"
+    done = snakemake(finished, "report", f"--report={path}")
+    assert done.returncode == 0, done.stdout + done.stderr
+    text = path.read_text()
+    assert not re.search(r"<(script|img|iframe|link)[^>]*(src|href)=.?https?:", text)
+    shown = set(re.findall(r'"what": "([^"]+)"', text))
+    assert len(shown) >= 11
+    assert {"2 waterfall of the log loss", "3 reliability", "2 loss curves"} <= shown
+    page = (finished / "results/report/run.html").read_text()
+    rules = re.findall(r"<tr>\n<td>(\w+)</td>\n<td[^>]*>\d+</td>", page)
+    assert {"train_teacher", "infer_logits", "quantise_model", "all"} <= set(rules)
+    assert "n_bootstrap" in page  # the configuration

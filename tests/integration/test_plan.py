@@ -11,6 +11,11 @@ from running import ROOT, snakemake
 
 from prefdistill.producers import producing_rules
 
+RULES_ON_GPUS = {
+    *("post_pretrain", "train_teacher", "infer_logits", "distill_student"),
+    *("quantise_model", "quantise_base", "predict_view"),
+}
+
 
 def asked(output):
     """Threads and resources of every job of a dry run, by rule."""
@@ -51,7 +56,7 @@ def plan_on_slurm(folder, *configs):
 def test_the_demo_asks_for_little_everywhere(tmp_path):
     done = snakemake(tmp_path, "--dry-run", "all", config=ROOT / "config/demo.yaml")
     jobs = asked(done.stdout + done.stderr)
-    assert sum(map(len, jobs.values())) == 51
+    assert sum(map(len, jobs.values())) == 53
     for rule, asks in jobs.items():
         for each in asks:
             assert each["threads"] == "1", rule
@@ -67,10 +72,7 @@ def test_the_demo_asks_for_little_everywhere(tmp_path):
             assert block.split(":")[0] in rules, path
             assert len(rules) == 1 or path.startswith("results/base/"), path
     on_gpus = {rule for rule, asks in jobs.items() if "gpu" in asks[0]}
-    assert on_gpus == {
-        *("post_pretrain", "train_teacher", "infer_logits"),
-        *("distill_student", "quantise_model", "predict_view"),
-    }
+    assert on_gpus == RULES_ON_GPUS - {"quantise_base"}
 
 
 def test_on_slurm_the_site_caps_what_the_rules_ask_for(data):
@@ -79,8 +81,8 @@ def test_on_slurm_the_site_caps_what_the_rules_ask_for(data):
     shown = {
         rule: tuple(asks[0].get(name) for name in wanted) for rule, asks in jobs.items()
     }
-    # 300 steps of 32 pairs: 157 minutes, twice, and 15 to start.
-    assert shown["train_teacher"] == ("gpu", "1", "4", "24082", "329")
+    # 300 steps of 32 pairs: 106 minutes, twice, and 15 to start.
+    assert shown["train_teacher"] == ("gpu", "1", "4", "24082", "227")
     assert shown["distill_student"] == ("gpu", "1", "4", "26509", "1440")
     assert shown["merge_adapter"] == ("cpu", None, "4", "24880", "38")
     assert shown["import_pairs"] == ("cpu", None, "1", "3756", "37")
@@ -116,3 +118,34 @@ def test_a_base_of_unknown_size_is_one_line_before_any_job(tmp_path):
         "base_models.judge.billions, its parameters in billions such as 0.135"
     ]
     assert "Traceback" not in done.stderr
+
+
+def show_jobs(kind, folder, *arguments):
+    done = subprocess.run(
+        [
+            *(sys.executable, ROOT / "tools/show_jobs.py", kind, "all"),
+            *("--profile", "slurm", "--directory", folder, *arguments),
+        ],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    return {
+        line.split()[0]: line.split()[1:] for line in done.stdout.splitlines() if line
+    }
+
+
+def test_the_plan_adds_up_the_cost_model(data):
+    arguments = ("--configfile", ROOT / "config/plan.yaml")
+    rows = show_jobs("plan", data, *arguments)
+    # 300 steps of 32 pairs in both orders: 15.4 million tokens (800 each) at 4 x 8e9
+    # operations and 80 TFLOP/s, and 16 GB to load, on each of three folds.
+    hours = 300 * 32 * 2 * 800 * 4 * 8e9 / 80e12 / 3600 + 16 / 5 / 60
+    assert rows["train_teacher"][:2] == ["3", "1"]
+    assert float(rows["train_teacher"][2]) == pytest.approx(3 * hours, abs=0.01)
+    assert float(rows["train_teacher"][3]) == pytest.approx(hours, abs=0.01)
+    rules = RULES_ON_GPUS & rows.keys()
+    total = sum(float(rows[name][2].replace(",", "")) for name in rules)
+    assert float(rows["all"][2].replace(",", "")) == pytest.approx(total, rel=0.01)
+    left = show_jobs("status", data, *arguments)
+    assert left["all"][-2:] == [rows["all"][0], rows["all"][2]]
+    assert left["No"] == ["driver", "is", "at", "work", "here."]

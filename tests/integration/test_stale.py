@@ -23,6 +23,7 @@ AFTER_STUDENT = {
     "evaluate",
     "plot_report",
     "summarise_report",
+    "write_pages",
     "all",
 }
 
@@ -105,6 +106,21 @@ CHANGES = {
         {"evaluation": {"n_bootstrap": 300}},
         {"evaluate": 1},
         DATA | BASES | TEACHERS | {"distill_student", "predict_view", "symmetrise"},
+    ),
+    "weights by advantage": (
+        {"ensemble": {"fold_weights": "advantage"}},
+        {"weigh_folds": 1, "average_adapters": 1, "quantise_model": 2},
+        DATA | BASES | TEACHERS | {"distill_student", "fit_baselines"},
+    ),
+    "a share of second views": (
+        {"predict": {"second_view_share": 0.5}},
+        {"predict_first_view": 3, "predict_second_view": 3, "symmetrise": 1},
+        DATA | BASES | TEACHERS | {"distill_student", "predict_view"},
+    ),
+    "known priors": (
+        {"predict": {"known_priors": {"apply": True}}},
+        {"symmetrise": 1, "evaluate": 1, "write_submission": 1},
+        DATA | BASES | TEACHERS | {"distill_student", "predict_view"},
     ),
     "final model": (
         {"predict": {"model": "merged"}},

@@ -1,10 +1,13 @@
 """Tables of the benchmarks: predicted hours, the document, the CPU's costs."""
 
+from dataclasses import replace
+
 import pytest
 
 import cpu
 import write_tables
 from rows import read_rows
+from workload import SHAPES, useful_flops
 from write_tables import DOCUMENT, RESULTS, ROOT
 
 
@@ -42,9 +45,36 @@ def test_hours_follow_from_speeds():
     work = write_tables.list_work(config, pairs)
     tokens = sum(each["pairs"] for each in work) * 2 * 800
     table = write_tables.hours_table(config, pairs, speeds())
-    assert table.splitlines()[-1].endswith(f"| {tokens / 10_000 / 3600:.1f} |")
+    assert f"| {tokens / 10_000 / 3600:.1f} |" in table.splitlines()[-1]
     partly = write_tables.hours_table(config, pairs, speeds()[2:])
-    assert partly.splitlines()[-1].endswith("|  |")
+    assert "|  |  |" in partly.splitlines()[-1]
+
+
+@pytest.mark.parametrize("row", read_rows(RESULTS), ids=lambda row: row["variant"])
+def test_the_cost_model_agrees_with_what_was_measured(row):
+    """Hours at the TFLOP/s of a row are within a quarter of those at its tokens/s."""
+    config, pairs = write_tables.published()
+    for each in write_tables.list_work(config, pairs):
+        if each["shape"] != row["model"] or each["mode"] != row["mode"]:
+            continue
+        work = replace(each["work"], minutes=0)
+        modelled = work.gpu_hours({"gpu_tflops": row["useful_tflops"]})
+        measured = work.n_tokens / row["useful_tokens_per_s"] / 3600
+        assert modelled == pytest.approx(measured, rel=0.25), each["stage"]
+
+
+def test_the_hours_of_a_configuration_agree_with_the_speeds_of_its_models():
+    """One `gpu_tflops` for all models and stages, each of which has its own speed."""
+    config, pairs = write_tables.published()
+    rows = speeds()
+    for row in rows:
+        # By the weights of the matrix products alone, and with attention.
+        shape = SHAPES[row["model"]]
+        per_token = useful_flops(shape, [800], train=row["mode"] == "train") / 800
+        row["useful_tokens_per_s"] = 400e12 / per_token
+    last = write_tables.hours_table(config, pairs, rows).splitlines()[-1]
+    measured, modelled = map(float, last.strip("| ").split("|")[-2:])
+    assert modelled == pytest.approx(measured, rel=0.25)
 
 
 def test_speed_with_an_adapter_is_preferred_where_measured():

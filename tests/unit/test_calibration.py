@@ -210,7 +210,7 @@ def test_judge_is_fitted_for_its_averaged_probabilities(views):
     scores, labels = teacher(2000, sharpness=3)
     places = [VIEWS.index(view) for view in views]
     scores = scores.replace_logits(scores.logits[:, places])
-    fit, record = calibrate_judge(scores, labels, views)
+    fit, record = calibrate_judge(scores, labels, views, "vector")
     assert record["n_select"] == 500
     assert record["nll_after"] < record["nll_before"]
     select = scores.split == "select"
@@ -224,11 +224,20 @@ def test_judge_is_fitted_for_its_averaged_probabilities(views):
     )
 
 
+@pytest.mark.parametrize("method", ["temperature", "none"])
+def test_judge_may_be_scaled_by_less(method):
+    scores, labels = teacher(2000, sharpness=3)
+    fit, _ = calibrate_judge(scores, labels, VIEWS, method)
+    assert fit.b == (0, 0, 0)
+    assert len(set(fit.a)) == 1
+    assert (fit.a == (1, 1, 1)) == (method == "none")
+
+
 def test_judge_needs_labels_on_select():
     scores, labels = teacher(40)
     without = labels.rows(labels.split != "select")
     with pytest.raises(UserError, match="select_fraction"):
-        calibrate_judge(scores, without, VIEWS)
+        calibrate_judge(scores, without, VIEWS, "vector")
 
 
 @pytest.mark.parametrize("method", ["vector", "none"])

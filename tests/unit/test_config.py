@@ -74,6 +74,29 @@ def test_every_key_has_a_description():
     assert not nameless
 
 
+def test_rewards_on_dev_need_labels_that_leave_dev_alone():
+    config = copy.deepcopy(DEMO)
+    config["ensemble"] = {"fold_weights": "advantage"}
+    assert validate_config(config, SCHEMA)["ensemble"]["advantage"]["temperature"] > 0
+    config["distillation"]["labels"] = "out_of_fold"
+    with pytest.raises(UserError, match=r"advantage\.baseline: 'trees' .* use 'ema'"):
+        validate_config(config, SCHEMA)
+    config["ensemble"]["advantage"] = {"baseline": "none"}
+    validate_config(config, SCHEMA)
+
+
+@pytest.mark.parametrize("mean", [{}, {"decay": 0.9, "use": True}])
+def test_rewards_against_a_running_mean_need_it_beside_the_last_weights(mean):
+    config = copy.deepcopy(DEMO)
+    advantage = {"baseline": "ema"}
+    config["ensemble"] = {"fold_weights": "advantage", "advantage": advantage}
+    config["distillation"]["ema"] = mean
+    with pytest.raises(UserError, match=r"baseline: 'ema' needs the running mean"):
+        validate_config(config, SCHEMA)
+    config["distillation"]["ema"] = {"decay": 0.9}
+    validate_config(config, SCHEMA)
+
+
 def test_pseudo_labels_need_unlabelled_pairs():
     config = copy.deepcopy(DEMO)
     config["data"].update(test=None, unlabelled=[])

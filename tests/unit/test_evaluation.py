@@ -2,6 +2,7 @@
 
 import csv
 import math
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -16,6 +17,7 @@ from plot_report import main as plot_report
 from summarise_report import main as summarise_report
 from symmetrise import main as symmetrise_script
 from weigh_folds import main as weigh_folds
+from write_pages import main as write_pages
 from write_submission import main as write_submission
 
 from prefdistill.evaluation import (
@@ -154,7 +156,9 @@ def toy(tmp_path_factory):
         )
         write_views(toy.views(name), toy.with_unlabelled(scores))
         judge = toy.path(f"{name}.json")
-        calibrate_judge(toy.views(name), toy.path("fold0.parquet"), judge, VIEWS)
+        calibrate_judge(
+            toy.views(name), toy.path("fold0.parquet"), judge, VIEWS, "vector"
+        )
     weigh_folds([0, 1, 2], "equal", toy.path("weights.json"))
     symmetrised = toy.path("gptq8.parquet")
     symmetrise_script(toy.views("gptq8"), toy.path("gptq8.json"), symmetrised, VIEWS)
@@ -181,6 +185,7 @@ def run_evaluate(toy, folds):
         truth_path=toy.path("truth.parquet"),
         scores_path=toy.path("scores.csv"),
         steps_path=toy.path("steps.csv"),
+        predictions_path=toy.path("results/report/predictions.parquet"),
         final_model="gptq8",
         views=VIEWS,
         calibration=CALIBRATION,
@@ -378,7 +383,9 @@ def test_symmetrised_file_holds_calibrated_and_raw(toy):
 def test_one_view_is_enough(toy, tmp_path):
     (path,) = toy.views("merged")[1:]
     output = tmp_path / "one.parquet"
-    calibrate_judge([path], toy.path("fold0.parquet"), tmp_path / "c.json", ["BA"])
+    calibrate_judge(
+        [path], toy.path("fold0.parquet"), tmp_path / "c.json", ["BA"], "vector"
+    )
     symmetrise_script([path], tmp_path / "c.json", output, ["BA"])
     table = read_table(output)
     probs = columns_of(table, ["p_a", "p_b", "p_tie"])
@@ -419,20 +426,23 @@ def test_report(toy, tmp_path):
     folds = [toy.path(f"fold{k}.parquet") for k in range(N_FOLDS)]
     curve = tmp_path / "train.jsonl"
     curve.write_text('{"step": 1, "loss": 1.1}\n{"step": 2, "loss": null}\n')
-    figures = [tmp_path / f"{n}.svg" for n in ("stages", "reliability", "curves")]
+    names = ("stages", "reliability", "confusion", "swap", "curves", "weights")
+    figures = {name: tmp_path / f"{name}.svg" for name in names}
     plot_report(
         toy.path("scores.csv"),
         folds,
         {name: toy.teacher_paths(name) for name in TEACHERS},
         toy.path("gptq8.parquet"),
         {"llama/fold 0": curve, "student/fold 0": curve},
-        *figures,
+        toy.path("weights.json"),
+        {},
+        figures,
         judges=JUDGES,
         n_bins=10,
     )
-    for figure in figures:
+    for figure in figures.values():
         assert figure.read_text().lstrip().startswith("<?xml")
-    assert "teacher calibrated" in figures[0].read_text()
+    assert "teacher calibrated" in figures["stages"].read_text()
     cleaning = {
         "n_in": {"train": 9, "test": 3},
         "n_out": {"train": 7, "test": 3},
@@ -454,3 +464,66 @@ def test_report(toy, tmp_path):
     shown = ("| final ", "| bayes ", "gate: warn", "passed", "dropped: duplicate")
     for part in (*shown, "results/submission.csv", "of the gap", "gptq8_calibrated"):
         assert part in text
+
+
+def test_pages(toy, tmp_path):
+    shares = {
+        "n": 3,
+        "n_by_source": {},
+        "class_shares": {"a": 0.5, "b": 0.3, "tie": 0.2},
+    }
+    split = {"rows": 4, "rows_cut": 1, "tokens": 80, "tokens_cut": 8}
+    contents = {
+        "cleaning": {
+            "n_in": {"train": 9},
+            "n_out": {"train": 7},
+            "dropped": {"duplicate": {"train": 2}},
+            "repaired": {"null_turn": 5},
+        },
+        "folds": {"folds": {"0": {"train": shares}}},
+        "lengths": {
+            "every": 2,
+            "max_length": 40,
+            "splits": {"dev": split | {"quantiles": {"0.5": 20, "1": 48}}},
+        },
+    }
+    paths = {name: tmp_path / f"{name}.json" for name in contents}
+    for name, content in contents.items():
+        write_json(paths[name], content)
+    times = tmp_path / "benchmarks/train_teacher"
+    times.mkdir(parents=True)
+    (times / "llama.fold0.tsv").write_text("s\tmax_rss\tcpu_time\n3600\t2000\t7200\n")
+    names = ("scores", "data", "models", "run")
+    pages = {name: tmp_path / f"{name}.html" for name in names}
+    write_pages(
+        toy.path("scores.csv"),
+        toy.path("steps.csv"),
+        paths,
+        {"llama fold 0": toy.path("llama0.json")},
+        {name: toy.path(f"{name}.json") for name in JUDGES},
+        toy.path("weights.json"),
+        [toy.path("weights.json")],
+        pages,
+        judges=JUDGES,
+        config={
+            "teachers": {"llama": {"gpus": 2}},
+            "student": {"gpus": 1},
+            "distillation": {"teacher_gate": "warn"},
+        },
+        benchmarks=tmp_path / "benchmarks",
+        logs=tmp_path / "logs",
+    )
+    shown = {name: path.read_text() for name, path in pages.items()}
+    for text in shown.values():
+        assert text.startswith("<!doctype html>")
+        assert not re.search(r"(src|href)=|@import|url\(", text)  # nothing beside it
+    assert "<td>final</td>" in shown["scores"]
+    assert "of the gap" in shown["scores"]
+    assert '<td style="text-align:right">2</td>' in shown["data"]
+    assert "Tokens of one in 2 rows" in shown["data"]
+    assert "<td>25.0%</td>" in shown["data"]
+    assert "<td>10.0%</td>" in shown["data"]
+    assert "gate: warn" in shown["models"]
+    assert "train_teacher" in shown["run"]
+    assert "teacher_gate: warn" in shown["run"]
+    assert file_digest(toy.path("weights.json")) in shown["run"]

@@ -2,9 +2,13 @@ import numpy as np
 import pytest
 
 from prefdistill.figures import (
+    draw_confusion,
     draw_curves,
+    draw_lengths,
     draw_reliability,
     draw_stages,
+    draw_swap,
+    draw_weights,
     save_figure,
     smooth,
 )
@@ -23,6 +27,7 @@ def score(stage, loss, model="x", fold=None, split="test", views="AB+BA"):
     return {
         "stage": stage, "model": model, "fold": fold, "split": split, "views": views,
         "log_loss": loss, "log_loss_low": loss - 0.02, "log_loss_high": loss + 0.02,
+        "swap_agreement": None if stage == "prior" else 0.9,
     }  # fmt: skip
 
 
@@ -52,6 +57,60 @@ def test_stages_figure_shows_every_stage_and_bayes():
     names = [label.get_text() for label in axes.get_yticklabels()]
     assert names == ["prior", "teacher", "final"]
     assert "0.800" in axes.get_title()
+    texts = [text.get_text() for text in axes.texts]
+    assert texts == ["1.100", "0.950 (-0.1500)", "0.900 (-0.0500)"]
+    bars = [(bar.get_x(), bar.get_width()) for bar in axes.patches]
+    assert np.allclose(bars, [(0.95, 0.15), (0.9, 0.05)]) or np.allclose(
+        bars, [(1.1, -0.15), (0.95, -0.05)]
+    )
+
+
+def test_swap_figure_leaves_out_stages_without_two_views():
+    (axes,) = draw_swap(one_per_stage(rows_on_test(SCORES, ["merged"]))).axes
+    assert [label.get_text() for label in axes.get_yticklabels()] == [
+        *("teacher", "final", "bayes")
+    ]
+
+
+def test_confusion_figure_counts_rows_by_verdict_and_guess():
+    probs = np.eye(3)[[0, 0, 1, 2, 2]]
+    labels = np.array([0, 1, 1, 0, 2])
+    (axes,) = draw_confusion({"judge": (probs, probs, labels)}).axes
+    cells = [text.get_text() for text in axes.texts]
+    assert cells == [
+        *("1\n50%", "0\n0%", "1\n50%"),
+        *("1\n50%", "1\n50%", "0\n0%"),
+        *("0\n0%", "0\n0%", "1\n100%"),
+    ]
+    assert axes.get_title() == "judge, accuracy 0.600"
+
+
+def test_weights_figure_names_advantages():
+    record = {"folds": [0, 2], "weights": [0.4, 0.6], "method": "given"}
+    (axes,) = draw_weights(record, {}).axes
+    assert [text.get_text() for text in axes.texts] == ["0.4000", "0.6000"]
+    (axes,) = draw_weights(record | {"advantages": [-0.1, 0.1]}, {}).axes
+    assert axes.texts[1].get_text() == "0.6000 (adv. +0.1000)"
+    assert [t.get_text() for t in axes.get_yticklabels()] == ["fold 0", "fold 2"]
+
+
+def test_weights_figure_shows_how_the_weights_of_rows_spread():
+    record = {"folds": [0, 1], "weights": [0.5, 0.5], "method": "equal"}
+    shares = ("0.05", "0.25", "0.5", "0.75", "0.95")
+    spread = dict(zip(shares, (0.5, 0.8, 1.0, 1.2, 1.9), strict=True))
+    _, axes = draw_weights(record, {"fold1": spread}).axes
+    lines = [line.get_xdata().tolist() for line in axes.lines[:3]]
+    assert lines == [[0.5, 1.9], [0.8, 1.2], [1.0]]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["fold1"]
+
+
+def test_lengths_figure_says_how_many_rows_are_cut():
+    lengths = {"train": np.arange(1, 101), "dev": np.array([5, 6])}
+    figure = draw_lengths(lengths, 90)
+    titles = [axes.get_title() for axes in figure.axes]
+    assert titles == ["train: 100 rows, 10.0% cut", "dev: 2 rows, 0.0% cut"]
+    for axes, n_rows in zip(figure.axes, (100, 2), strict=True):
+        assert sum(bar.get_height() for bar in axes.patches) == n_rows
 
 
 def test_reliability_figure_has_a_panel_per_model():
@@ -91,6 +150,10 @@ def test_markdown_table_is_aligned():
     assert len({len(line) for line in lines}) == 1
     assert lines[1].endswith("-: |")
     assert "| 1.2346 |" in lines[2]
+
+
+def test_a_column_of_one_digit_is_still_markdown():
+    assert markdown_table(["n"], [[1]]).splitlines()[1] == "| -: |"
 
 
 def test_reading_scores_and_curves(tmp_path):

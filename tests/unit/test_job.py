@@ -88,7 +88,7 @@ def test_a_signal_stops_between_two_steps(start, tmp_path, number):
     process.send_signal(number)
     assert process.wait() == 143
     assert time.monotonic() - sent < 5
-    assert f"stopped by {number.name}: saved at" in process.stdout.read()
+    assert f"rule a: stopped by {number.name}: saved at" in process.stdout.read()
     assert not (tmp_path / "out.txt").exists()
 
 

@@ -153,6 +153,24 @@ def test_run_passes_configurations_target_and_profile(make):
     assert "teachers --profile profiles/default --cores 3" in local
 
 
+@pytest.mark.parametrize(
+    ("model", "judge", "release"),
+    [
+        ("merged", "results/merged", "results/release/merged"),
+        ("gptq8", "results/gptq/8bit", "results/release/gptq8bit"),
+    ],
+)
+def test_a_judge_is_found_by_its_model(make, model, judge, release):
+    files = ("INPUT=my pairs.csv", "OUTPUT=out.csv", "PLAIN=1", f"MODEL={model}")
+    said = " ".join(make("--dry-run", "predict", *files).stdout.split())
+    assert f'prefdistill.predict \\ {judge} "my pairs.csv" "out.csv" --plain' in said
+    said = make("--dry-run", "push", "REPO=me/judge", f"MODEL={model}").stdout
+    assert f'tools/push_release.py {release} "me/judge" \n' in said
+    said = make("--dry-run", "push", "REPO=me/judge", "PUSH=1").stdout
+    assert 'gptq4bit "me/judge" --push\n' in said
+    assert "INPUT and OUTPUT are needed" in make("predict").stderr
+
+
 def test_a_key_in_both_profiles_has_one_value():
     """Snakemake lays profiles/default over any other profile, key by key."""
     default, slurm = (
@@ -178,7 +196,7 @@ def test_the_slurm_profile_names_exactly_the_rules_that_use_a_gpu():
                 on_gpus.add(name)
     for path in (ROOT / "workflow/rules").glob("*.smk"):
         for base, name in re.findall(
-            r"^use rule (\w+) as (\w+)", path.read_text(), re.M
+            r"^[ \t]*use rule (\w+) as (\w+)", path.read_text(), re.M
         ):
             if base in on_gpus:
                 on_gpus.add(name)

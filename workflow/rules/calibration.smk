@@ -21,19 +21,20 @@ rule calibrate_logits:
         mem_mb=memory_of(handling_tables),
         runtime=minutes_of(handling_tables),
     params:
-        calibration=config["calibration"],
+        calibration=TEACHER_SCALING,
         code=code_digest("calibrate_logits.py"),
     script:
         "../scripts/calibrate_logits.py"
 
 
 rule calibrate_judge:
-    """Fit the merged model's own tied vector scaling on select."""
+    """Fit the merged model's own tied scaling on select."""
     input:
         predictions=expand("<results>/predictions/merged/{view}.parquet", view=VIEWS),
         fold="<results>/folds/fold0.parquet",
     output:
         calibration="<results>/merged/calibration.json",
+        settings="<results>/merged/judge.json",
     log:
         "<logs>/calibrate_judge/merged.log",
     benchmark:
@@ -46,6 +47,8 @@ rule calibrate_judge:
         runtime=minutes_of(handling_tables),
     params:
         views=VIEWS,
+        text=config["text"],
+        method=config["calibration"]["judge"],
         code=code_digest("calibrate_judge.py"),
     script:
         "../scripts/calibrate_judge.py"
@@ -59,6 +62,7 @@ use rule calibrate_judge as calibrate_quantised_judge with:
         fold="<results>/folds/fold0.parquet",
     output:
         calibration="<results>/gptq/{bits}bit/calibration.json",
+        settings="<results>/gptq/{bits}bit/judge.json",
     log:
         "<logs>/calibrate_judge/gptq{bits}.log",
     benchmark:

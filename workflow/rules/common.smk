@@ -12,6 +12,7 @@ from prefdistill.ablations import Students
 from prefdistill.config import result_settings, validate_config
 from prefdistill.config_files import check_config_file
 from prefdistill.driver import hold_folder, write_owner
+from prefdistill.ensembles import Ensembles
 from prefdistill.estimates import (
     SIMULATED_FOLDER,
     base_parameters,
@@ -20,6 +21,14 @@ from prefdistill.estimates import (
 )
 from prefdistill.failures import FailedJobs
 from prefdistill.job import UserError
+from prefdistill.judges import (
+    calibration_of,
+    judge_calibration,
+    prediction_precision,
+    prediction_splits,
+    prediction_tables,
+    prediction_weights,
+)
 from prefdistill.provenance import code_digest
 from prefdistill.resources import (
     Size,
@@ -62,9 +71,11 @@ BITS = config["quantisation"]["bits"]
 VIEWS = config["predict"]["views"]
 STUDENTS = Students(config)
 JUDGES = ["merged", *[f"gptq{bits}" for bits in BITS]]
+RELEASES = ["merged", *[f"gptq{bits}bit" for bits in BITS]]
 FINAL = config["predict"]["model"]
 if FINAL == "adapters":
     FINAL = f"adapters_{config['predict']['base']}"
+TEACHER_SCALING = {key: config["calibration"][key] for key in ("method", "tied")}
 CHOSEN_FOLDS = config["predict"]["folds"]
 if isinstance(CHOSEN_FOLDS, str):
     CHOSEN_FOLDS = FOLDS
@@ -80,10 +91,14 @@ DATA_FILES = [
     for entry in entries
     if isinstance(entry, str)
 ]
+# Whether whole models are shown the second order of uncertain rows only.
+BUDGETED = config["predict"]["second_view_share"] < 1
 SUBMISSION = ["results/submission.csv"] if config["data"]["test"] else []
 
 ADAPTER_BASES = "bf16|nf4|gptq4"
-SCORED_MODELS = rf"merged|gptq\d+|fold\d+_(?:{ADAPTER_BASES})"
+WHOLE_MODELS = r"merged|gptq\d+"
+FOLD_MODELS = rf"fold\d+_(?:{ADAPTER_BASES})"
+SCORED_MODELS = f"{WHOLE_MODELS}|{FOLD_MODELS}"
 ADAPTER_MODELS = rf"(?:adapters|fold\d+)_(?:{ADAPTER_BASES})"
 
 
@@ -115,6 +130,12 @@ def base_manifest(wildcards):
     return f"results/base/{model_config(wildcards)['base']}/manifest.json"
 
 
+BASES = {
+    name: config["base_models"][model_config({"model": name})["base"]]
+    for name in MODELS
+}
+
+
 def settings_of(section):
     """An input function for the settings of one section that change the result."""
 
@@ -142,37 +163,6 @@ def quantisation_settings(wildcards):
 # --- what is predicted, with which weights ------------------------------------------
 
 
-def calibration_of(model):
-    """The path of a judge's own calibration."""
-    if model == "merged":
-        return "results/merged/calibration.json"
-    if model.startswith("gptq"):
-        return f"results/gptq/{model.removeprefix('gptq')}bit/calibration.json"
-    return f"results/predictions/{model}/calibration.json"
-
-
-def judge_calibration(wildcards):
-    """The calibration of the judge that a job symmetrises."""
-    return calibration_of(wildcards.model)
-
-
-def prediction_tables(wildcards):
-    """The pairs that a model scores: a fold model its own fold's, others fold 0's."""
-    prefix = wildcards.model.partition("_")[0]
-    fold = prefix if prefix.startswith("fold") else "fold0"
-    return [f"results/folds/{fold}.parquet", "results/folds/unlabelled.parquet"]
-
-
-def prediction_weights(wildcards):
-    """The weights of a scored model: a whole model's, or a fold student's adapter."""
-    model = wildcards.model
-    if model == "merged":
-        return "results/merged/model.safetensors"
-    if model.startswith("gptq"):
-        return f"results/gptq/{model.removeprefix('gptq')}bit/model.safetensors"
-    return f"results/student/{model.partition('_')[0]}/adapter_model.safetensors"
-
-
 def prediction_base(wildcards):
     """The base under a fold student's adapter; none under a whole model."""
     model = wildcards.model
@@ -183,15 +173,11 @@ def prediction_base(wildcards):
     return base_manifest({})
 
 
-def prediction_splits(wildcards):
-    """The splits that a model scores; only a fold model has dev rows of its own."""
-    own = ["dev"] if wildcards.model.startswith("fold") else []
-    return [*own, "select", "test", "unlabelled"]
-
-
-def prediction_precision(wildcards):
-    """How a model's base is loaded: NF4 if named so, else as the device likes it."""
-    return "nf4" if wildcards.model.endswith("_nf4") else "auto"
+def second_view_choice(wildcards):
+    """What says which rows of a whole model have a second view, under a budget."""
+    if not BUDGETED or wildcards.model not in JUDGES:
+        return []
+    return [f"results/predictions/{wildcards.model}/second_view.json"]
 
 
 def best_fold_table(wildcards):
@@ -240,6 +226,7 @@ def minutes_of(work):
     def minutes(wildcards, attempt):
         return work(wildcards).time_limit(attempt, config)
 
+    minutes.work = work  # which `make plan` and `make status` add up
     return minutes
 
 
@@ -316,4 +303,4 @@ def merging(wildcards):
 def quantising(wildcards):
     """The work of quantising the student."""
     n_pairs = config["quantisation"]["n_calibration_pairs"]
-    return quantise_work(STUDENT, n_pairs, MAX_LENGTH)
+    return quantise_work(STUDENT, n_pairs, MAX_LENGTH, int(wildcards.bits))

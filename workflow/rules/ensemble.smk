@@ -1,12 +1,27 @@
 """Ensemble: the student's fold adapters averaged, and merged into one 16-bit model.
 
-in:  <results>/student/fold{fold}/, <results>/ensemble/weights.json, the student's base
-out: <results>/ensemble/adapter_model.safetensors, <results>/merged/
+in:  <results>/student/fold{fold}/, the student's base; for weights by advantage the
+     folds, <results>/predictions/fold{fold}_bf16/, <results>/predictions/baselines.parquet
+out: <results>/ensemble/weights.json, <results>/ensemble/adapter_model.safetensors,
+     <results>/merged/
 """
+
+# Also what ablation_ensemble compares.
+ENSEMBLES = Ensembles(config)
+# The folds whose students have to be scored before they can be weighed.
+WEIGHED_FOLDS = FOLDS if config["ensemble"]["fold_weights"] == "advantage" else []
 
 
 rule weigh_folds:
     """Write the weight of each fold in the ensemble."""
+    input:
+        fold_files=expand("<results>/folds/fold{fold}.parquet", fold=WEIGHED_FOLDS),
+        students=expand(
+            "<results>/predictions/fold{fold}_bf16/{view}.parquet",
+            fold=WEIGHED_FOLDS,
+            view=VIEWS,
+        ),
+        baselines=ENSEMBLES.baselines_of(WEIGHED_FOLDS),
     output:
         weights="<results>/ensemble/weights.json",
     log:
@@ -22,6 +37,8 @@ rule weigh_folds:
     params:
         folds=FOLDS,
         fold_weights=config["ensemble"]["fold_weights"],
+        advantage=config["ensemble"]["advantage"] if WEIGHED_FOLDS else None,
+        views=VIEWS,
         code=code_digest("weigh_folds.py"),
     script:
         "../scripts/weigh_folds.py"

@@ -1,5 +1,12 @@
 """Predictions of every model in every view, their symmetrised form, the submission."""
 
+# The known priors of degenerate rows, or None while the model predicts them too.
+KNOWN_PRIORS = (
+    {kind: config["predict"]["known_priors"][kind] for kind in ("empty", "identical")}
+    if config["predict"]["known_priors"]["apply"]
+    else None
+)
+
 
 rule predict_view:
     """Score select, test and unlabelled pairs (fold models: dev too) in all views."""
@@ -14,7 +21,7 @@ rule predict_view:
     benchmark:
         "<benchmarks>/predict_view/{model}.tsv"
     wildcard_constraints:
-        model=SCORED_MODELS,
+        model=FOLD_MODELS if BUDGETED else SCORED_MODELS,
     conda:
         "../../environment.yml"
     threads: STUDENT.threads
@@ -88,6 +95,8 @@ rule symmetrise:
     input:
         predictions=expand("<results>/predictions/{{model}}/{view}.parquet", view=VIEWS),
         calibration=judge_calibration,
+        budget=second_view_choice,
+        tables=prediction_tables if KNOWN_PRIORS else [],
     output:
         "<results>/predictions/{model}/symmetrised.parquet",
     log:
@@ -102,6 +111,7 @@ rule symmetrise:
         runtime=minutes_of(handling_tables),
     params:
         views=VIEWS,
+        known_priors=KNOWN_PRIORS,
         code=code_digest("symmetrise.py"),
     script:
         "../scripts/symmetrise.py"

@@ -1,4 +1,10 @@
-"""The report: baselines, scores of every stage, steps between them, figures."""
+"""The report: baselines, scores of every stage, steps between them, figures, pages.
+
+`make report` puts what is marked with report() into one file, results/report.html.
+"""
+
+
+report: "../report/workflow.rst"
 
 
 rule fit_baselines:
@@ -60,13 +66,16 @@ rule evaluate:
         scores=report(
             "<results>/report/scores.csv",
             caption="../report/scores.rst",
-            category="Scores",
+            category="Files",
+            labels={"file": "scores.csv"},
         ),
         steps=report(
             "<results>/report/steps.csv",
             caption="../report/steps.rst",
-            category="Scores",
+            category="Files",
+            labels={"file": "steps.csv"},
         ),
+        predictions="<results>/report/predictions.parquet",
     log:
         "<logs>/evaluate/all.log",
     benchmark:
@@ -82,7 +91,7 @@ rule evaluate:
         judges=JUDGES,
         final=FINAL,
         views=VIEWS,
-        calibration=config["calibration"],
+        calibration=TEACHER_SCALING,
         evaluation=config["evaluation"],
         code=code_digest("evaluate.py"),
     script:
@@ -90,7 +99,7 @@ rule evaluate:
 
 
 rule plot_report:
-    """Draw the log loss of every stage, reliability diagrams and training curves."""
+    """Draw what the stages predict, how they were trained, and the fold weights."""
     input:
         scores="<results>/report/scores.csv",
         folds=expand("<results>/folds/fold{fold}.parquet", fold=FOLDS),
@@ -113,21 +122,44 @@ rule plot_report:
             ),
             *expand("<results>/student/fold{fold}/train.jsonl", fold=FOLDS),
         ],
+        weights="<results>/ensemble/weights.json",
+        rows=expand("<results>/student/fold{fold}/rows.json", fold=FOLDS),
     output:
         stages=report(
             "<results>/report/stages.svg",
             caption="../report/stages.rst",
-            category="Figures",
+            category="1 Scores",
+            labels={"what": "2 waterfall of the log loss"},
         ),
         reliability=report(
             "<results>/report/reliability.svg",
             caption="../report/reliability.rst",
-            category="Figures",
+            category="1 Scores",
+            labels={"what": "3 reliability"},
+        ),
+        confusion=report(
+            "<results>/report/confusion.svg",
+            caption="../report/confusion.rst",
+            category="1 Scores",
+            labels={"what": "4 confusion matrices"},
+        ),
+        swap=report(
+            "<results>/report/swap.svg",
+            caption="../report/swap.rst",
+            category="1 Scores",
+            labels={"what": "5 swap agreement"},
         ),
         curves=report(
             "<results>/report/curves.svg",
             caption="../report/curves.rst",
-            category="Figures",
+            category="3 Training",
+            labels={"what": "2 loss curves"},
+        ),
+        weights=report(
+            "<results>/report/weights.svg",
+            caption="../report/weights.rst",
+            category="3 Training",
+            labels={"what": "3 weights of folds and rows"},
         ),
     log:
         "<logs>/plot_report/all.log",
@@ -149,6 +181,36 @@ rule plot_report:
         "../scripts/plot_report.py"
 
 
+rule measure_lengths:
+    """Count tokens before the cut, and what the cut takes away."""
+    input:
+        fold="<results>/folds/fold0.parquet",
+        base=base_manifest,
+    output:
+        lengths="<results>/report/lengths.json",
+        figure=report(
+            "<results>/report/lengths.svg",
+            caption="../report/lengths.rst",
+            category="2 Data",
+            labels={"what": "2 tokens a row"},
+        ),
+    log:
+        "<logs>/measure_lengths/all.log",
+    benchmark:
+        "<benchmarks>/measure_lengths/all.tsv"
+    conda:
+        "../../environment.yml"
+    threads: 1
+    resources:
+        mem_mb=memory_of(handling_tables),
+        runtime=minutes_of(handling_tables),
+    params:
+        text=config["text"],
+        code=code_digest("measure_lengths.py"),
+    script:
+        "../scripts/measure_lengths.py"
+
+
 rule summarise_report:
     """Write the summary that a run ends by printing."""
     input:
@@ -167,7 +229,8 @@ rule summarise_report:
         summary=report(
             "<results>/report/summary.md",
             caption="../report/summary.rst",
-            category="Scores",
+            category="Files",
+            labels={"file": "summary.md"},
         ),
     log:
         "<logs>/summarise_report/all.log",
@@ -186,3 +249,72 @@ rule summarise_report:
         code=code_digest("summarise_report.py"),
     script:
         "../scripts/summarise_report.py"
+
+
+rule write_pages:
+    """Write the report's pages; last, as one of them has the time of every job.
+
+    Benchmark files and the configuration of how jobs run are shown as they are then.
+    """
+    input:
+        scores="<results>/report/scores.csv",
+        steps="<results>/report/steps.csv",
+        cleaning="<results>/data/cleaning.json",
+        folds="<results>/folds/folds.json",
+        lengths="<results>/report/lengths.json",
+        teachers=expand(
+            "<results>/teacher/{teacher}/fold{fold}/calibration.json",
+            teacher=TEACHERS,
+            fold=FOLDS,
+        ),
+        judges=map(calibration_of, JUDGES),
+        weights="<results>/ensemble/weights.json",
+        fingerprinted=[
+            *DATA_FILES,
+            *sorted({base_manifest({"model": name}) for name in MODELS}),
+            "<results>/ensemble/adapter_model.safetensors",
+            *expand("<results>/gptq/{bits}bit/model.safetensors", bits=BITS),
+        ],
+        summary="<results>/report/summary.md",
+    output:
+        scores=report(
+            "<results>/report/scores.html",
+            caption="../report/scores_page.rst",
+            category="1 Scores",
+            labels={"what": "1 scores and steps (tables)"},
+        ),
+        data=report(
+            "<results>/report/data.html",
+            caption="../report/data.rst",
+            category="2 Data",
+            labels={"what": "1 cleaning, folds, lengths (tables)"},
+        ),
+        models=report(
+            "<results>/report/models.html",
+            caption="../report/models.rst",
+            category="3 Training",
+            labels={"what": "1 gates and calibrations (tables)"},
+        ),
+        run=report(
+            "<results>/report/run.html",
+            caption="../report/run.rst",
+            category="4 Run",
+            labels={"what": "1 time, versions, configuration (tables)"},
+        ),
+    log:
+        "<logs>/write_pages/all.log",
+    benchmark:
+        "<benchmarks>/write_pages/all.tsv"
+    conda:
+        "../../environment.yml"
+    threads: 1
+    resources:
+        mem_mb=memory_of(handling_tables),
+        runtime=minutes_of(handling_tables),
+    params:
+        judges=JUDGES,
+        teachers=expand("{teacher} fold {fold}", teacher=TEACHERS, fold=FOLDS),
+        teacher_gate=config["distillation"]["teacher_gate"],
+        code=code_digest("write_pages.py"),
+    script:
+        "../scripts/write_pages.py"

@@ -56,10 +56,16 @@ rule predictions:
         SUBMISSION,
 
 
-rule report:
-    """The scores of every stage, figures and a summary."""
+rule release:
+    """A folder to hand on for every judge, with card and example."""
     input:
-        "<results>/report/summary.md",
+        expand("<results>/release/{release}/judge.json", release=RELEASES),
+
+
+rule report:
+    """The scores of every stage, figures, tables and a summary."""
+    input:
+        "<results>/report/run.html",
 
 
 for k in FOLDS:

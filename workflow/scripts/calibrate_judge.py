@@ -1,8 +1,12 @@
-"""Fit a judge's own tied vector scaling on the split select."""
+"""Fit a judge's own tied scaling on the split select.
+
+A judge that is a folder of its own (merged, GPTQ) gets ``judge.json`` as well, after
+which the folder can be used by itself: see ``judge_settings``.
+"""
 
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from prefdistill.job import run_job
 
@@ -17,20 +21,34 @@ def main(
     fold_path: Path,
     calibration_path: Path,
     views: list[str],
+    method: str,
+    text: dict[str, Any] | None = None,
 ) -> None:
-    """Read a judge's predictions, fit on select, write the scaling and its effect."""
+    """Read a judge's predictions, fit on select, write the scaling and its effect.
+
+    Args:
+        prediction_paths: One file a view.
+        fold_path: Has the labels of select.
+        calibration_path: Gets the scaling.
+        views: The views.
+        method: ``calibration.judge``.
+        text: The ``text`` settings, where ``judge.json`` is wanted beside the scaling.
+    """
     from prefdistill.calibration import calibrate_judge
     from prefdistill.io import write_json
+    from prefdistill.judge_settings import write_judge_settings
     from prefdistill.metrics import read_labels
     from prefdistill.tta import read_predictions
 
-    scores = read_predictions(prediction_paths, views)
-    _, record = calibrate_judge(scores, read_labels(fold_path), views)
+    scores = read_predictions(prediction_paths, views, splits=["select"])
+    _, record = calibrate_judge(scores, read_labels(fold_path), views, method)
     logger.info(
         "log loss on %d rows %.4f -> %.4f",
         record["n_select"], record["nll_before"], record["nll_after"],
     )  # fmt: skip
     write_json(calibration_path, record)
+    if text:
+        write_judge_settings(calibration_path.parent, text, views)
 
 
 if __name__ == "__main__":
@@ -40,4 +58,6 @@ if __name__ == "__main__":
             fold_path=Path(snakemake.input.fold),
             calibration_path=Path(snakemake.output.calibration),
             views=list(snakemake.params.views),
+            method=snakemake.params.method,
+            text=snakemake.params.text if snakemake.output.get("settings") else None,
         )

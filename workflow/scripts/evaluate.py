@@ -21,12 +21,13 @@ def main(
     truth_path: Path | None,
     scores_path: Path,
     steps_path: Path,
+    predictions_path: Path,
     final_model: str,
     views: list[str],
     calibration: dict[str, Any],
     evaluation: dict[str, Any],
 ) -> None:
-    """Gather all predictions, score them, write ``scores.csv`` and ``steps.csv``.
+    """Gather all predictions, score them, write the tables.
 
     Args:
         fold_paths: The fold files.
@@ -41,20 +42,24 @@ def main(
         truth_path: The simulator's probabilities, if the data are simulated.
         scores_path: Where the score table goes.
         steps_path: Where the paired differences go.
+        predictions_path: Where the predictions that were scored go, with their labels.
         final_model: Name of the model that makes the submission.
         views: The views of the judges' predictions.
         calibration: The settings of the teachers' calibration.
         evaluation: Number of bootstrap draws, seed, number of bins.
     """
     from prefdistill.evaluation import (
+        PREDICTIONS_SCHEMA,
         SCORE_COLUMNS,
         STEP_COLUMNS,
         over_folds,
         paired_steps,
+        predictions_table,
         score_rows,
         step_pairs,
     )
     from prefdistill.files import write_csv
+    from prefdistill.io import write_table
     from prefdistill.stages import (
         from_baselines,
         from_truth,
@@ -77,6 +82,7 @@ def main(
     if truth_path is not None:
         found += from_truth(truth_path, labels)
     found += over_folds(found)
+    write_table(predictions_path, predictions_table(found, labels), PREDICTIONS_SCHEMA)
 
     settings = {k: evaluation[k] for k in ("n_bootstrap", "seed")}
     table = score_rows(found, labels, n_bins=evaluation["n_bins"], **settings)
@@ -122,6 +128,7 @@ if __name__ == "__main__":
             truth_path=next(iter(paths("truth")), None),
             scores_path=Path(snakemake.output.scores),
             steps_path=Path(snakemake.output.steps),
+            predictions_path=Path(snakemake.output.predictions),
             final_model=params.final,
             views=list(params.views),
             calibration=params.calibration,

@@ -1,4 +1,4 @@
-"""Draw the report's figures: stages, reliability, training curves."""
+"""Draw the report's figures of what the stages predict and how they were trained."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,13 +15,13 @@ def main(
     teacher_paths: dict[str, list[tuple[Path, Path]]],
     final_path: Path,
     curve_paths: dict[str, Path],
-    stages_path: Path,
-    reliability_path: Path,
-    curves_path: Path,
+    weights_path: Path,
+    row_paths: dict[str, Path],
+    figure_paths: dict[str, Path],
     judges: list[str],
     n_bins: int,
 ) -> None:
-    """Read scores, test predictions and loss curves; write three figures.
+    """Read scores, test predictions, loss curves and weights; draw six figures.
 
     Args:
         scores_path: ``scores.csv``.
@@ -29,18 +29,23 @@ def main(
         teacher_paths: For each teacher, raw and calibrated logits of each fold.
         final_path: The final model's symmetrised predictions.
         curve_paths: ``train.jsonl`` by name, ``model/run``.
-        stages_path: Figure of the log loss of every stage.
-        reliability_path: Figure of confidence against accuracy.
-        curves_path: Figure of the training losses.
+        weights_path: The ensemble's ``weights.json``.
+        row_paths: What each student's rows counted for (``rows.json``), by student.
+        figure_paths: Where each figure goes: ``stages``, ``reliability``,
+            ``confusion``, ``swap``, ``curves`` and ``weights``.
         judges: Names of the exported models.
         n_bins: Bins of confidence.
     """
     from prefdistill.figures import (
+        draw_confusion,
         draw_curves,
         draw_reliability,
         draw_stages,
+        draw_swap,
+        draw_weights,
         save_figure,
     )
+    from prefdistill.io import read_json
     from prefdistill.stages import read_all_labels, reliability_panels
     from prefdistill.summary import (
         one_per_stage,
@@ -51,12 +56,25 @@ def main(
     )
 
     rows = one_per_stage(rows_on_test(read_rows(scores_path), judges))
-    save_figure(draw_stages(rows, stage_order(judges)), stages_path)
     labels = read_all_labels(fold_paths)
     panels = reliability_panels(teacher_paths, final_path, labels)
-    save_figure(draw_reliability(panels, n_bins), reliability_path)
     curves = {name: read_curve(path) for name, path in curve_paths.items()}
-    save_figure(draw_curves(curves), curves_path)
+    rows_of = {name: read_json(path) for name, path in row_paths.items()}
+    spreads = {
+        name: record["weight_quantiles"]
+        for name, record in rows_of.items()
+        if "weight_quantiles" in record
+    }
+    figures = {
+        "stages": draw_stages(rows, stage_order(judges)),
+        "reliability": draw_reliability(panels, n_bins),
+        "confusion": draw_confusion(panels),
+        "swap": draw_swap(rows),
+        "curves": draw_curves(curves),
+        "weights": draw_weights(read_json(weights_path), spreads),
+    }
+    for name, figure in figures.items():
+        save_figure(figure, figure_paths[name])
 
 
 if __name__ == "__main__":
@@ -76,9 +94,9 @@ if __name__ == "__main__":
             },
             final_path=Path(source.final),
             curve_paths=dict(zip(params.runs, map(Path, source.curves), strict=True)),
-            stages_path=Path(snakemake.output.stages),
-            reliability_path=Path(snakemake.output.reliability),
-            curves_path=Path(snakemake.output.curves),
+            weights_path=Path(source.weights),
+            row_paths={Path(path).parent.name: Path(path) for path in source.rows},
+            figure_paths={k: Path(v) for k, v in snakemake.output.items()},
             judges=list(params.judges),
             n_bins=params.n_bins,
         )

@@ -1,12 +1,16 @@
 """Combine a judge's views into probabilities of (A, B, tie), calibrated and raw."""
 
+import logging
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from prefdistill.job import run_job
 
 if TYPE_CHECKING:
+    import numpy as np
     from snakemake.iocontainers import snakemake
+
+logger = logging.getLogger(__name__)
 
 
 def main(
@@ -14,23 +18,69 @@ def main(
     calibration_path: Path,
     output_path: Path,
     views: list[str],
+    budget_path: Path | None = None,
+    tables: list[Path] | None = None,
+    priors: dict[str, Any] | None = None,
 ) -> None:
-    """Join the views by id, average calibrated and raw probabilities, write both."""
+    """Join the views by id, average calibrated and raw probabilities, write both.
+
+    Args:
+        prediction_paths: One file per view.
+        calibration_path: The judge's own scaling.
+        output_path: ``symmetrised.parquet``.
+        views: The views.
+        budget_path: ``second_view.json``, if only uncertain rows use the second view.
+        tables: Tables with the texts of all rows, for ``priors``.
+        priors: ``predict.known_priors``; replaces the calibrated probabilities of rows
+            with an empty answer or two equal ones. None leaves them to the model.
+    """
     import numpy as np
     import pyarrow as pa
 
-    from prefdistill.io import write_table
+    from prefdistill.budget import combine_views
+    from prefdistill.io import read_json, write_table
     from prefdistill.scaling import read_scaling
     from prefdistill.tta import SYMMETRISED_SCHEMA, read_predictions
     from prefdistill.tta import symmetrise as average_views
 
-    scores = read_predictions(prediction_paths, views)
     fit = read_scaling(calibration_path)
-    calibrated = average_views(fit.apply(scores.logits), views)
-    probs = np.hstack([calibrated, average_views(scores.logits, views)])
+    if budget_path is None:
+        scores = read_predictions(prediction_paths, views)
+        calibrated = average_views(fit.apply(scores.logits), views)
+        raw = average_views(scores.logits, views)
+    else:
+        scores = read_predictions(prediction_paths[:1], views[:1])
+        second = read_predictions(prediction_paths[1:], views[1:])
+        both = scores.select(scores.rows_of(second.ids))
+        both = both.replace_logits(np.concatenate([both.logits, second.logits], axis=1))
+        record = read_json(budget_path)
+        calibrated, raw = combine_views(scores, both, fit, views, record)
+    if priors is not None:
+        calibrated = with_priors(scores.ids, calibrated, tables, priors)
+    probs = np.hstack([calibrated, raw])
     columns = [scores.ids.tolist(), scores.split.tolist(), *probs.T]
     table = pa.Table.from_arrays(list(map(pa.array, columns)), SYMMETRISED_SCHEMA.names)
     write_table(output_path, table, SYMMETRISED_SCHEMA)
+
+
+def with_priors(
+    ids: "np.ndarray", probs: "np.ndarray", tables: list[Path], priors: dict[str, Any]
+) -> "np.ndarray":
+    """Calibrated probabilities with the known priors in place; counts are logged."""
+    import numpy as np
+    import pyarrow as pa
+
+    from prefdistill.io import FOLD_SCHEMA, read_table
+    from prefdistill.known_priors import KINDS, apply_priors, row_kinds
+
+    table = pa.concat_tables([read_table(path, FOLD_SCHEMA) for path in tables])
+    kinds, b_empty = row_kinds(table)
+    place = {name: row for row, name in enumerate(table.column("id").to_pylist())}
+    rows = np.array([place[name] for name in ids.tolist()], dtype=np.int64)
+    kinds, b_empty = kinds[rows], b_empty[rows]
+    counts = [f"{kind} {np.count_nonzero(kinds == kind)}" for kind in KINDS]
+    logger.info("known priors: %s of %d rows", ", ".join(counts), len(ids))
+    return apply_priors(probs, kinds, b_empty, priors)
 
 
 if __name__ == "__main__":
@@ -40,4 +90,7 @@ if __name__ == "__main__":
             calibration_path=Path(snakemake.input.calibration),
             output_path=Path(snakemake.output[0]),
             views=list(snakemake.params.views),
+            budget_path=next(map(Path, snakemake.input.budget), None),
+            tables=[Path(path) for path in snakemake.input.tables],
+            priors=snakemake.params.known_priors,
         )

@@ -8,11 +8,12 @@ Arms that come to the same settings are trained once.
 Imported by the Snakefile, so it stays light.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from prefdistill.config import result_settings
+from prefdistill.leaks import clean_dev, judges_rows
 
 # Arms by ablation, as (from, to): a negative difference speaks for the second.
 ABLATIONS: dict[str, list[tuple[str, str]]] = {
@@ -334,15 +335,3 @@ class Students:
 def scaling_name(calibration: Mapping[str, Any]) -> str:
     """A folder's name for a calibration."""
     return f"{calibration['method']}_{'tied' if calibration['tied'] else 'untied'}"
-
-
-def judges_rows(distillation: Mapping[str, Any]) -> bool:
-    """Whether out-of-fold teachers weigh or soften the rows."""
-    weighs = distillation["sample_weights"]["beta"] != 0
-    return weighs or distillation["soften"]["share"] > 0
-
-
-def clean_dev(distillation: Mapping[str, Any], teachers: Sequence[str]) -> bool:
-    """Whether no teacher that a student learns from was trained on its dev rows."""
-    out_of_fold = distillation["labels"] == "out_of_fold"
-    return not (teachers and (out_of_fold or judges_rows(distillation)))

@@ -262,9 +262,9 @@ def calibrate_teacher(
 
 
 def calibrate_judge(
-    scores: Logits, labels: Labels, views: Sequence[str]
+    scores: Logits, labels: Labels, views: Sequence[str], method: str
 ) -> tuple[Scaling, dict[str, Any]]:
-    """Fit a judge's tied vector scaling on select, as its predictions are used.
+    """Fit a judge's tied scaling on select, as its predictions are used.
 
     The loss is that of the averaged probabilities, since averaging two views makes
     them less confident than either.
@@ -273,6 +273,7 @@ def calibrate_judge(
         scores: Logits that cover the select rows.
         labels: Labels of a fold file.
         views: The views of ``scores``.
+        method: As for ``fit_scaling``.
 
     Returns:
         The scaling, and a record for ``calibration.json`` with its cross-fitted effect.
@@ -287,7 +288,7 @@ def calibrate_judge(
             "folds.select_fraction"
         )
     logits = as_answers(scores.logits[scores.rows_of(known.ids)], views)
-    settings = {"method": "vector", "tied": True}
+    settings = {"method": method, "tied": True}
     fit = fit_scaling(logits, known.label, **settings)
     scaled = cross_fit(logits, known.label, known.group, **settings)
     answers = ["AB"] * len(views)

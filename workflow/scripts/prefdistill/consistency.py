@@ -9,6 +9,7 @@ from typing import Any
 
 from prefdistill.estimates import SIMULATED_FOLDER
 from prefdistill.job import UserError
+from prefdistill.leaks import baseline_problem
 from prefdistill.local_models import check_local_model, check_shapes
 
 SIMULATED_FILES = [
@@ -51,12 +52,7 @@ def check_consistency(config: dict[str, Any]) -> None:
     _check_folds(config)
     _check_fold_lists(config)
     _check_distillation(config)
-    model, bits = config["predict"]["model"], config["quantisation"]["bits"]
-    if model.startswith("gptq") and int(model[4:]) not in bits:
-        raise UserError(
-            f"config: predict.model: {model!r} needs {model[4:]} in quantisation.bits, "
-            f"which is {bits}"
-        )
+    _check_predict(config)
     scratch = Path(config["scratch"])
     if scratch.exists() and not scratch.is_dir():
         raise UserError(
@@ -66,6 +62,28 @@ def check_consistency(config: dict[str, Any]) -> None:
         raise UserError(
             f"config: scratch: {config['scratch']!r} lies in results; it must be a "
             "folder that may be deleted"
+        )
+
+
+def _check_predict(config: dict[str, Any]) -> None:
+    predict, bits = config["predict"], config["quantisation"]["bits"]
+    for kind in ("empty", "identical"):
+        prior = predict["known_priors"][kind]
+        if abs(sum(prior) - 1) > 1e-6 or (kind == "identical" and prior[0] != prior[1]):
+            raise UserError(
+                f"config: predict.known_priors.{kind}: {prior} is not allowed; it must "
+                "sum to 1, with A and B alike where the answers are identical"
+            )
+    model, share = predict["model"], predict["second_view_share"]
+    if share < 1 and (model == "adapters" or len(predict["views"]) < 2):
+        raise UserError(
+            f"config: predict.second_view_share: {share} needs two predict.views and "
+            "one whole model (merged, gptq8, gptq4) as predict.model; it must be 1"
+        )
+    if model.startswith("gptq") and int(model[4:]) not in bits:
+        raise UserError(
+            f"config: predict.model: {model!r} needs {model[4:]} in quantisation.bits, "
+            f"which is {bits}"
         )
 
 
@@ -268,11 +286,14 @@ def _check_folds(config: dict[str, Any]) -> None:
 def _check_fold_lists(config: dict[str, Any]) -> None:
     folds = config["folds"]
     weights = config["ensemble"]["fold_weights"]
-    if weights != "equal" and len(weights) != folds["n"]:
+    if isinstance(weights, list) and len(weights) != folds["n"]:
         raise UserError(
             f"config: ensemble.fold_weights: {weights} must be one weight for each of "
             f"the {folds['n']} folds"
         )
+    if weights == "advantage" and (problem := baseline_problem(config)):
+        baseline = config["ensemble"]["advantage"]["baseline"]
+        raise UserError(f"config: ensemble.advantage.baseline: {baseline!r} {problem}")
     named = config["predict"]["folds"]
     if isinstance(named, list) and max(named) >= folds["n"]:
         raise UserError(

@@ -65,6 +65,21 @@ def write_owner(root: Path = Path()) -> None:
     os.replace(temporary, root / OWNER)
 
 
+def driver_at_work(root: Path = Path()) -> str | None:
+    """The driver that lives in a folder, in words; None if none does.
+
+    Call before this process takes its own share of the folder's lock.
+    """
+    try:
+        with open(root / LOCK, "a+") as handle:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return _words(_read_owner(root))
+    except OSError:
+        return None
+    return None
+
+
 def recover(root: Path = Path()) -> None:
     """Clear up after a dead driver, if there was one, and record this process.
 

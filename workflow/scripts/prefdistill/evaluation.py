@@ -3,10 +3,13 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
+from prefdistill.io import read_table
 from prefdistill.metrics import (
     Labels,
     accuracy,
@@ -17,6 +20,7 @@ from prefdistill.metrics import (
     row_log_loss,
 )
 from prefdistill.stages import Predictions
+from prefdistill.tta import PROBABILITY_COLUMNS, columns_of
 
 MEAN_MODEL = "mean"
 SCORE_COLUMNS = (
@@ -35,6 +39,16 @@ SCORE_COLUMNS = (
     "swap_agreement",
 )
 STEP_COLUMNS = ("from", "to", "split", "n", "difference", "low", "high")
+PREDICTIONS_SCHEMA = pa.schema(
+    [
+        *[pa.field(name, pa.string()) for name in ("stage", "model")],
+        pa.field("fold", pa.int32()),  # null for a model of no fold
+        *[pa.field(name, pa.string()) for name in ("split", "views", "id")],
+        *[pa.field(name, pa.float64()) for name in PROBABILITY_COLUMNS],
+        pa.field("label", pa.int8()),  # 0 A, 1 B, 2 tie
+        *[pa.field(name, pa.string()) for name in ("group", "source")],
+    ]
+)
 
 
 def concatenate_folds(parts: Sequence[Predictions]) -> Predictions:
@@ -177,3 +191,58 @@ def paired_steps(
             values = (start, end, split, len(ids), span.mean, span.low, span.high)
             table.append(dict(zip(STEP_COLUMNS, values, strict=True)))
     return table
+
+
+def predictions_table(predictions: Sequence[Predictions], labels: Labels) -> pa.Table:
+    """What was scored, one row for each prediction, view and pair."""
+    parts = []
+    for one in predictions:
+        known, n_rows = labels.of(one.ids), len(one.ids)
+        for view, probs in one.probs.items():
+            columns = [[one.stage] * n_rows, [one.model] * n_rows, [one.fold] * n_rows]
+            columns += [[one.split] * n_rows, [view] * n_rows, one.ids.tolist()]
+            columns += [*probs.T, known.label, known.group.tolist()]
+            columns.append(known.source.tolist())
+            arrays = [
+                pa.array(column, field.type)
+                for column, field in zip(columns, PREDICTIONS_SCHEMA, strict=True)
+            ]
+            parts.append(pa.Table.from_arrays(arrays, schema=PREDICTIONS_SCHEMA))
+    return pa.concat_tables(parts)
+
+
+def read_predictions_table(path: Path) -> tuple[list[Predictions], Labels]:
+    """What ``predictions_table`` wrote; the labels' split is that of a first mention.
+
+    Raises:
+        UserError: If the file is not such a table.
+    """
+    table = read_table(path, PREDICTIONS_SCHEMA)
+    names = ("stage", "model", "split", "views", "id", "group", "source")
+    columns = {name: np.array(table.column(name).to_pylist()) for name in names}
+    folds = table.column("fold").fill_null(-1).to_numpy()
+    label = table.column("label").to_numpy().astype(np.int64)
+    probs = columns_of(table, PROBABILITY_COLUMNS)
+    _, first = np.unique(columns["id"], return_index=True)
+    labels = Labels(
+        columns["id"], columns["split"], label, columns["group"], columns["source"]
+    ).rows(np.sort(first))
+
+    found: dict[tuple, Predictions] = {}
+    keys = list(
+        zip(*(columns[name] for name in names[:2]), folds,
+            columns["split"], columns["views"], strict=True)
+    )  # fmt: skip
+    starts = [0, *[i for i in range(1, len(keys)) if keys[i] != keys[i - 1]], len(keys)]
+    for start, end in pairwise(starts):
+        stage, model, fold, split, view = keys[start]
+        rows = slice(start, end)
+        number = None if fold < 0 else int(fold)
+        one = found.setdefault(
+            (stage, model, fold, split),
+            Predictions(
+                str(stage), str(model), number, str(split), columns["id"][rows], {}
+            ),
+        )
+        one.probs[str(view)] = probs[rows]
+    return list(found.values()), labels

@@ -7,6 +7,7 @@ weights that the files stand for, and its gap to the 16-bit model is measured.
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -46,11 +47,25 @@ def default_dtype() -> torch.dtype:
     return torch.bfloat16 if torch.cuda.is_available() else torch.float32
 
 
+def use_torch_kernels(config: Any) -> None:
+    """Have a GPTQ model computed by PyTorch's own products on a GPU, in place.
+
+    GPTQModel would take kernels made for a few tokens, which it compiles for minutes
+    first, where there is a compiler. Here a pass holds thousands of tokens, so that
+    dequantising each layer for it costs little.
+
+    Args:
+        config: The model's transformers configuration.
+    """
+    if torch.cuda.is_available():
+        config.quantization_config["backend"] = "gptq_torch"
+
+
 def use_eager_kernels(model: torch.nn.Module) -> None:
     """Undo GPTQModel's ``torch.compile`` of dequantisation, in place.
 
-    On a CPU compiling takes half a minute before the first 8-bit logits are there,
-    which a few thousand rows never earn back.
+    Compiling takes half a minute before the first 8-bit logits are there, which a few
+    thousand rows never earn back.
     """
     for module in model.modules():
         vars(module).pop("dequantize_weight", None)
@@ -62,10 +77,16 @@ def load_plain(folder: Path) -> torch.nn.Module:
     Raises:
         UserError: If a weight is missing or left over.
     """
-    from transformers import AutoModelForSequenceClassification
+    from transformers import AutoConfig, AutoModelForSequenceClassification
 
+    config = AutoConfig.from_pretrained(
+        folder, local_files_only=True, trust_remote_code=False
+    )
+    if getattr(config, "quantization_config", None) is not None:
+        use_torch_kernels(config)
     model, info = AutoModelForSequenceClassification.from_pretrained(
         folder,
+        config=config,
         dtype=default_dtype(),
         device_map={"": "cuda" if torch.cuda.is_available() else "cpu"},
         local_files_only=True,
@@ -78,8 +99,7 @@ def load_plain(folder: Path) -> torch.nn.Module:
         raise UserError(
             f"{folder}: {len(wrong)} weights do not fit, such as {wrong[0]}"
         )
-    if not torch.cuda.is_available():
-        use_eager_kernels(model)
+    use_eager_kernels(model)
     return model.eval()
 
 

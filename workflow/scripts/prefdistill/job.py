@@ -70,6 +70,14 @@ def stop_requested() -> bool:
 
 def _request_stop(number: int, _frame: object) -> None:
     _Stop.reason = _Stop.reason or signal.Signals(number).name
+    if number == signal.SIGINT:  # whoever presses Ctrl-C twice cannot wait
+        signal.signal(number, signal.SIG_DFL)
+
+
+def stop_on(*numbers: signal.Signals) -> None:
+    """Have long loops save and stop when one of these signals comes."""
+    for number in numbers:
+        signal.signal(number, _request_stop)
 
 
 def _log_place() -> None:
@@ -119,7 +127,10 @@ def _stay_offline() -> None:
 
 
 def _log_to(log_path: Path, prefix: str = "") -> logging.Handler:
-    """Log to the file and the terminal; returns the terminal's handler."""
+    """Log to the file and the terminal; returns the terminal's handler.
+
+    A line on the terminal begins with the job, as several may run at once.
+    """
     log_path.parent.mkdir(parents=True, exist_ok=True)
     logging.raiseExceptions = False  # a full disk is said once, not by each log line
     to_file = logging.FileHandler(log_path, mode="a", encoding="utf-8")
@@ -127,7 +138,8 @@ def _log_to(log_path: Path, prefix: str = "") -> logging.Handler:
         logging.Formatter(f"%(asctime)s {prefix}%(levelname)s %(name)s: %(message)s")
     )
     to_terminal = logging.StreamHandler(sys.stderr)
-    to_terminal.setFormatter(logging.Formatter(f"{prefix}%(message)s"))
+    name = f"{log_path.parent.name} {log_path.stem}: {prefix}"
+    to_terminal.setFormatter(logging.Formatter(f"{name}%(message)s"))
     to_terminal.setLevel(logging.INFO)
     logger.setLevel(logging.DEBUG)  # what only the file needs
     logging.basicConfig(level=logging.INFO, handlers=[to_file, to_terminal], force=True)
@@ -282,8 +294,7 @@ def run_job(job: Any, *, online: bool = False, processes: int = 1) -> Iterator[N
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     if not online:
         _stay_offline()
-    for number in (signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(number, _request_stop)
+    stop_on(signal.SIGTERM, signal.SIGUSR1)
     if is_worker():
         with _work(job):
             yield

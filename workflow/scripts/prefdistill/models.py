@@ -147,6 +147,10 @@ def _load(
         eos = config.eos_token_id
         config.pad_token_id = eos[0] if isinstance(eos, list) else eos
     config.use_cache = False
+    if gptq:
+        from prefdistill.gptq_check import use_eager_kernels, use_torch_kernels
+
+        use_torch_kernels(config)
     if shard and precision == "fp8":
         raise UserError(
             f"{folder}: precision fp8 cannot be spread over GPUs; use bf16 or nf4"
@@ -173,9 +177,7 @@ def _load(
     model.requires_grad_(False)
     if precision == "fp8" and not gptq:
         quantise_to_fp8(model)
-    if gptq and device.type == "cpu":
-        from prefdistill.gptq_check import use_eager_kernels
-
+    if gptq:
         use_eager_kernels(model)
     kind = "GPTQ" if gptq else "plain" if precision == "auto" else precision
     kind = "nf4" if nf4 else kind

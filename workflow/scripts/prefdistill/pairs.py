@@ -26,6 +26,8 @@ from prefdistill.job import UserError
 SOURCES = ("train", "extra", "ultra", "test", "unlabelled")
 # Their files need no labels, and labels in them are not read.
 UNLABELLED = ("test", "unlabelled")
+# A file for a finished judge: an id and labels may be there or not.
+SCORED = "scored"
 TEXT_COLUMNS = ("prompt", "response_a", "response_b")
 MODEL_COLUMNS = ("model_a", "model_b")
 FIELDS = ("id", *TEXT_COLUMNS, *TARGET_COLUMNS, *MODEL_COLUMNS)
@@ -225,7 +227,16 @@ def parse_row(
 
 def used_columns(source: str) -> tuple[str, ...]:
     """Those of ``FIELDS`` that are read from a file of a source."""
+    if source == SCORED:
+        return FIELDS[:7]
     return FIELDS[:4] if source in UNLABELLED else FIELDS
+
+
+def required_columns(source: str) -> tuple[str, ...]:
+    """Those of ``FIELDS`` that a file of a source must have."""
+    if source == SCORED:
+        return TEXT_COLUMNS
+    return FIELDS[:4] if source in UNLABELLED else FIELDS[:7]
 
 
 def match_columns(
@@ -236,7 +247,7 @@ def match_columns(
     Raises:
         UserError: If a required column is missing, or a used one stands there twice.
     """
-    required = FIELDS[:4] if source in UNLABELLED else FIELDS[:7]
+    required = required_columns(source)
     used = used_columns(source)
     how = "comma-separated " if where == "header" else ""
     for name in used:

@@ -2,9 +2,11 @@
 
 The cost model. A parameter costs two floating-point operations a token in a forward
 pass; training an adapter costs four, as the frozen weights need no gradient, and six
-where activations are recomputed. Minutes follow from the operations, the GPUs, and what
-one GPU sustains. A base counts with all of its parameters, where the embedding is only
-looked up: 7 to 15 % too much for models of 7 to 9 billion parameters.
+with `recompute: full`. Minutes follow from the operations, the GPUs, and what one GPU
+sustains of them (`gpu_tflops`). Time limits, the hours of `make plan` and of `make
+status`, and those predicted in docs/performance.md come from here. A base counts with
+all of its parameters, where the embedding is only looked up: 7 to 15 % too much for
+models of 7 to 9 billion parameters.
 
 Imported by the Snakefile, so it stays light.
 """
@@ -13,7 +15,12 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from prefdistill.estimates import count_tokens, trained_pairs
+from prefdistill.estimates import (
+    BYTES_PER_PAIR,
+    COMPRESSION,
+    count_tokens,
+    trained_pairs,
+)
 
 # Parameters from which a job is worth several cores. Smaller models run on one, where
 # their results are the same bit by bit on any machine.
@@ -25,6 +32,8 @@ MODEL_GB = 4.0
 LIGHT_GB = 2.0
 # The data stages took 0.71 GB for a million pairs of 683 bytes; thrice that a byte.
 GB_PER_MILLION_PAIRS = 10.0
+# An id, a split and three logits, in a view.
+BYTES_PER_SCORE = 40
 # An adapter of rank r has about r / 2400 of the parameters of a 7 to 9 billion base.
 RANK_OF_WHOLE = 2_400
 
@@ -84,16 +93,35 @@ class Work:
         minutes: That no GPU makes shorter.
         tflop: 10^12 floating-point operations.
         gpus: That share the operations; 0 for the CPU.
+        n_tokens: That go through the model.
+        disk_gb: Of the files that it writes.
+        scratch_gb: Of its checkpoints, while it runs.
     """
 
     gigabytes: float
     minutes: float = 0.0
     tflop: float = 0.0
     gpus: int = 0
+    n_tokens: float = 0.0
+    disk_gb: float = 0.0
+    scratch_gb: float = 0.0
 
     def memory_mb(self, attempt: int) -> int:
         """MB of main memory, as often as there are attempts."""
         return round(1000 * attempt * self.gigabytes)
+
+    def hours(self, config: dict[str, Any]) -> float:
+        """Hours that the work takes, without start-up and without a margin.
+
+        Args:
+            config: Has ``gpu_tflops``.
+        """
+        rate = self.gpus * config["gpu_tflops"] or CPU_TFLOPS
+        return (self.minutes + self.tflop / rate / 60) / 60
+
+    def gpu_hours(self, config: dict[str, Any]) -> float:
+        """Hours times GPUs."""
+        return self.gpus * self.hours(config)
 
     def time_limit(self, attempt: int, config: dict[str, Any]) -> int:
         """Minutes for start-up and work, as often as there are attempts.
@@ -102,16 +130,16 @@ class Work:
             attempt: 1, 2, ...
             config: Has ``gpu_tflops``, ``runtime_safety`` and ``max_runtime``.
         """
-        rate = self.gpus * config["gpu_tflops"] or CPU_TFLOPS
-        work = config["runtime_safety"] * (self.minutes + self.tflop / rate / 60)
+        work = config["runtime_safety"] * 60 * self.hours(config)
         minutes = math.ceil(attempt * (START_MINUTES + work))
         return min(minutes, config["max_runtime"] or minutes)
 
 
 def light_work(n_pairs: float) -> Work:
-    """A job on tables, without a model."""
+    """A job on tables, without a model; it writes no more than it reads."""
     minutes = n_pairs / 1e6 * LIGHT_MINUTES_PER_MILLION_PAIRS
-    return Work(LIGHT_GB + _pairs_gb(n_pairs), minutes)
+    table_gb = n_pairs * BYTES_PER_PAIR / COMPRESSION / 1e9
+    return Work(LIGHT_GB + _pairs_gb(n_pairs), minutes, disk_gb=table_gb)
 
 
 def base_work(parameters: float, base: dict[str, Any], max_length: int) -> Work:
@@ -124,6 +152,7 @@ def base_work(parameters: float, base: dict[str, Any], max_length: int) -> Work:
         MODEL_GB + (3 * weights_gb if converted else 0),
         minutes=weights_gb / DOWNLOAD_GB_PER_MINUTE,
         tflop=6 * parameters * n_tokens / 1e12,
+        disk_gb=0 if base["source"] == "path" else weights_gb,
     )
 
 
@@ -138,17 +167,20 @@ def training_work(
 ) -> Work:
     """Training by a ``training`` or ``post_pretrain`` section on some of the pairs.
 
-    Memory holds the adapter, its two moments, and what is being saved of them.
-    ``recompute: auto`` is taken to recompute all, ``selective`` next to nothing.
+    Memory holds the adapter, its two moments, and what is being saved of them; scratch
+    two checkpoints of all three. ``recompute: auto`` is taken to recompute as little as
+    what ``gpu_tflops`` was measured with.
     """
     n_tokens = count_tokens(trained_pairs(settings, n_pairs), max_length)
-    recomputes = settings["recompute"] in ("auto", "full")
-    per_token = (6 if recomputes else 4) * size.parameters
+    per_token = (6 if settings["recompute"] == "full" else 4) * size.parameters
     return Work(
         _model_gb(size, copies=1, adapters=4) + _pairs_gb(n_pairs),
         minutes=_loading_minutes(size),
         tflop=per_token * n_tokens / 1e12,
         gpus=size.gpus,
+        n_tokens=n_tokens,
+        disk_gb=size.adapter_gb,
+        scratch_gb=2 * 3 * size.adapter_gb,
     )
 
 
@@ -160,6 +192,8 @@ def scoring_work(size: Size, n_pairs: int, max_length: int, n_views: int = 2) ->
         minutes=_loading_minutes(size),
         tflop=_forward_tflop(size, n_tokens),
         gpus=size.gpus,
+        n_tokens=n_tokens,
+        disk_gb=n_pairs * n_views * BYTES_PER_SCORE / 1e9,
     )
 
 
@@ -171,6 +205,7 @@ def average_work(size: Size, n_folds: int) -> Work:
     return Work(
         _model_gb(size, copies=0, adapters=2 * n_folds + 1),
         tflop=_forward_tflop(size, (n_folds + 1) * size.rank),
+        disk_gb=n_folds * size.adapter_gb,
     )
 
 
@@ -184,11 +219,18 @@ def merge_work(size: Size, n_folds: int) -> Work:
         _model_gb(size, copies=1, adapters=n_folds),
         minutes=3 * _loading_minutes(size),
         tflop=_forward_tflop(size, n_folds * size.rank),
+        disk_gb=2 * size.parameters / 1e9,
     )
 
 
-def quantise_work(size: Size, n_calibration_pairs: int, max_length: int) -> Work:
-    """GPTQ; memory holds the weights twice, before and after."""
+def quantise_work(
+    size: Size, n_calibration_pairs: int, max_length: int, bits: int = 8
+) -> Work:
+    """GPTQ; memory holds the weights twice, before and after.
+
+    On the disk an embedding stays in 16 bits, which for a tenth of the parameters, with
+    the scales of the others, is about two more bits each.
+    """
     n_tokens = count_tokens(n_calibration_pairs, max_length)
     gptq = size.parameters / 1e9 * GPTQ_MINUTES_PER_BILLION
     return Work(
@@ -196,6 +238,8 @@ def quantise_work(size: Size, n_calibration_pairs: int, max_length: int) -> Work
         minutes=_loading_minutes(size) + gptq,
         tflop=_forward_tflop(size, n_tokens),
         gpus=size.gpus,
+        n_tokens=n_tokens,
+        disk_gb=size.parameters * (bits + 2) / 8 / 1e9,
     )
 
 

@@ -18,6 +18,7 @@ from prefdistill.calibration import (
     cross_fit_views,
 )
 from prefdistill.io import VIEWS, Logits, read_logits, read_table
+from prefdistill.job import UserError
 from prefdistill.metrics import Labels, read_labels, swap_agreement
 from prefdistill.scaling import read_scaling
 from prefdistill.tta import (
@@ -62,6 +63,18 @@ class Predictions:
     def averaged(self) -> np.ndarray:
         """Mean probabilities over the views, ``(n, 3)``."""
         return np.mean(list(self.probs.values()), axis=0)
+
+    def probs_of(self, ids: np.ndarray) -> np.ndarray:
+        """Mean probabilities over the views of the given rows, ``(n_ids, 3)``.
+
+        Raises:
+            UserError: If a row is missing.
+        """
+        place = {name: row for row, name in enumerate(self.ids.tolist())}
+        missing = [name for name in ids.tolist() if name not in place]
+        if missing:
+            raise UserError(f"{self.stage} has no prediction of row id {missing[0]}")
+        return self.averaged()[[place[name] for name in ids.tolist()]]
 
     def by_views(self) -> list[tuple[str, np.ndarray, float | None]]:
         """Each view, then their average: name, probabilities, swap agreement."""
@@ -179,7 +192,7 @@ def score_judge(
     views: Sequence[str],
 ) -> list[Predictions]:
     """An exported model's predictions, raw and with its own calibration."""
-    scores = read_predictions(paths, views)
+    scores = read_predictions(paths, views, SPLITS)
     fit = read_scaling(calibration_path)
     scaled = calibrated_judge(scores, fit, labels, views)
     return [
@@ -222,7 +235,7 @@ def score_final(
     probs = {"+".join(views): columns_of(table, PROBABILITY_COLUMNS)[rows]}
     agreement = None
     if len(views) == 2:
-        scores = read_predictions(view_paths, views)
+        scores = read_predictions(view_paths, views, ["test"])
         fit = read_scaling(calibration_path)
         logits = fit.apply(scores.logits[scores.rows_of(ids[rows])])
         both = as_answers(logits, views)

@@ -78,7 +78,8 @@ def one_per_stage(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     """A Markdown table with padded columns, so that it reads well on a terminal too."""
     cells = [list(header), *[[_shown(cell) for cell in row] for row in rows]]
-    widths = [max(len(row[c]) for row in cells) for c in range(len(header))]
+    # A delimiter of Markdown has a dash before its colon.
+    widths = [max(2, *(len(row[c]) for row in cells)) for c in range(len(header))]
     numeric = [
         all(isinstance(row[c], int | float | None) for row in rows)
         for c in range(len(header))
@@ -210,7 +211,7 @@ def summary_text(
         "# Report",
         f"## Scores on test ({n_rows} rows, log loss in nats)",
         score_table(scores),
-        *_closed_gap(scores),
+        *closed_gap(scores),
         "## What each step changes on test (log loss, paired; negative is a gain)",
         step_table(steps, "test"),
         "## The same on the dev rows of all folds, each by its own fold's model",
@@ -228,7 +229,7 @@ def summary_text(
     return "\n\n".join(parts) + "\n"
 
 
-def _closed_gap(scores: Sequence[dict[str, Any]]) -> list[str]:
+def closed_gap(scores: Sequence[dict[str, Any]]) -> list[str]:
     """How much of the way from the prior to Bayes the final model goes, if known."""
     losses = {row["stage"]: row["log_loss"] for row in scores}
     if not {"prior", "final", "bayes"} <= losses.keys():

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from prefdistill.files import reading
 from prefdistill.io import (
@@ -19,6 +20,7 @@ from prefdistill.io import (
     write_predictions,
 )
 from prefdistill.job import UserError
+from prefdistill.metrics import LEAST_PROBABILITY
 
 PROBABILITY_COLUMNS = ("p_a", "p_b", "p_tie")
 RAW_COLUMNS = ("raw_a", "raw_b", "raw_tie")
@@ -76,8 +78,16 @@ def columns_of(table: pa.Table, names: Sequence[str]) -> np.ndarray:
     return np.stack([table.column(name).to_numpy() for name in names], axis=1)
 
 
-def read_predictions(paths: Sequence[Path], views: Sequence[str]) -> Logits:
+def read_predictions(
+    paths: Sequence[Path], views: Sequence[str], splits: Sequence[str] | None = None
+) -> Logits:
     """Read one file per view and join them by id, in the first file's order.
+
+    Args:
+        paths: One file per view.
+        views: The views.
+        splits: Read only rows of these splits; all if not given. The second view may
+            lack unlabelled rows (``predict.second_view_share``).
 
     Raises:
         UserError: If a row of one view is missing in another.
@@ -85,6 +95,9 @@ def read_predictions(paths: Sequence[Path], views: Sequence[str]) -> Logits:
     joined: Logits | None = None
     for path in paths:
         table = read_table(path, PREDICTION_SCHEMA)
+        if splits is not None:
+            wanted = pa.array(list(splits), pa.string())
+            table = table.filter(pc.is_in(table.column("split"), wanted))
         with reading(path, "predictions"):
             view = Logits(
                 ids=np.array(table.column("id").to_pylist(), dtype=np.str_),
@@ -124,12 +137,26 @@ def average_logits(models: Sequence[Logits], weights: Sequence[float]) -> Logits
     Raises:
         UserError: If the models differ in their other rows.
     """
+    first, stacked = _on_common_rows(models)
+    return first.replace_logits(np.average(stacked, axis=0, weights=weights))
+
+
+def average_probabilities(models: Sequence[Logits], weights: Sequence[float]) -> Logits:
+    """The same of probabilities: the log of their weighted mean, as logits."""
+    first, stacked = _on_common_rows(models)
+    odds = np.exp(stacked - stacked.max(axis=3, keepdims=True))
+    probs = odds / odds.sum(axis=3, keepdims=True)
+    mean = np.average(probs, axis=0, weights=weights)
+    return first.replace_logits(np.log(np.maximum(mean, LEAST_PROBABILITY)))
+
+
+def _on_common_rows(models: Sequence[Logits]) -> tuple[Logits, np.ndarray]:
+    """The rows outside dev, and all models' logits ``(n_models, n, n_views, 3)``."""
     outside = [model.select(model.split != "dev") for model in models]
     first = outside[0]
     for model in outside[1:]:
         odd = np.setxor1d(first.ids, model.ids)
         if len(odd):
             raise UserError(f"row id {odd[0]} was not scored by every averaged model")
-    stacked = np.stack([model.logits[model.rows_of(first.ids)] for model in outside])
-    mean = np.average(stacked.astype(np.float64), axis=0, weights=weights)
-    return first.replace_logits(mean)
+    stacked = [model.logits[model.rows_of(first.ids)] for model in outside]
+    return first, np.stack(stacked).astype(np.float64)

@@ -4,11 +4,18 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from scipy.special import softmax
 
 from prefdistill.files import reading
 from prefdistill.io import Logits, read_json
 from prefdistill.job import UserError
-from prefdistill.metrics import Labels, log_loss
+from prefdistill.metrics import (
+    Interval,
+    Labels,
+    group_bootstrap,
+    log_loss,
+    row_log_loss,
+)
 from prefdistill.tta import symmetrise
 
 
@@ -52,6 +59,75 @@ def read_weights(path: Path, folds: Sequence[int]) -> list[float]:
         if missing:
             raise ValueError(f"fold {missing[0]} is not in folds {record['folds']}")
     return [weight_of[fold] for fold in folds]
+
+
+def advantages(rewards: np.ndarray) -> np.ndarray:
+    """Group-relative advantages ``A_k = K / (K - 1) * (r_k - mean r)``, ``(K,)``.
+
+    That is a fold's reward minus the mean reward of the *other* folds: K / (K - 1)
+    undoes that a fold is part of its own mean (RLP, arXiv 2510.01265). They sum to
+    zero, and what is common to all rewards cancels.
+
+    Args:
+        rewards: ``(K,)`` float64, K at least 2.
+    """
+    n_folds = len(rewards)
+    return n_folds / (n_folds - 1) * (rewards - rewards.mean())
+
+
+def advantage_weights(rewards: np.ndarray, temperature: float) -> np.ndarray:
+    """Weights that sum to one, ``w_k`` proportional to ``exp(A_k / temperature)``.
+
+    Only differences between rewards count, so that a fold keeps a positive weight
+    however bad all of them are, and the best of bad ones has the largest.
+
+    Args:
+        rewards: ``(K,)`` float64, in nats.
+        temperature: In nats; large values give equal weights.
+
+    Raises:
+        UserError: If the temperature is so small that a weight is rounded to zero.
+    """
+    weights = softmax(advantages(rewards) / temperature)
+    if not (weights > 0).all():
+        raise UserError(
+            f"ensemble.advantage.temperature: {temperature} leaves a fold without any "
+            "weight; raise it"
+        )
+    return weights
+
+
+def fold_reward(
+    scores: Logits,
+    labels: Labels,
+    split: str,
+    views: Sequence[str],
+    baseline: np.ndarray | None = None,
+) -> Interval:
+    """Mean of ``log p(y)``, minus that of a baseline if there is one, in nats.
+
+    Args:
+        scores: A fold student's logits, the rows of the split among them.
+        labels: Labels that cover the split.
+        split: ``dev`` or ``select``.
+        views: The views of the logits; their probabilities are averaged.
+        baseline: ``(n, 3)`` probabilities of (A, B, tie) of the labelled rows of the
+            split, in the order of ``labels``.
+
+    Raises:
+        UserError: If the split has no labelled rows.
+    """
+    known = labels.rows(labels.split == split)
+    if not len(known.ids):
+        raise UserError(
+            f"the split {split} has no labelled rows to weigh the folds on; raise "
+            "folds.select_fraction or set ensemble.fold_weights: equal"
+        )
+    probs = symmetrise(scores.logits[scores.rows_of(known.ids)], views)
+    gains = -row_log_loss(probs, known.label)
+    if baseline is not None:
+        gains += row_log_loss(baseline, known.label)
+    return group_bootstrap(gains, known.group)
 
 
 def best_fold(

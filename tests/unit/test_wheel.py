@@ -1,0 +1,110 @@
+"""The package is built from the workflow's library, and imports on its own."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from prefdistill.io import write_json
+from prefdistill.judge_settings import write_judge_settings
+from prefdistill.merging import write_classifier
+from prefdistill.version import __version__
+
+ROOT = Path(__file__).resolve().parents[2]
+# What the workflow needs and a user of a judge does not.
+WORKFLOW_ONLY = (
+    *("snakemake", "jsonschema", "peft", "sklearn", "datasets", "matplotlib", "scipy"),
+    *("polars", "optimum", "bitsandbytes", "gptqmodel"),
+)
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory):
+    """A folder with the built package and nothing else."""
+    source = tmp_path_factory.mktemp("source")
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    package = "workflow/scripts/prefdistill"
+    ignored = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(ROOT / package, source / package, ignore=ignored)
+    pip = [sys.executable, "-m", "pip", "-q", "--disable-pip-version-check"]
+    built, target = source / "built", source / "target"
+    for command in (
+        ["wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", built, source],
+        ["install", "--no-deps", "--no-index", "--target", target, "--find-links"]
+        + [built, "prefdistill"],
+    ):
+        done = subprocess.run([*pip, *command], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    assert [path.name for path in built.iterdir()] == [
+        f"prefdistill-{__version__}-py3-none-any.whl"
+    ]
+    return target
+
+
+def test_a_judge_works_with_only_what_is_declared(
+    installed, tmp_path, tiny_model_folder
+):
+    write_classifier(tiny_model_folder("llama"), tmp_path, torch.zeros(3, 32))
+    scaling = {"method": "none", "tied": True, "a": [1, 1, 1], "b": [0, 0, 0]}
+    write_json(tmp_path / "calibration.json", scaling)
+    template = "{prompt}<a>{response_a}<b>{response_b}<verdict>"
+    text = {"template": template, "turn": "<turn {n}>", "max_length": 100}
+    shares = {"prompt_share": 0.25, "head_share": 0.5}
+    write_judge_settings(tmp_path, text | shares, ["AB"])
+    code = (
+        "import sys\n"
+        f"sys.modules |= dict.fromkeys({WORKFLOW_ONLY})\n"
+        f"sys.path.insert(0, {str(installed)!r})\n"
+        "import prefdistill, prefdistill.predict\n"
+        "from prefdistill.judge import Judge\n"
+        f"verdict = Judge.load({str(tmp_path)!r}).compare('a', 'b', 'c')\n"
+        "print(prefdistill.__file__, prefdistill.__version__, round(verdict.tie, 3))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", code], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout == f"{installed}/prefdistill/__init__.py {__version__} 0.333\n"
+
+
+def test_the_command_is_installed(installed):
+    environment = os.environ | {"PYTHONPATH": str(installed)}
+    done = subprocess.run(
+        [installed / "bin/prefdistill-predict", "--help"],
+        env=environment, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("usage: prefdistill-predict [-h]")
+
+
+def test_there_is_one_version():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert citation["version"] == __version__
+    changes = (ROOT / "CHANGELOG.md").read_text()
+    released = re.findall(r"^## \[(\d[^\]]*)\]", changes, re.MULTILINE)
+    coming = re.findall(r"^What is to become (\S+),", changes, re.MULTILINE)
+    assert __version__ in [*released[:1], *coming]
+
+
+def test_what_is_declared_is_what_the_lock_has():
+    """The lower bounds are not above the versions that were tested."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    lock = dict(
+        line.lower().split("==")
+        for line in (ROOT / "requirements.lock").read_text().splitlines()
+        if "==" in line and not line.startswith("#")
+    )
+    optional = project["optional-dependencies"].values()
+    extras = [name for names in optional for name in names]
+    for requirement in [*project["dependencies"], *extras]:
+        name, bound = re.match(r"([\w-]+)>=([\d.]+)", requirement).groups()
+        tested = [int(part) for part in lock[name].split(".")]
+        assert [int(part) for part in bound.split(".")] <= tested, requirement

@@ -1,0 +1,197 @@
+"""The finished judge as a library: load a folder, compare two answers.
+
+    from prefdistill.judge import Judge
+
+    judge = Judge.load("results/release/gptq4bit")
+    judge.compare("Is the sea blue?", "Yes.", "Often: it mirrors the sky.")
+
+Rows are cleaned, built, scored, calibrated and averaged over both orders by the
+functions that the workflow predicts with, so the probabilities are the workflow's.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from prefdistill.checkpoints import Checkpoints
+from prefdistill.cleaning import strip_turns
+from prefdistill.inference import score_pairs
+from prefdistill.job import UserError
+from prefdistill.judge_settings import JudgeSettings, read_judge_settings
+from prefdistill.memory import place
+from prefdistill.models import device_of, load_classifier, load_tokenizer
+from prefdistill.pairs import TEXT_COLUMNS, CellFault, parse_turns
+from prefdistill.prompts import EncodedPairs, encode_pairs
+from prefdistill.tta import as_answers, symmetrise
+
+Text = str | Sequence[str]
+
+GPU_TOKENS, CPU_TOKENS = 16384, 2048
+# Pairs between two reports of progress; packing loses next to nothing by the cut.
+CHUNK_PAIRS = 1024
+
+
+class Verdict(NamedTuple):
+    """Probabilities that a person prefers answer A, answer B, or neither."""
+
+    a: float
+    b: float
+    tie: float
+
+
+def pairs_table(ids: Sequence[str], rows: Sequence[Sequence[list[str]]]) -> pa.Table:
+    """A table of pairs, texts cleaned of control characters as the workflow does.
+
+    Args:
+        ids: One a row.
+        rows: Turns of prompt, answer A and answer B of each row.
+    """
+    columns: dict[str, Any] = {"id": pa.array(ids, pa.string())}
+    for column, name in enumerate(TEXT_COLUMNS):
+        turns = pa.array([row[column] for row in rows], pa.list_(pa.string()))
+        columns[name], _ = strip_turns(turns)
+    return pa.table(columns)
+
+
+def _copied(text: Text) -> Text:
+    """The text; turns in a list of their own, as parsing repairs in place."""
+    return list(text) if isinstance(text, list | tuple) else text
+
+
+def _turns(row: Sequence[Text], number: int) -> list[list[str]]:
+    """A row's three texts as lists of turns.
+
+    Raises:
+        UserError: If they are not three texts.
+    """
+    if isinstance(row, str) or len(row) != len(TEXT_COLUMNS):
+        raise UserError(
+            f"pair {number}: is not (prompt, response_a, response_b); give three texts"
+        )
+    try:
+        return [
+            parse_turns([text] if isinstance(text, str) else text, name, Counter())
+            for name, text in zip(TEXT_COLUMNS, map(_copied, row), strict=True)
+        ]
+    except CellFault as fault:
+        raise fault.located("pairs", f"pair {number}") from fault
+
+
+@dataclass(frozen=True)
+class Judge:
+    """A loaded judge; make it with ``Judge.load``.
+
+    Attributes:
+        model: The classifier, frozen.
+        tokenizer: Its tokenizer.
+        settings: How rows are built and logits are scaled.
+        token_budget: Most tokens in a forward pass.
+    """
+
+    model: Any
+    tokenizer: Any
+    settings: JudgeSettings
+    token_budget: int
+
+    @classmethod
+    def load(cls, path: str | Path, device: str | None = None) -> "Judge":
+        """Load a judge from a folder: a release, the merged model, or a GPTQ one.
+
+        Nothing is fetched and no code of the folder is run. Weights are 16-bit on a
+        GPU (NF4 where they would not fit) and 32-bit on the CPU; GPTQ ones stay as
+        they are.
+
+        Args:
+            path: The folder.
+            device: Such as ``cpu`` or ``cuda:1``; by default the GPU if there is one.
+
+        Raises:
+            UserError: If the folder is not a whole judge.
+        """
+        folder = Path(path)
+        settings = read_judge_settings(folder)
+        on_cpu = device is not None and torch.device(device).type == "cpu"
+        on_cpu |= not torch.cuda.is_available()
+        token_budget = CPU_TOKENS if on_cpu else GPU_TOKENS
+        precision = "auto" if on_cpu else place(folder, "auto", token_budget)[0]
+        model = load_classifier(folder, precision, device=device)
+        return cls(model, load_tokenizer(folder), settings, token_budget)
+
+    def compare(self, prompt: Text, response_a: Text, response_b: Text) -> Verdict:
+        """Probabilities that A, B or neither is preferred.
+
+        Args:
+            prompt: One text, or the user's turns in order.
+            response_a: One answer, or the answers to each turn.
+            response_b: The other one.
+
+        Raises:
+            UserError: If a text is neither a string nor a list of strings.
+        """
+        return self.compare_batch([(prompt, response_a, response_b)])[0]
+
+    def compare_batch(
+        self,
+        pairs: Sequence[Sequence[Text]],
+        progress: Callable[[int, int], object] | None = None,
+    ) -> list[Verdict]:
+        """Compare many pairs at once, packed: much faster than one by one.
+
+        Args:
+            pairs: ``(prompt, response_a, response_b)`` each, as for ``compare``.
+            progress: Called with the pairs done so far and the pairs in all.
+
+        Raises:
+            UserError: If a text is neither a string nor a list of strings.
+        """
+        rows = [_turns(pair, number) for number, pair in enumerate(pairs, 1)]
+        verdicts: list[Verdict] = []
+        for start in range(0, len(rows), CHUNK_PAIRS):
+            chunk = rows[start : start + CHUNK_PAIRS]
+            ids = [str(start + number) for number in range(1, len(chunk) + 1)]
+            logits = self.logits(self.encode(pairs_table(ids, chunk)))
+            verdicts += [Verdict(*row) for row in self.probabilities(logits).tolist()]
+            if progress:
+                progress(len(verdicts), len(rows))
+        return verdicts
+
+    def encode(self, table: pa.Table) -> EncodedPairs:
+        """A table of pairs (see ``pairs_table``) as tokens."""
+        return encode_pairs(table, self.tokenizer, self.settings.text)
+
+    def logits(
+        self, encoded: EncodedPairs, checkpoints: Checkpoints | None = None
+    ) -> np.ndarray:
+        """Raw logits in all views, classes as shown: ``(n, n_views, 3)`` float32."""
+        return score_pairs(
+            self.model,
+            encoded,
+            views=self.settings.views,
+            token_budget=self.token_budget,
+            checkpoints=checkpoints,
+        )
+
+    def probabilities(self, logits: np.ndarray) -> np.ndarray:
+        """Calibrated probabilities of (A, B, tie), both orders averaged: ``(n, 3)``."""
+        return symmetrise(self.settings.scaling.apply(logits), self.settings.views)
+
+    def order_gap(self, logits: np.ndarray) -> np.ndarray:
+        """How much the order of the answers matters: ``(n,)``, from 0 to 1.
+
+        It is the total variation distance between the two orders' probabilities, and 0
+        with one view.
+        """
+        scaled = as_answers(self.settings.scaling.apply(logits), self.settings.views)
+        first, last = (symmetrise(scaled[:, [i]], ["AB"]) for i in (0, -1))
+        return np.abs(first - last).sum(axis=1) / 2
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights lie."""
+        return device_of(self.model)

@@ -1,0 +1,77 @@
+"""What a finished judge needs besides its weights.
+
+``judge.json`` says how a row is built and read, ``calibration.json`` how its logits are
+scaled. Both lie beside the weights, so that the folder can be moved, and be used by
+other programs.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from prefdistill.bases import WEIGHTS
+from prefdistill.io import VIEWS, read_json, write_json
+from prefdistill.job import UserError
+from prefdistill.prompts import ELLIPSIS, MIN_ANSWER_TOKENS
+from prefdistill.scaling import Scaling, read_scaling
+
+SETTINGS_FILE = "judge.json"
+CALIBRATION_FILE = "calibration.json"
+FORMAT = 1
+CLASSES = ("first", "second", "tie")
+
+
+@dataclass(frozen=True)
+class JudgeSettings:
+    """How a judge is used.
+
+    Attributes:
+        text: The ``text`` settings: template, mark of turns, length, truncation.
+        views: Orders that are shown and averaged, of AB and BA.
+        scaling: Calibration of its logits.
+    """
+
+    text: dict[str, Any]
+    views: tuple[str, ...]
+    scaling: Scaling
+
+
+def write_judge_settings(
+    folder: Path, text: dict[str, Any], views: Sequence[str]
+) -> None:
+    """Write ``judge.json``: all that is needed to build rows the same way."""
+    write_json(
+        folder / SETTINGS_FILE,
+        {
+            "format": FORMAT,
+            "classes": CLASSES,
+            "views": views,
+            "text": text,
+            "ellipsis": ELLIPSIS,
+            "min_answer_tokens": MIN_ANSWER_TOKENS,
+        },
+    )
+
+
+def read_judge_settings(folder: Path) -> JudgeSettings:
+    """Read how the judge of a folder is used.
+
+    Raises:
+        UserError: If a file is missing or damaged, or is of another format.
+    """
+    for name in (SETTINGS_FILE, CALIBRATION_FILE, "config.json", WEIGHTS):
+        if not (folder / name).is_file():
+            raise UserError(
+                f"{folder}: has no {name}, so it is no finished judge; name a folder "
+                "of results/release (`make release`), results/merged or results/gptq"
+            )
+    settings = read_json(folder / SETTINGS_FILE)
+    found = (settings.get("format"), tuple(settings.get("classes", ())))
+    if found != (FORMAT, CLASSES) or not set(settings["views"]) <= set(VIEWS):
+        raise UserError(
+            f"{folder / SETTINGS_FILE}: format {found[0]} is not known to this "
+            "version; use the version of prefdistill that wrote it"
+        )
+    scaling = read_scaling(folder / CALIBRATION_FILE)
+    return JudgeSettings(settings["text"], tuple(settings["views"]), scaling)

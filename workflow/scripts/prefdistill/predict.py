@@ -1,0 +1,278 @@
+"""Score a file of pairs with a finished judge: ``prefdistill-predict`` on the terminal.
+
+Reads what the workflow reads (CSV, JSON lines, parquet), by the same rules, and writes
+a CSV in the columns of the submission. Scoring that is stopped goes on where it was
+when the same command is given again. Where the file has labels, the judge's log loss
+and accuracy on them are printed.
+"""
+
+import argparse
+import csv
+import hashlib
+import logging
+import signal
+import sys
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from prefdistill.disk import disk_fault
+from prefdistill.files import atomic_path
+from prefdistill.io import TARGET_COLUMNS
+from prefdistill.job import (
+    Interrupted,
+    UserError,
+    hide_unused_imports,
+    stop_on,
+)
+from prefdistill.launch import STOPPED
+from prefdistill.pairs import (
+    SCORED,
+    TEXT_COLUMNS,
+    CellFault,
+    ImportedFile,
+    parse_id,
+    parse_label,
+    parse_turns,
+)
+from prefdistill.readers import read_file_rows
+from prefdistill.version import __version__
+
+logger = logging.getLogger(__name__)
+
+OUTPUT_COLUMNS = ("id", *TARGET_COLUMNS, "verdict", "order_gap")
+CLASSES = ("a", "b", "tie")
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """The rows of a file.
+
+    Attributes:
+        ids: One a row, unique.
+        rows: Turns of prompt, answer A and answer B.
+        labels: ``(n,)`` class 0 (A), 1 (B) or 2 (tie); -1 where there is none.
+    """
+
+    ids: list[str]
+    rows: list[list[list[str]]]
+    labels: np.ndarray
+
+
+def _label(values: Sequence[Any]) -> int:
+    """The class of a row's three target cells; -1 if there is no single winner.
+
+    Such rows, and those whose cells are absent or blank, are scored all the same.
+
+    Raises:
+        CellFault: If a cell is not 0 or 1.
+    """
+    if all(value is None or value == "" for value in values):
+        return -1
+    hot = [parse_label(*each) for each in zip(values, TARGET_COLUMNS, strict=True)]
+    return hot.index(1) if sum(hot) == 1 else -1
+
+
+def _turns(value: Any, column: str, plain: bool, repaired: Counter[str]) -> list[str]:
+    """The turns of a text cell.
+
+    Raises:
+        CellFault: If it is not what ``plain`` says.
+    """
+    if plain and not isinstance(value, list):
+        value = [value]  # a blank cell of a typed file is null, as a null turn is
+    try:
+        return parse_turns(value, column, repaired)
+    except CellFault as fault:
+        if plain or not isinstance(value, str):
+            raise
+        raise CellFault(
+            column, f"{fault}; if the cells are plain text, add --plain (make: PLAIN=1)"
+        ) from fault
+
+
+def read_pairs(path: Path, *, plain: bool) -> Pairs:
+    """Read a file's pairs; rows without an id get their number.
+
+    Args:
+        path: CSV, JSON lines or parquet, as the workflow reads them.
+        plain: Whether a text cell is a text, and not a JSON list of turns.
+
+    Raises:
+        UserError: If a value cannot be read, an id occurs twice, or there are no rows.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: is not a file; check the input's path")
+    counts = ImportedFile(str(path), SCORED)
+    ids: dict[str, None] = {}
+    rows, labels = [], []
+    for row in read_file_rows(path, SCORED, counts):
+        try:
+            name = row.values[0]
+            name = str(row.number) if name is None else parse_id(name, integer=False)
+            if name in ids:
+                raise CellFault("id", f"{name} is there twice; ids must be unique")
+            ids[name] = None
+            texts = zip(row.values[1:4], TEXT_COLUMNS, strict=True)
+            rows.append([_turns(*each, plain, counts.repaired) for each in texts])
+            labels.append(_label(row.values[4:7]))
+        except CellFault as fault:
+            raise fault.located(str(path), row.where) from fault
+    if not rows:
+        raise UserError(f"{path}: has no data rows; check where it comes from")
+    logger.info("%s: %d pairs, repaired %s", path, len(rows), dict(+counts.repaired))
+    return Pairs(list(ids), rows, np.array(labels))
+
+
+def write_scores(
+    path: Path, ids: Iterable[str], probs: np.ndarray, order_gap: np.ndarray
+) -> None:
+    """Write a row for each pair, in the file's order.
+
+    Args:
+        path: The CSV file.
+        ids: One a row.
+        probs: ``(n, 3)`` probabilities of A, B and tie.
+        order_gap: ``(n,)``, see ``Judge.order_gap``.
+    """
+    with (
+        atomic_path(path) as temporary,
+        open(temporary, "w", encoding="utf-8", newline="") as handle,
+    ):
+        writer = csv.writer(handle, lineterminator="\n")
+        writer.writerow(OUTPUT_COLUMNS)
+        best = probs.argmax(axis=1).tolist()
+        for name, row, top, gap in zip(
+            ids, probs.tolist(), best, order_gap.tolist(), strict=True
+        ):
+            writer.writerow([name, *row, CLASSES[top], f"{gap:.4f}"])
+
+
+def score_text(probs: np.ndarray, pairs: Pairs) -> str | None:
+    """Log loss and accuracy with 95 % intervals over prompts; None without labels."""
+    from prefdistill.cleaning import prompt_group
+    from prefdistill.metrics import group_bootstrap, row_log_loss
+
+    known = np.flatnonzero(pairs.labels >= 0)
+    if not len(known):
+        return None
+    labels, probs = pairs.labels[known], probs[known]
+    groups = np.array([prompt_group(pairs.rows[row][0]) for row in known])
+    loss = group_bootstrap(row_log_loss(probs, labels), groups)
+    hit = group_bootstrap((probs.argmax(axis=1) == labels).astype(float), groups)
+    return (
+        f"{len(known)} labelled pairs of {len(pairs.ids)}: "
+        f"log loss {loss.mean:.4f} [{loss.low:.4f}, {loss.high:.4f}], "
+        f"accuracy {hit.mean:.4f} [{hit.low:.4f}, {hit.high:.4f}]"
+    )
+
+
+def predict(
+    judge_folder: Path,
+    input_path: Path,
+    output_path: Path,
+    *,
+    plain: bool = False,
+    device: str | None = None,
+    scratch: Path = Path("scratch"),
+) -> str | None:
+    """Score a file; returns ``score_text`` of it.
+
+    Args:
+        judge_folder: See ``Judge.load``.
+        input_path: See ``read_pairs``.
+        output_path: A CSV file; replaced if it is there.
+        plain: See ``read_pairs``.
+        device: See ``Judge.load``.
+        scratch: Holds the logits of an unfinished run.
+
+    Raises:
+        UserError: If an input cannot be used.
+        Interrupted: After SIGINT, SIGTERM or SIGUSR1; what is scored is kept.
+    """
+    if output_path.suffix != ".csv":
+        raise UserError(f"{output_path}: the output is a CSV; let its name end in .csv")
+    pairs = read_pairs(input_path, plain=plain)
+    from prefdistill.checkpoints import Checkpoints, identity_of
+    from prefdistill.judge import Judge, pairs_table
+    from prefdistill.judge_settings import SETTINGS_FILE
+
+    judge = Judge.load(judge_folder, device)
+    encoded = judge.encode(pairs_table(pairs.ids, pairs.rows))
+    logger.info("%d pairs are too long and were cut", encoded.n_truncated)
+    identity = identity_of(
+        [__version__, plain, str(judge.device)],
+        input_path,
+        judge_folder / SETTINGS_FILE,
+        judge_folder / "model.safetensors",
+    )
+    place = hashlib.sha256(str(output_path.resolve()).encode()).hexdigest()[:12]
+    checkpoints = Checkpoints(scratch / "predict" / place, identity)
+    logits = judge.logits(encoded, checkpoints)
+    probs = judge.probabilities(logits)
+    write_scores(output_path, pairs.ids, probs, judge.order_gap(logits))
+    checkpoints.remove()
+    logger.info("%s: %d rows", output_path, len(pairs.ids))
+    return score_text(probs, pairs)
+
+
+def _hide_unused_imports(folder: Path) -> None:
+    """Keep packages that this judge does not need from costing seconds."""
+    from prefdistill.models import unused_packages
+
+    if (folder / "config.json").is_file():
+        hide_unused_imports(*unused_packages("auto", folder))
+
+
+def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="prefdistill-predict",
+        description="Score a file of answer pairs with a finished judge.",
+    )
+    parser.add_argument("judge", type=Path, help="folder, such as results/gptq/4bit")
+    parser.add_argument("input", type=Path, help=".csv, .jsonl (.gz, .zst) or .parquet")
+    parser.add_argument("output", type=Path, help=".csv to write")
+    parser.add_argument(
+        "--plain",
+        action="store_true",
+        help="cells are texts, not JSON lists of turns",
+    )
+    parser.add_argument("--device", help="such as cpu or cuda:1; a GPU if there is one")
+    parser.add_argument(
+        "--scratch", type=Path, default=Path("scratch"), help="state of unfinished runs"
+    )
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command; errors are one line, exit status 1, or 143 when stopped."""
+    options = parse_arguments(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    stop_on(signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+    try:
+        _hide_unused_imports(options.judge)
+        text = predict(
+            options.judge,
+            options.input,
+            options.output,
+            plain=options.plain,
+            device=options.device,
+            scratch=options.scratch,
+        )
+    except Interrupted as stop:
+        print(f"stopped: {stop}; give the same command to go on", file=sys.stderr)
+        sys.exit(STOPPED)
+    except (UserError, OSError) as error:
+        print(f"error: {disk_fault(error) or error}", file=sys.stderr)
+        sys.exit(1)
+    if text:
+        print(text)
+
+
+if __name__ == "__main__":
+    main()
