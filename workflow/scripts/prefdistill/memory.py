@@ -73,7 +73,7 @@ def estimate_memory(
         precision: How the base is stored: bf16, fp16, fp32, nf4 or fp8.
         token_budget: Tokens in a forward pass.
         recompute: ``none``, ``selective`` or ``full``.
-        dropout: Of LoRA; its inputs are kept a second time.
+        dropout: Of LoRA, whose masks are kept, and the input of its down projection.
     """
     n_bytes = 4 if precision == "fp32" else 2
     linear_bytes = NF4_BYTES if precision == "nf4" else n_bytes
@@ -85,13 +85,15 @@ def estimate_memory(
     head_dim = head_dim or hidden // config.num_attention_heads
     query = head_dim * config.num_attention_heads
     keys = head_dim * config.num_key_value_heads
-    # The residual stream twice, attention's inputs and output, and norms'.
-    kept = 3 * hidden + 2 * (query + keys)
+    # The residual stream twice and its norm; query, key and value before and after
+    # rotation, as value is a part of their product; attention's output in two orders.
+    kept = 3 * hidden + (query + 2 * keys) + (query + keys) + 2 * query
     if config.model_type == "gemma2":  # norms come after products too
         kept += 2 * hidden
-    if dropout:
-        kept += hidden + query
-    mlp = hidden + 2 * gated + (hidden + 2 * gated if dropout else 0)
+    mlp = hidden + 2 * gated
+    if dropout:  # a mask takes a byte a value
+        kept += (hidden + query) // 2
+        mlp += hidden // 2 + gated + gated // 2
     layer = kept + mlp
     by_layer = {"none": layer, "selective": kept, "full": hidden}[recompute]
     values = config.num_hidden_layers * by_layer + layer
@@ -141,7 +143,7 @@ def fit_training(
     """How much to recompute and how many tokens to take in a pass, to fit the GPU.
 
     ``token_budget`` is the most that is taken. With ``recompute: auto`` as little as
-    possible is recomputed; half the tokens are preferred to recomputing all, down to
+    possible is recomputed; half the tokens are preferred to recomputing more, down to
     2048. On the CPU nothing is recomputed, in a sharded model all.
 
     Args:
@@ -163,10 +165,8 @@ def fit_training(
         m.p for n, m in model.named_modules() if "lora_dropout" in n and hasattr(m, "p")
     ]
     half = max(budget // 2, longest_row)
-    choices = [("none", budget), ("selective", budget)]
-    if half >= LEAST_TOKENS:
-        choices[1:1] = [("none", half)]
-        choices += [("selective", half)]
+    sizes = [budget, half] if half >= LEAST_TOKENS else [budget]
+    choices = [(how, tokens) for how in ("none", "selective") for tokens in sizes]
     choices += [("full", budget), ("full", half), ("full", max(half // 2, longest_row))]
     if how != "auto":
         choices = [(how, budget), (how, half), (how, max(half // 2, longest_row))]

@@ -16,7 +16,7 @@ import torch
 from safetensors import safe_open
 from torch import nn
 
-from prefdistill.attention import ATTENTION
+from prefdistill.attention import ATTENTION, register
 from prefdistill.bases import weight_files
 from prefdistill.job import UserError
 
@@ -30,6 +30,7 @@ def empty_model(auto_class: Any, config: Any, dtype: torch.dtype) -> nn.Module:
     """A model with packed attention and without memory for its weights."""
     from accelerate import init_empty_weights
 
+    register()
     with init_empty_weights(include_buffers=False):
         return auto_class.from_config(
             config, dtype=dtype, attn_implementation=ATTENTION
