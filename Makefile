@@ -88,15 +88,16 @@ report: setup ## bring results/report.html and results/report up to date, print 
 release: setup ## write results/release: judges with card and example, to hand on
 	$(DRIVE) release $(if $(CONFIG),--configfile $(CONFIG)) $(WHERE) $(ARGS)
 
+# Nothing is installed for a command that lacks what it needs.
 .PHONY: predict
-predict: setup ## score a file: INPUT=pairs.csv OUTPUT=out.csv MODEL=gptq4 (PLAIN=1: texts)
+predict: $(if $(and $(INPUT),$(OUTPUT)),setup) ## score a file: INPUT=pairs.csv OUTPUT=out.csv MODEL=gptq4 (PLAIN=1: texts)
 	@$(if $(and $(INPUT),$(OUTPUT)),,$(error INPUT and OUTPUT are needed, as in \
 		make predict INPUT=pairs.csv OUTPUT=out.csv MODEL=gptq4))
 	@PYTHONPATH=workflow/scripts exec $(VENV)/bin/python -m prefdistill.predict \
 		$(JUDGE) "$(INPUT)" "$(OUTPUT)" $(if $(PLAIN),--plain) $(ARGS)
 
 .PHONY: push
-push: setup ## show an upload of a release to the Hub: REPO=me/judge MODEL=gptq4 (PUSH=1: do)
+push: $(if $(REPO),setup) ## show an upload of a release to the Hub: REPO=me/judge MODEL=gptq4 (PUSH=1: do)
 	@$(if $(REPO),,$(error REPO is needed, as in make push REPO=me/judge MODEL=gptq4))
 	@$(VENV)/bin/python tools/push_release.py $(RELEASE) "$(REPO)" $(if $(PUSH),--push)
 
