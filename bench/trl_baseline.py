@@ -139,7 +139,7 @@ def fit_margin(difference: np.ndarray, labels: np.ndarray) -> tuple[float, float
 def own_probabilities(folder: Path, labels: Labels, ids: np.ndarray) -> np.ndarray:
     """A judge's probabilities on rows, calibrated on select as all judges are."""
     scores = read_predictions([folder / f"{view}.parquet" for view in VIEWS], VIEWS)
-    fit, _ = calibrate_judge(scores, labels, VIEWS)
+    fit, _ = calibrate_judge(scores, labels, VIEWS, "vector")
     return symmetrise(fit.apply(scores.logits[scores.rows_of(ids)]), VIEWS)
 
 

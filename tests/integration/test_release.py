@@ -35,7 +35,7 @@ def predicted(folder, judge, release):
     paths = [folder / f"results/predictions/{judge}/{view}.parquet" for view in VIEWS]
     scores = read_predictions(paths, VIEWS)
     scores = scores.select(scores.split == "unlabelled")
-    fit = read_scaling(read_json(release / "calibration.json"))
+    fit = read_scaling(release / "calibration.json")
     return scores.ids.tolist(), symmetrise(fit.apply(scores.logits), VIEWS)
 
 

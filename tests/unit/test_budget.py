@@ -64,7 +64,7 @@ def run(tmp_path):
     table = pa.Table.from_pydict(columns, FOLD_SCHEMA)
     write_table(tmp_path / "rows.parquet", table, FOLD_SCHEMA)
     first, record = tmp_path / "AB.parquet", tmp_path / "second_view.json"
-    choose_second_view(first, tmp_path / "rows.parquet", record, "AB", 0.3)
+    choose_second_view(first, tmp_path / "rows.parquet", record, "AB", 0.3, "vector")
     return tmp_path
 
 
@@ -76,7 +76,9 @@ def test_the_choice_is_made_on_select(run):
     lower[first.split != "select"] = 0  # the greatest entropy there is
     write_views([run / "other.parquet"], first.replace_logits(lower))
     path = run / "other.json"
-    choose_second_view(run / "other.parquet", run / "rows.parquet", path, "AB", 0.3)
+    choose_second_view(
+        run / "other.parquet", run / "rows.parquet", path, "AB", 0.3, "vector"
+    )
     other = read_json(path)
     assert other["threshold"] == record["threshold"]
     assert other["shares"]["test"] == 1
@@ -85,7 +87,12 @@ def test_the_choice_is_made_on_select(run):
 def test_a_share_below_one_row_of_select_is_one_line(run):
     with pytest.raises(UserError, match=r"second_view_share: 0\.001 .* 50 rows"):
         choose_second_view(
-            run / "AB.parquet", run / "rows.parquet", run / "x.json", "AB", 0.001
+            run / "AB.parquet",
+            run / "rows.parquet",
+            run / "x.json",
+            "AB",
+            0.001,
+            "vector",
         )
 
 
@@ -100,13 +107,13 @@ def test_only_uncertain_unlabelled_rows_are_scored_and_combined(run):
     short = second.select(second.rows_of(names))
     write_views([run / "short.parquet"], short)
     paths = [run / "AB.parquet", run / "short.parquet"]
-    calibrate_judge(paths, run / "rows.parquet", run / "c.json", VIEWS)
+    calibrate_judge(paths, run / "rows.parquet", run / "c.json", VIEWS, "vector")
     output = run / "symmetrised.parquet"
     symmetrise(paths, run / "c.json", output, VIEWS, run / "second_view.json")
     found = columns_of(read_table(output), ["p_a", "p_b", "p_tie"])
 
     record = read_json(run / "second_view.json")
-    one, two = record["calibration"], read_json(run / "c.json")
+    one, two = record["calibration"], read_scaling(run / "c.json")
     n_second = {split: 0 for split in SPLITS}
     for row in range(N_ROWS):
         logits = full.logits[row].astype(float)
@@ -114,7 +121,7 @@ def test_only_uncertain_unlabelled_rows_are_scored_and_combined(run):
         if -(probs * np.log(probs)).sum() >= record["threshold"]:
             n_second[full.split[row]] += 1
             assert full.ids[row] in names
-            first, swapped = softmax(read_scaling(two).apply(logits), axis=1)
+            first, swapped = softmax(two.apply(logits), axis=1)
             probs = (first + swapped[[1, 0, 2]]) / 2
         elif full.split[row] == "unlabelled":
             assert full.ids[row] not in names
@@ -131,6 +138,7 @@ def test_an_uncertain_row_without_its_second_view_is_one_line(run):
         run / "rows.parquet",
         run / "c.json",
         VIEWS,
+        "vector",
     )
     with pytest.raises(UserError, match="ids have no logits, such as row:"):
         symmetrise(

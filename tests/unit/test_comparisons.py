@@ -100,6 +100,7 @@ def test_compare_ensembles(toy):
         table,
         text,
         VIEWS,
+        "vector",
         EVALUATION,
     )
     rows = rows_of(table)
@@ -113,7 +114,7 @@ def test_compare_ensembles(toy):
     assert float(rows["factor_mean"]["difference_low"]) > 0
     labels = read_labels(toy.fold)
     scores = Logits(toy.ids, toy.split, students[1][1], {})
-    fit, _ = calibrate_judge(scores, labels, VIEWS)
+    fit, _ = calibrate_judge(scores, labels, VIEWS, "vector")
     test = toy.split == "test"
     probs = symmetrise(fit.apply(students[1][1][test]), VIEWS)
     own = probs[np.arange(test.sum()), toy.label[test]]
@@ -139,7 +140,8 @@ def test_compare_budgets(toy):
     cheap, logits = toy.model("gptq4", 2, 1.5)
     names = ("tta.csv", "tta.md", "tta.svg")
     table, text, figure = (toy.folder / name for name in names)
-    compare_budgets(toy.fold, (dear, cheap), table, text, figure, VIEWS, EVALUATION)
+    outputs = table, text, figure
+    compare_budgets(toy.fold, (dear, cheap), *outputs, VIEWS, "vector", EVALUATION)
     with open(table, newline="") as handle:
         rows = list(csv.DictReader(handle))
     assert [row["curve"] for row in rows] == ["second_view"] * 5 + ["cascade"] * 5
@@ -161,7 +163,7 @@ def test_compare_budgets(toy):
         read_labels(toy.fold),
         Logits(toy.ids, toy.split, logits[:, :1], {}),
     )
-    fit, _ = calibrate_judge(scores, labels, ["AB"])
+    fit, _ = calibrate_judge(scores, labels, ["AB"], "vector")
     test = toy.split == "test"
     probs = softmax(fit.apply(logits[test, 0]), axis=1)
     own = probs[np.arange(test.sum()), toy.label[test]]
@@ -169,7 +171,7 @@ def test_compare_budgets(toy):
     assert "second view" in figure.read_text()
     assert len(text.read_text().splitlines()) == 12
     with pytest.raises(UserError, match=r"predict\.views: \[AB, BA\]"):
-        compare_budgets(toy.fold, (dear, cheap), table, text, figure, ["AB"], {})
+        compare_budgets(toy.fold, (dear, cheap), *outputs, ["AB"], "vector", {})
 
 
 def test_only_the_weighed_ensemble_needs_predictions():

@@ -118,6 +118,7 @@ def test_compare_known_priors(tmp_path, n_copies):
         tmp_path / "table.md",
         VIEWS,
         PRIORS,
+        "vector",
         {"n_bootstrap": 100, "seed": 0},
     )
     with open(output, newline="") as handle:

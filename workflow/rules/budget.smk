@@ -47,6 +47,7 @@ if BUDGETED:
         params:
             view=VIEWS[0],
             share=config["predict"]["second_view_share"],
+            method=config["calibration"]["judge"],
             code=code_digest("choose_second_view.py"),
         script:
             "../scripts/choose_second_view.py"

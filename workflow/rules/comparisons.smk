@@ -135,6 +135,7 @@ rule compare_ensembles:
         ensembles=[*ENSEMBLES.arms, "merged"],
         folds=FOLDS,
         views=VIEWS,
+        method=config["calibration"]["judge"],
         evaluation=config["evaluation"],
         code=code_digest("compare_ensembles.py"),
     script:
@@ -175,6 +176,7 @@ rule compare_budgets:
     params:
         judges=CASCADE,
         views=VIEWS,
+        method=config["calibration"]["judge"],
         evaluation=config["evaluation"],
         code=code_digest("compare_budgets.py"),
     script:
@@ -213,6 +215,7 @@ rule compare_known_priors:
     params:
         views=VIEWS,
         priors=config["predict"]["known_priors"],
+        method=config["calibration"]["judge"],
         evaluation=config["evaluation"],
         code=code_digest("compare_known_priors.py"),
     script:

@@ -13,7 +13,12 @@ logger = logging.getLogger(__name__)
 
 
 def main(
-    first_path: Path, fold_path: Path, record_path: Path, view: str, share: float
+    first_path: Path,
+    fold_path: Path,
+    record_path: Path,
+    view: str,
+    share: float,
+    method: str,
 ) -> None:
     """Read the first view's predictions, write its scaling and the threshold."""
     from prefdistill.budget import choose_rows
@@ -24,7 +29,7 @@ def main(
 
     scores = read_predictions([first_path], [view])
     labels = read_labels(fold_path)
-    _, calibration = calibrate_judge(scores, labels, [view])
+    _, calibration = calibrate_judge(scores, labels, [view], method)
     record = choose_rows(scores, labels, view, share, calibration)
     shares = ", ".join(f"{k} {v:.1%}" for k, v in record["shares"].items())
     logger.info("entropy of at least %.4f nats: %s", record["threshold"], shares)
@@ -39,4 +44,5 @@ if __name__ == "__main__":
             record_path=Path(snakemake.output[0]),
             view=snakemake.params.view,
             share=snakemake.params.share,
+            method=snakemake.params.method,
         )

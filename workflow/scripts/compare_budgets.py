@@ -29,6 +29,7 @@ def main(
     text_path: Path,
     figure_path: Path,
     views: list[str],
+    method: str,
     evaluation: dict[str, Any],
 ) -> None:
     """Score both curves at five shares, write them as a table and a figure.
@@ -42,6 +43,7 @@ def main(
         text_path: The same in Markdown.
         figure_path: SVG of the differences to share 0.
         views: The views of the predictions, two.
+        method: ``calibration.judge``, of the scalings.
         evaluation: The ``evaluation`` settings.
 
     Raises:
@@ -61,9 +63,9 @@ def main(
         read_predictions(paths, views, ["select", "test"]) for paths in judge_paths
     )
     one_view = cheap.replace_logits(cheap.logits[:, :1])
-    first = calibrated_splits(one_view, labels, views[:1])
-    both = calibrated_splits(cheap, labels, views)
-    larger = calibrated_splits(dear, labels, views)
+    first = calibrated_splits(one_view, labels, views[:1], method)
+    both = calibrated_splits(cheap, labels, views, method)
+    larger = calibrated_splits(dear, labels, views, method)
     draws = {k: evaluation[k] for k in ("n_bootstrap", "seed")}
     rows = curve("second_view", first, both, 1, labels, draws)
     rows += curve("cascade", both, larger, 2, labels, draws)
@@ -73,12 +75,14 @@ def main(
     save_figure(draw_budgets(rows), figure_path)
 
 
-def calibrated_splits(scores: Any, labels: Any, views: list[str]) -> dict[str, Any]:
+def calibrated_splits(
+    scores: Any, labels: Any, views: list[str], method: str
+) -> dict[str, Any]:
     """Calibrated, view-averaged probabilities of the labelled rows of each split."""
     from prefdistill.calibration import calibrate_judge
     from prefdistill.tta import symmetrise
 
-    fit, _ = calibrate_judge(scores, labels, views)
+    fit, _ = calibrate_judge(scores, labels, views, method)
     found = {}
     for split in ("select", "test"):
         ids = labels.ids[labels.split == split]
@@ -133,5 +137,6 @@ if __name__ == "__main__":
             text_path=Path(snakemake.output.text),
             figure_path=Path(snakemake.output.figure),
             views=list(params.views),
+            method=params.method,
             evaluation=params.evaluation,
         )

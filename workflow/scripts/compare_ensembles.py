@@ -26,6 +26,7 @@ def main(
     table_path: Path,
     text_path: Path,
     views: list[str],
+    method: str,
     evaluation: dict[str, Any],
 ) -> None:
     """Score the ensembles and what the fold students give without one.
@@ -37,6 +38,7 @@ def main(
         table_path: CSV with the columns ``COMPARISON_COLUMNS``; losses in nats.
         text_path: The same in Markdown.
         views: The views of the predictions.
+        method: ``calibration.judge``, of the scalings.
         evaluation: The ``evaluation`` settings.
     """
     from prefdistill.calibration import calibrate_judge
@@ -66,7 +68,7 @@ def main(
     known = labels.rows(labels.split == "test")
     probs = {}
     for name, scores in candidates.items():
-        fit, _ = calibrate_judge(scores, labels, views)
+        fit, _ = calibrate_judge(scores, labels, views, method)
         rows = fit.apply(scores.logits[scores.rows_of(known.ids)])
         probs[name] = symmetrise(rows, views)
     draws = {k: evaluation[k] for k in ("n_bootstrap", "seed")}
@@ -92,5 +94,6 @@ if __name__ == "__main__":
             table_path=Path(snakemake.output.table),
             text_path=Path(snakemake.output.text),
             views=list(params.views),
+            method=params.method,
             evaluation=params.evaluation,
         )

@@ -32,6 +32,7 @@ def main(
     text_path: Path,
     views: list[str],
     priors: dict[str, Any],
+    method: str,
     evaluation: dict[str, Any],
 ) -> None:
     """Score priors and models on the dev rows of all folds that are of a known kind.
@@ -48,6 +49,7 @@ def main(
         text_path: The same in Markdown.
         views: The views of the predictions.
         priors: The settings ``predict.known_priors``.
+        method: ``calibration.judge``, of the scalings.
         evaluation: The ``evaluation`` settings.
     """
     import numpy as np
@@ -78,7 +80,7 @@ def main(
         groups.append(known.group)
         probs["trees"].append(trees[fold].probs_of(known.ids))
         if student_paths:
-            scored = student_probabilities(student_paths[fold], labels, views)
+            scored = student_probabilities(student_paths[fold], labels, views, method)
             probs.setdefault("students", []).append(scored)
     kind, verdict, group = map(np.concatenate, (kinds, verdicts, groups))
     rows = []
@@ -98,14 +100,14 @@ def main(
 
 
 def student_probabilities(
-    paths: list[Path], labels: "Labels", views: list[str]
+    paths: list[Path], labels: "Labels", views: list[str], method: str
 ) -> "np.ndarray":
     """A student's calibrated probabilities of its labelled dev rows, ``(n, 3)``."""
     from prefdistill.calibration import calibrate_judge
     from prefdistill.tta import read_predictions, symmetrise
 
     scores = read_predictions(paths, views)
-    fit, _ = calibrate_judge(scores, labels, views)
+    fit, _ = calibrate_judge(scores, labels, views, method)
     rows = scores.rows_of(labels.ids[labels.split == "dev"])
     return symmetrise(fit.apply(scores.logits[rows]), views)
 
@@ -144,5 +146,6 @@ if __name__ == "__main__":
             text_path=Path(snakemake.output.text),
             views=list(params.views),
             priors=params.priors,
+            method=params.method,
             evaluation=params.evaluation,
         )
