@@ -10,9 +10,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from prefdistill.ablations import clean_dev
 from prefdistill.distillation import TeacherFiles, pseudo_logits, teacher_logits
 from prefdistill.io import FOLD_SCHEMA, read_table, table_targets
+from prefdistill.leaks import clean_dev
 from prefdistill.metrics import class_prior, read_labels
 from prefdistill.row_weights import gain_weights, soften, unseen_probs
 from prefdistill.tta import average_orders
