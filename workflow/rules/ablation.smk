@@ -82,6 +82,7 @@ use rule infer_logits as infer_arm with:
 use rule calibrate_logits as calibrate_arm with:
     input:
         logits="<results>/ablation/{arm}/seed{seed}/fold{fold}/logits.npz",
+        adapter="<results>/ablation/{arm}/seed{seed}/fold{fold}/adapter_model.safetensors",
         fold="<results>/folds/fold{fold}.parquet",
     output:
         calibrated="<results>/ablation/{arm}/seed{seed}/fold{fold}/calibrated.npz",
