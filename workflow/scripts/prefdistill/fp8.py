@@ -13,7 +13,7 @@ from torch import nn
 FP8 = torch.float8_e4m3fn
 FP8_MAX = 448.0
 FP8_STEP = 16  # dimensions of its products are multiples of it
-WIDE = 8000
+WIDE = 8000  # values in a row, from where a compiler reads it twice to scale it
 
 
 def rowwise_fp8(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

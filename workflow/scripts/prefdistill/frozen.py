@@ -146,7 +146,7 @@ def product(x: torch.Tensor, group: Group, training: bool) -> torch.Tensor:
         a = torch.cat(group.a).to(x.dtype)
         if training and group.dropout:
             dropped = dropout(x, group.dropout)
-    if not has_gradient(x, group):
+    if not needs_backward(x, group):
         low = None if a is None else linear(x if dropped is None else dropped, a)
         output = forward_product(group.kind, group.sizes, group.frozen, x, low)
     elif a is None:
@@ -163,7 +163,7 @@ def read_by_products(group: Group) -> tuple[tuple[str, ...], list[torch.Tensor]]
     return names, [group.frozen[name] for name in names]
 
 
-def has_gradient(x: torch.Tensor, group: Group) -> bool:
+def needs_backward(x: torch.Tensor, group: Group) -> bool:
     """Whether a group's outputs have one; dynamo misbinds a function without any."""
     tensors = (x, *group.b)
     return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)

@@ -18,7 +18,7 @@ from prefdistill.frozen import (
     backward_product,
     forward_product,
     gradients_of_b,
-    has_gradient,
+    needs_backward,
     read_by_products,
 )
 
@@ -40,7 +40,7 @@ def project_gated(gate_up: torch.Tensor, group: Group, activation: str) -> torch
     names, values = read_by_products(group)
     a = torch.cat(group.a).to(gate_up.dtype) if group.adapted else None
     static = group.kind, group.sizes, group.adapted, group.scaling, names, activation
-    if has_gradient(gate_up, group):
+    if needs_backward(gate_up, group):
         output = _GatedDown.apply(gate_up, a, static, *group.b, *values)
     else:
         described = group.kind, list(group.sizes), ",".join(names)
