@@ -345,6 +345,7 @@ def training_settings(amount: Amount) -> dict[str, Any]:
         "seed": 0,
         "checkpoint_steps": 10**9,
         "recompute": amount.recompute,
+        "compile": "always",
     }
 
 

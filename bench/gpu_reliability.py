@@ -36,6 +36,7 @@ SETTINGS = {
     "seed": 7,
     "checkpoint_steps": 5,
     "recompute": "none",
+    "compile": "auto",
 }
 LORA = {
     "r": 16,

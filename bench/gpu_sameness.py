@@ -370,6 +370,7 @@ def train(options: argparse.Namespace, base: str) -> list[float | None]:
         "seed": 0,
         "checkpoint_steps": 10**9,
         "recompute": "none",
+        "compile": "auto",
     }
     n_pairs = options.steps * settings["pairs_per_step"]
     if options.data:

@@ -156,6 +156,7 @@ def measure(shape, precision, *, sharded, tiny, n_pairs=16, rank=64):
         "seed": 0,
         "checkpoint_steps": 10**9,
         "recompute": "auto",
+        "compile": "auto",
     }
     targets = np.eye(3, dtype=np.float32)[np.arange(n_pairs) % 3]
     with tempfile.TemporaryDirectory() as folder:

@@ -92,6 +92,7 @@ SETTINGS = {
     "max_grad_norm": 1.0,
     "seed": 7,
     "recompute": "auto",
+    "compile": "auto",
 }
 TRAINING_CALLS = FILE_CALLS | {
     "between two bins of a step": (training, "collate"),

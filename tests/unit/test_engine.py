@@ -768,7 +768,12 @@ def test_nf4_of_another_block_size_is_not_known():
 
 def test_layers_are_compiled_where_the_work_makes_up_for_it(tiny_model_folder):
     core = load_classifier(tiny_model_folder("llama"), "fp32")
-    for n_operations, compiled in ((1e14, False), (1e17, True)):
-        engine.set_compiled(core, n_operations)
+    for n_operations, how, compiled in (
+        (1e14, "auto", False),
+        (1e17, "auto", True),
+        (1e14, "always", True),
+        (1e17, "never", False),
+    ):
+        engine.set_compiled(core, n_operations, how)
         assert engine.attach(core)
         assert all(x.forward.compiled is compiled for x in core.model.layers)

@@ -48,6 +48,7 @@ STEPS = {
     "seed": 7,
     "checkpoint_steps": 100,
     "recompute": "auto",
+    "compile": "auto",
 }
 TRAINING = STEPS | {"epochs": 1.0, "n_rows": None}
 POST = STEPS | {

@@ -29,6 +29,7 @@ TRAINING = {
     "max_steps": None,
     "pairs_per_step": 32,
     "recompute": "auto",
+    "compile": "auto",
 }
 LLAMA_8B = Size(8e9, gpus=1, rank=64)
 LLAMA_70B = Size(70e9, gpus=4, rank=64)

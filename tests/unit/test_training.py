@@ -49,6 +49,7 @@ SETTINGS = {
     "seed": 7,
     "checkpoint_steps": 3,
     "recompute": "auto",
+    "compile": "auto",
 }
 N_PAIRS = 14
 TARGETS = np.eye(3, dtype=np.float32)[np.arange(N_PAIRS) % 3]
@@ -382,5 +383,6 @@ def test_how_a_job_runs_is_not_its_result():
     assert set(SETTINGS) - set(kept) == {
         "token_budget",
         "recompute",
+        "compile",
         "checkpoint_steps",
     }

@@ -49,6 +49,7 @@ SETTINGS = {
     "seed": 7,
     "checkpoint_steps": 3,
     "recompute": "auto",
+    "compile": "auto",
 }
 MODELS = {"llama": "nf4", "gemma2": "fp32"}
 N_PAIRS = 14

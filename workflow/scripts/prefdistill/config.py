@@ -17,7 +17,7 @@ from prefdistill.job import UserError
 LONGEST_VALUE = 200  # characters of a value in a message
 # These say how a job runs, not what comes out: a change reruns nothing.
 RUN_TIME_KEYS = frozenset(
-    {"token_budget", "recompute", "checkpoint_steps", "progress_batches"}
+    {"token_budget", "recompute", "compile", "checkpoint_steps", "progress_batches"}
 )
 
 

@@ -386,16 +386,16 @@ def set_recompute(core: nn.Module, how: str) -> None:
         core.activation_checkpointing_enable({"use_reentrant": False})
 
 
-def set_compiled(core: nn.Module, n_operations: float) -> None:
-    """Choose whether layers are compiled on a GPU: where the work makes up for it.
-
-    FlexAttention always is.
+def set_compiled(core: nn.Module, n_operations: float, how: str = "auto") -> None:
+    """Choose whether layers are compiled on a GPU; FlexAttention always is.
 
     Args:
         core: A transformers model.
         n_operations: Of the work to come.
+        how: ``always``, ``never``, or ``auto``: where the work makes up for it.
     """
-    core.__dict__["_compiled"] = n_operations > COMPILE_FLOP
+    enough = n_operations > COMPILE_FLOP
+    core.__dict__["_compiled"] = how == "always" or (how == "auto" and enough)
     if attach(core):
         for layer in core.model.layers:
             layer.forward.compiled = core.__dict__["_compiled"]

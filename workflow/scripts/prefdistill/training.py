@@ -175,9 +175,8 @@ class Trainer:
         set_recompute(core_model(model), how)
         n_rows = 2 * self.plan.n_steps * self.plan.pairs_per_step
         n_tokens = n_rows * float(encoded.lengths.mean())
-        set_compiled(
-            core_model(model), 4 * count_parameters(model)["linear"] * n_tokens
-        )
+        n_operations = 4 * count_parameters(model)["linear"] * n_tokens
+        set_compiled(core_model(model), n_operations, settings["compile"])
         self.step = self.n_updates = self.n_skipped_running = 0
         self.curve: list[dict[str, Any]] = []
         fp16 = core_model(model).dtype == torch.float16
