@@ -105,10 +105,10 @@ def pack(
     lengths = np.asarray(lengths, dtype=np.int64)
     common = np.zeros_like(lengths) if common is None else common
     with_next = np.append(common, 0)[1:]
-    together = lengths + np.append(lengths, 0)[1:] - with_next
-    is_first = (with_next > 0) & (together <= token_budget)
-    sizes = np.where(is_first, together, lengths)
-    heads = np.flatnonzero(~np.append(False, is_first)[:-1])
+    of_both = lengths + np.append(lengths, 0)[1:] - with_next
+    takes_next = (with_next > 0) & (of_both <= token_budget)
+    sizes = np.where(takes_next, of_both, lengths)
+    heads = np.flatnonzero(~np.append(False, takes_next)[:-1])
     bins: list[list[int]] = []
     space: list[tuple[int, int]] = []  # (room left, bin), sorted
     for row in heads[np.argsort(-sizes[heads], kind="stable")].tolist():
@@ -119,7 +119,7 @@ def pack(
         else:
             room, target = max(token_budget, size), len(bins)
             bins.append([])
-        bins[target] += [row, row + 1] if is_first[row] else [row]
+        bins[target] += [row, row + 1] if takes_next[row] else [row]
         left = (room - size, target)
         space.insert(bisect_left(space, left), left)
     return [np.array(rows, dtype=np.int64) for rows in bins]
