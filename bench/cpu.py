@@ -73,7 +73,7 @@ from prefdistill.losses import label_objective
 from prefdistill.models import add_adapter, load_classifier
 from prefdistill.training import Trainer
 folder = Path(sys.argv[1])
-encoded = workload.random_pairs(np.full(4, 64), 800)
+encoded = workload.random_pairs(np.full(4, 64), np.full(4, 8), 800)
 settings = training_settings(Amount(pairs=4)) | {"max_steps": 1}
 started = process_time()
 model = load_classifier(folder, "fp32")

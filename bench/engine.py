@@ -10,11 +10,12 @@ on bases of bf16, NF4 and fp8. A line a result is printed, and a row each stored
     python bench/engine.py --gpus 2 --variants engine
     python bench/engine.py --tiny                       # tiny shapes, CPU, seconds
 
-Useful tokens leave out padding; useful operations leave out padding, recomputation and
-the adapter's own products. Compilation and other warming up come before what is timed;
-`first_step_s` is the time from nothing to the end of the first step, the making of the
-random weights included. A result that fails is stored with its error, and the rest go
-on; then the exit status is 1.
+Useful tokens are those of all rows, whole, without padding, even if a prompt is
+computed once for both orders of a pair; useful operations are theirs, without
+recomputation and the adapter's own products. Compilation and other warming up come
+before what is timed; `first_step_s` is the time from nothing to the end of the first
+step, the making of the random weights included. A result that fails is stored with its
+error, and the rest go on; then the exit status is 1.
 """
 
 import argparse
@@ -256,13 +257,13 @@ def _store_in_nf4(model: Any, dtype: Any, device: Any) -> None:
 
 
 class Clock:
-    """When repeats began, with the device idle, and the tokens computed till then.
+    """When repeats began, with the device idle, and the tokens seen till then.
 
     ``tick`` belongs before each repeat and after the last. With a profiler, the first
     repeat after the warm ones is recorded.
 
     Args:
-        model: Tokens are counted where they enter its embedding, padding included.
+        model: Tokens are counted where they enter its embedding; padding is token 0.
         n_warm: Repeats that are not timed.
         profiler: Of torch, or None.
     """
@@ -275,12 +276,14 @@ class Clock:
         self.recompute: str | None = None
         self.times: list[float] = []
         self.computed: list[int] = []
-        self._n_computed = 0
+        self.padding: list[int] = []
+        self._seen: list[tuple[int, Any]] = []
         embedding = core_model(model).model.embed_tokens
         embedding.register_forward_hook(self._count)
 
-    def _count(self, _module: Any, _inputs: Any, output: Any) -> None:
-        self._n_computed += output.shape[:-1].numel()
+    def _count(self, _module: Any, inputs: Any, _output: Any) -> None:
+        (tokens,) = inputs
+        self._seen.append((tokens.numel(), (tokens == 0).sum()))
 
     def tick(self) -> None:
         """A repeat ends here and another begins."""
@@ -290,7 +293,9 @@ class Clock:
         if self.profiler and len(self.times) == self.n_warm + 1:
             self.profiler.stop()
         self.times.append(time.perf_counter())
-        self.computed.append(self._n_computed)
+        self.computed.append(sum(size for size, _ in self._seen))
+        self.padding.append(sum(int(size) for _, size in self._seen))
+        self._seen = []
 
     @property
     def seconds(self) -> np.ndarray:
@@ -298,9 +303,10 @@ class Clock:
         return np.diff(self.times)[self.n_warm :]
 
     @property
-    def n_computed(self) -> int:
-        """Tokens that the timed repeats computed, padding included; 0 if not seen."""
-        return self.computed[-1] - self.computed[self.n_warm]
+    def n_computed(self) -> tuple[int, int]:
+        """Tokens that the timed repeats computed, and how many of them were padding."""
+        first = self.n_warm + 1
+        return sum(self.computed[first:]), sum(self.padding[first:])
 
     def enough(self, seconds: float) -> bool:
         """Whether two repeats are timed, and so many seconds over."""
@@ -520,12 +526,13 @@ def measure(case: Case, amount: Amount, device: Any) -> Row:
     started = time.perf_counter()
     extra = N_WARM if case.mode == "train" else 0
     n_pairs = amount.pairs * (extra + amount.repeats)
-    lengths, lengths_said = workload.draw_lengths(
+    lengths, prefixes, lengths_said = workload.draw_lengths(
         n_pairs, amount.max_length, amount.lengths_from
     )
     if amount.shorten > 1:
-        lengths, lengths_said = lengths // amount.shorten, f"{lengths_said}, shortened"
-    encoded = workload.random_pairs(lengths, case.shape["vocab_size"])
+        lengths, prefixes = lengths // amount.shorten, prefixes // amount.shorten
+        lengths_said += ", shortened"
+    encoded = workload.random_pairs(lengths, prefixes, case.shape["vocab_size"])
     if case.is_recipe:
         model = build_recipe(case, amount, device)
     else:
@@ -555,8 +562,9 @@ def measure(case: Case, amount: Amount, device: Any) -> Row:
         ]
     )
     speeds = n_tokens / clock.seconds
-    n_computed = torch.tensor(float(clock.n_computed), device=device)
-    sum_over_processes([n_computed])
+    counts = torch.tensor(clock.n_computed, dtype=torch.float32, device=device)
+    sum_over_processes([counts])
+    n_computed, n_padding = counts.tolist()
     return vars(case) | {
         "gpus": n_processes(),
         "lora_r": case.lora["r"] if case.lora else 0,
@@ -568,7 +576,8 @@ def measure(case: Case, amount: Amount, device: Any) -> Row:
         "peak_gib": round(torch.cuda.max_memory_allocated() / 2**30, 2)
         if cuda
         else None,
-        "fill": round(float(n_tokens.sum() / n_computed), 4) if n_computed else None,
+        "fill": round(1 - n_padding / n_computed, 4),
+        "shared": round(1 - (n_computed - n_padding) / int(n_tokens.sum()), 4),
         "first_step_s": round(clock.times[1] - started, 1),
         "build_s": round(build_s, 1),
         "timed_s": round(float(clock.seconds.sum()), 2),
@@ -737,7 +746,7 @@ def attempt(case: Case, amount: Amount, device: Any, gpus: int) -> Row | None:
             torch._dynamo.reset()
     nothing = dict.fromkeys(
         ("lora_r", "targets", "lowest_layer", "useful_tokens_per_s", "useful_tflops",
-         "peak_gib", "first_step_s", "fill", "spread")
+         "peak_gib", "first_step_s", "fill", "shared", "spread")
     )  # fmt: skip
     return vars(case) | {"gpus": gpus} | nothing | {"error": error}
 
@@ -753,7 +762,7 @@ def say(row: Row) -> str:
         f"{row['useful_tflops']:.4g} TFLOP/s",
         f"{row['peak_fraction']} of peak",
         f"{row['peak_gib']} GiB",
-        f"fill {row['fill']}",
+        f"fill {row['fill']}, shared {row['shared']}",
         f"first step {row['first_step_s']} s",
     ]
     if row["ratio_to_recipe"]:

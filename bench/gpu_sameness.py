@@ -2,10 +2,11 @@
 
 Small models of the three architectures with random weights, on bases of bf16, fp16, NF4
 and fp8, give logits and gradients of their adapter: packed, a row at a time, with half
-the token budget, with each kind of recomputation, in inference mode, and through
-transformers and PEFT (for fp8, which they lack, with linear layers as its definition
-says). A JSON line a comparison is printed, with norms of differences over norms of what
-is compared; the exit status is 1 if one exceeds its tolerance.
+the token budget, with what rows begin with computed once, with each kind of
+recomputation, in inference mode, and through transformers and PEFT (for fp8, which they
+lack, with linear layers as its definition says). A JSON line a comparison is printed,
+with norms of differences over norms of what is compared; the exit status is 1 if one
+exceeds its tolerance.
 
     python bench/gpu_sameness.py                            # each base in a process
     python bench/gpu_sameness.py --curves                   # and train on each base
@@ -59,6 +60,8 @@ EXACT = (1e-4, 1e-4)  # in float32
 CURVE_TOLERANCE = 0.02  # nats, besides two standard errors
 LAST_STEPS = 30
 LENGTHS = (700, 33, 150, 1, 257, 420)
+# Of four of these rows, made by `begin_alike`: tokens that the row before begins with.
+SHARED = (0, 450, 0, 40)
 TARGETS = [f"{name}_proj" for name in ("q", "k", "v", "o", "gate", "up", "down")]
 TEXT = {
     "template": "<prompt>: {prompt}\n\n<response_a>: {response_a}\n\n"
@@ -204,6 +207,20 @@ def define_fp8(core: torch.nn.Module) -> None:
             module.forward = forward
 
 
+def begin_alike(
+    options: argparse.Namespace, rows: list[np.ndarray]
+) -> tuple[list[np.ndarray], np.ndarray]:
+    """Two pairs of rows with a common beginning, and ``shared`` of ``collate``.
+
+    The first pair's is longer than Gemma-2's window.
+    """
+    shared = np.array([scaled(options, n) if n else 0 for n in SHARED])
+    (one, other), (two, another) = (rows[0], rows[5]), (rows[2], rows[1])
+    first = np.concatenate([one[: shared[1]], other])
+    second = np.concatenate([two[: shared[3]], another])
+    return [one, first, two, second], shared
+
+
 # --- logits and gradients ------------------------------------------------------------
 
 
@@ -231,9 +248,13 @@ def compare(
     core, scale = core_model(model), FP16_LOSS_SCALE if base == "fp16" else 1.0
     model.train()
 
-    def compute(batches: list[list[np.ndarray]]) -> tuple[torch.Tensor, torch.Tensor]:
+    def compute(
+        batches: list[list[np.ndarray]], shared: np.ndarray | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         model.zero_grad(set_to_none=True)
-        logits = torch.cat([classify(model, collate(rows, shape)) for rows in batches])
+        logits = torch.cat(
+            [classify(model, collate(rows, shape, shared)) for rows in batches]
+        )
         weights = torch.linspace(-1, 1, logits.numel(), device=logits.device)
         (scale * (logits * weights.view_as(logits)).sum()).backward()
         named = [(n, w.grad) for n, w in model.named_parameters() if w.requires_grad]
@@ -272,6 +293,12 @@ def compare(
     yield error("packed twice", compute([rows]), packed)
     yield error("packed and a row at a time", packed, compute([[row] for row in rows]))
     yield error("token budget halved", compute([rows[:2], rows[2:]]), packed)
+    alike, shared = begin_alike(options, rows)
+    yield error(
+        "common tokens once and a row at a time",
+        compute([alike], shared),
+        compute([[row] for row in alike]),
+    )
     for how in ("selective", "full"):
         if how == "full" or architecture != "qwen2":
             engine.set_recompute(core, how)

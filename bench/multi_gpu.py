@@ -25,6 +25,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "workflow/scripts"))
 
+import workload
 from prefdistill.job import hide_unused_imports, set_threads
 from prefdistill.launch import run_workers
 
@@ -32,7 +33,8 @@ N_PROCESSES = 2
 N_STEPS, N_WARM = 6, 2
 # One process or two: the same bins, summed in another order, in bf16 products.
 LOSS_TOLERANCE = {"cuda": 5e-3, "cpu": 1e-5}
-ROW_LENGTHS = [1536, 512, 1024, 1024]  # fill bins of 4096 exactly
+# With a prompt of an eighth, which both orders share, two pairs fill a bin of 3840.
+ROW_LENGTHS = [1536, 512, 1024, 1024]
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 SHAPES = {
     "8b": {
@@ -100,26 +102,6 @@ def build(shape, precision, sharded, device, rank):
     return add_adapter(model.eval(), lora, seed=0)
 
 
-def random_pairs(n_pairs, scale, vocabulary):
-    """Pairs of random tokens, ``ROW_LENGTHS`` divided by ``scale``."""
-    import numpy as np
-
-    from prefdistill.prompts import FIELDS, EncodedPairs
-
-    draw = np.random.default_rng(0)
-    lengths = np.resize(ROW_LENGTHS, n_pairs).astype(np.int32) // scale
-    segments = {field: [] for field in FIELDS}
-    for length in lengths.tolist():
-        quarter = length // 4
-        parts = length - 2 * quarter - 2, quarter, quarter
-        for field, size in zip(FIELDS, parts, strict=True):
-            segments[field].append(draw.integers(5, vocabulary, size, dtype=np.int32))
-    edge, none = np.array([4], dtype=np.int32), np.array([], dtype=np.int32)
-    ids = np.array([f"row:{n}" for n in range(n_pairs)])
-    literals = (edge, none, none, edge)
-    return EncodedPairs(ids, lengths, 0, literals, tuple(FIELDS), segments)
-
-
 def measure(shape, precision, *, sharded, tiny, n_pairs=16, rank=64):
     """Take steps, then score; print a result and return its losses and logits."""
     import numpy as np
@@ -141,8 +123,9 @@ def measure(shape, precision, *, sharded, tiny, n_pairs=16, rank=64):
     build_s = time.monotonic() - started
     build_gib = torch.cuda.max_memory_allocated() / 2**30 if cuda else 0.0
     scale, vocabulary = (16, 400) if tiny else (1, 128256)
-    encoded = random_pairs(n_pairs, scale, vocabulary)
-    budget = 4096 // scale  # no pass of an 8B is short of memory, so bins are alike
+    lengths = np.resize(ROW_LENGTHS, n_pairs) // scale
+    encoded = workload.random_pairs(lengths, lengths // 8, vocabulary)
+    budget = 3840 // scale  # no pass of an 8B is short of memory, so bins are alike
     settings = {
         "learning_rate": 3e-4,
         "max_steps": N_STEPS,

@@ -74,7 +74,7 @@ def speed_table(rows: Iterable[Row]) -> str:
     """The Markdown table of ``bench/engine.py``'s rows."""
     head = (
         *("model", "mode", "base", "variant", "GPUs", "tokens/s", "range"),
-        *("TFLOP/s", "of peak", "GiB", "fill", "first step, s", "× recipe"),
+        *("TFLOP/s", "of peak", "GiB", "fill", "shared", "first step, s", "× recipe"),
     )
     return markdown_table(head, map(_cells, rows))
 
@@ -82,7 +82,7 @@ def speed_table(rows: Iterable[Row]) -> str:
 def _cells(row: Row) -> list[str]:
     place = [str(row[key]) for key in KEY]
     if not row["useful_tokens_per_s"]:
-        return [*place, row.get("error", "failed"), *[""] * 7]
+        return [*place, row.get("error", "failed"), *[""] * 8]
     low, high = row["spread"]
     return [
         *place,
@@ -92,6 +92,7 @@ def _cells(row: Row) -> list[str]:
         _number(row["peak_fraction"], ".2f"),
         _number(row["peak_gib"], ".1f"),
         _number(row["fill"], ".3f"),
+        _number(row.get("shared"), ".3f"),
         _number(row["first_step_s"], ".1f"),
         _number(row["ratio_to_recipe"], ".2f"),
     ]

@@ -99,9 +99,10 @@ PROJECTIONS = (*ATTENTION_PROJECTIONS, "o_proj", "gate_proj", "up_proj", "down_p
 # Of Gemma-2's 42 layers, the widely copied notebooks adapt those from the 17th on.
 UPPER_FROM = 16 / 42
 
-# Rows of the LMSYS competition, about: tokens at the median, and the log's deviation.
-MEDIAN, SIGMA, SHORTEST = 650, 0.75, 48
-CHARACTERS_PER_TOKEN, TEMPLATE_TOKENS = 4, 24
+# Rows of the LMSYS competition, about: tokens at the median, the log's deviation, and
+# what of a row comes before its first answer.
+MEDIAN, SIGMA, SHORTEST, PREFIX_SHARE = 650, 0.75, 48, 0.13
+CHARACTERS_PER_TOKEN, TEMPLATE_TOKENS, PREFIX_TEMPLATE_TOKENS = 4, 24, 12
 TEXT_COLUMNS = ("prompt", "response_a", "response_b")
 
 
@@ -169,21 +170,27 @@ def useful_flops(
     return forward + (1 - lowest_layer / n_layers) * float(linear + 2 * attention)
 
 
-def csv_lengths(path: Path, max_length: int) -> np.ndarray:
-    """Tokens of a file's pairs, ``(n,)`` int64, from their characters.
+def csv_lengths(path: Path, max_length: int) -> tuple[np.ndarray, np.ndarray]:
+    """Tokens of a file's pairs from their characters, and those before an answer.
 
     Args:
         path: A CSV file in the competition's columns, each text a JSON list of turns.
-        max_length: Longest row after trimming.
+        max_length: Longest row after trimming, which takes from all parts alike.
+
+    Returns:
+        Two ``(n,)`` int64 arrays.
     """
     csv.field_size_limit(2**30)
     with open(path, encoding="utf-8", errors="replace", newline="") as handle:
         sizes = [
-            sum(_characters(row[column]) for column in TEXT_COLUMNS)
+            [_characters(row[column]) for column in TEXT_COLUMNS]
             for row in csv.DictReader(handle)
         ]
-    lengths = np.array(sizes, dtype=np.int64) // CHARACTERS_PER_TOKEN + TEMPLATE_TOKENS
-    return np.minimum(lengths, max_length)
+    characters = np.array(sizes, dtype=np.int64)
+    lengths = characters.sum(axis=1) // CHARACTERS_PER_TOKEN + TEMPLATE_TOKENS
+    prefixes = characters[:, 0] // CHARACTERS_PER_TOKEN + PREFIX_TEMPLATE_TOKENS
+    kept = np.minimum(lengths, max_length)
+    return kept, prefixes * kept // lengths
 
 
 def _characters(cell: str) -> int:
@@ -204,22 +211,34 @@ def lognormal_lengths(n: int, max_length: int, seed: int = 0) -> np.ndarray:
 
 def draw_lengths(
     n: int, max_length: int, path: Path | None, seed: int = 0
-) -> tuple[np.ndarray, str]:
-    """Lengths of ``n`` pairs, from a file if one is given, and a word on them."""
+) -> tuple[np.ndarray, np.ndarray, str]:
+    """Lengths of ``n`` pairs, from a file if one is given, and a word on them.
+
+    Returns:
+        ``(n,)`` int64 tokens of a row and of its part before the first answer, which
+        both orders begin with; the word.
+    """
     if path is None:
+        lengths = lognormal_lengths(n, max_length, seed)
         said = f"log-normal, median {MEDIAN}, sigma {SIGMA}, {SHORTEST} to {max_length}"
-        return lognormal_lengths(n, max_length, seed), said
-    lengths = csv_lengths(path, max_length)
-    drawn = np.random.default_rng(seed).choice(lengths, n, replace=n > len(lengths))
+        prefixes = (PREFIX_SHARE * lengths).astype(np.int64)
+        return lengths, prefixes, f"{said}, {PREFIX_SHARE:.0%} before the answers"
+    lengths, prefixes = csv_lengths(path, max_length)
+    rng, n_found = np.random.default_rng(seed), len(lengths)
+    drawn = rng.choice(n_found, n, replace=n > n_found)
     per_token = f"characters / {CHARACTERS_PER_TOKEN} + {TEMPLATE_TOKENS}"
-    return drawn, f"{Path(path).name}, {per_token}, at most {max_length}"
+    said = f"{Path(path).name}, {per_token}, at most {max_length}"
+    return lengths[drawn], prefixes[drawn], said
 
 
-def random_pairs(lengths: np.ndarray, vocabulary: int, seed: int = 0) -> Any:
+def random_pairs(
+    lengths: np.ndarray, prefixes: np.ndarray, vocabulary: int, seed: int = 0
+) -> Any:
     """Pairs of random tokens as ``EncodedPairs``.
 
     Args:
         lengths: ``(n,)`` tokens of each pair, the same in both orders; at least 2.
+        prefixes: ``(n,)`` of them before the first answer; at least 1 is.
         vocabulary: Tokens are drawn from 5 up to this.
         seed: Of the draw.
     """
@@ -227,9 +246,10 @@ def random_pairs(lengths: np.ndarray, vocabulary: int, seed: int = 0) -> Any:
 
     draw = np.random.default_rng(seed)
     segments: dict[str, list[np.ndarray]] = {field: [] for field in FIELDS}
-    for length in lengths.tolist():
-        quarter = length // 4
-        parts = length - 2 * quarter - 2, quarter, quarter
+    prefixes = np.clip(prefixes, 1, lengths - 1)
+    for length, prefix in zip(lengths.tolist(), prefixes.tolist(), strict=True):
+        half, odd = divmod(length - prefix - 1, 2)
+        parts = prefix - 1, half + odd, half
         for field, size in zip(FIELDS, parts, strict=True):
             segments[field].append(draw.integers(5, vocabulary, size, dtype=np.int32))
     edge, none = np.array([4], dtype=np.int32), np.array([], dtype=np.int32)

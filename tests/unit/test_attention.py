@@ -10,13 +10,21 @@ from hypothesis import strategies as st
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
 from prefdistill import attention
-from prefdistill.attention import PackedLayout, packed_attention, visible_blocks
+from prefdistill.attention import (
+    PackedLayout,
+    packed_attention,
+    visible_blocks,
+    windowed,
+)
 from prefdistill.models import add_adapter, classify, load_classifier
-from prefdistill.packing import collate
+from prefdistill.packing import collate, sight
 
 CPU = torch.device("cpu")
 ARCHITECTURES = ("llama", "qwen2", "gemma2")
 LENGTHS = (5, 30, 11, 17, 29, 1, 30)
+# Laid-out tokens of rows, and how many of the row before some of them begin with.
+SHARED_LENGTHS = (5, 30, 11, 17, 29, 1, 30, 9)
+SHARED = (0, 0, 6, 0, 0, 28, 0, 29)
 LORA = {
     "r": 4,
     "alpha": 8,
@@ -70,9 +78,20 @@ def flash_attn(
 
 
 @pytest.mark.parametrize("softcap", [None, 3.0])
-@pytest.mark.parametrize("window", [None, 4])
-@pytest.mark.parametrize("path", ["cpu", "flex", "flash"])
-def test_packed_equals_the_definition(path, softcap, window, monkeypatch):
+@pytest.mark.parametrize("window", [None, 4, 8])
+@pytest.mark.parametrize(
+    ("path", "lengths", "shared"),
+    [
+        ("cpu", LENGTHS, None),
+        ("flex", LENGTHS, None),
+        ("flash", LENGTHS, None),
+        ("cpu", SHARED_LENGTHS, SHARED),
+        ("flex", SHARED_LENGTHS, SHARED),
+    ],
+)
+def test_packed_equals_the_definition(
+    path, lengths, shared, softcap, window, monkeypatch
+):
     """Flex and flash-attn are CUDA's paths; here they run on the CPU.
 
     Flex runs uncompiled, flash-attn as a stand-in that computes what it documents.
@@ -80,10 +99,10 @@ def test_packed_equals_the_definition(path, softcap, window, monkeypatch):
     monkeypatch.setattr(attention, "_compiled_flex_attention", lambda: flex_attention)
     monkeypatch.setattr(attention, "_flash_attn", lambda: flash_attn)
     generator = torch.Generator().manual_seed(0)
-    n_tokens = sum(LENGTHS)
+    n_tokens = sum(lengths)
     query = torch.randn(1, 4, n_tokens, 8, generator=generator)
     key, value = torch.randn(2, 1, 2, n_tokens, 8, generator=generator)
-    layout = PackedLayout(np.array(LENGTHS), CPU)
+    layout = PackedLayout(np.array(lengths), CPU, shared and np.array(shared))
     make = {
         "cpu": layout.attention,
         "flex": layout._block_mask,
@@ -91,14 +110,24 @@ def test_packed_equals_the_definition(path, softcap, window, monkeypatch):
     }[path]
     output = packed_attention(query, key, value, make(window), 0.7, softcap)
     assert output.shape == (n_tokens, 4, 8)
-    start = 0
-    for length in LENGTHS:
-        row = slice(start, start + length)
+    # The second of two rows computes their common tokens again, to the same.
+    for places in places_of(lengths, shared or [0] * len(lengths)):
         expected = plain_attention(
-            *(x[0, :, row] for x in (query, key, value)), 0.7, softcap, window
+            *(x[0, :, places] for x in (query, key, value)), 0.7, softcap, window
         )
-        torch.testing.assert_close(output[row], expected, atol=1e-5, rtol=1e-5)
-        start += length
+        torch.testing.assert_close(output[places], expected, atol=1e-5, rtol=1e-5)
+
+
+def test_flash_attn_needs_rows_whole(monkeypatch):
+    monkeypatch.setattr(attention, "_flash_attn", lambda: flash_attn)
+    meta, shared = torch.device("meta"), np.array([0, 2])
+    assert attention.can_share(CPU)
+    assert not attention.can_share(meta)
+    with pytest.raises(ValueError, match="rows that share"):
+        PackedLayout(np.array([3, 1]), meta, shared)
+    monkeypatch.setattr(attention, "_flash_attn", lambda: None)
+    assert attention.can_share(meta)
+    assert PackedLayout(np.array([3, 1]), meta, shared).attention(None)
 
 
 def test_refuses_a_call_without_layout():
@@ -141,45 +170,78 @@ def test_borders_of_flash_attn_are_padded_with_empty_rows(lengths):
     assert window == 17
 
 
-def dense_mask(lengths, window):
+def places_of(lengths, shared):
+    """Where the tokens of each row lie, first to last: by ``b a p q c d``."""
+    rows, end = [], 0
+    for row, length in enumerate(lengths):
+        start, end = end, end + length
+        n_next = shared[row + 1] if row + 1 < len(lengths) else 0
+        if n_next:
+            own = range(end - n_next - 1, start - 1, -1)
+            rows.append([*range(end - n_next, end), *own])
+        else:
+            before = rows[-1][: shared[row]] if shared[row] else []
+            rows.append([*before, *range(start, end)])
+    return rows
+
+
+def dense_mask(lengths, window, shared=None):
     """Which key (column) each query (row) of a packed batch sees."""
-    rows = np.repeat(np.arange(len(lengths)), lengths)
-    places = np.arange(len(rows))
-    mask = (rows[:, None] == rows) & (places[:, None] >= places)
-    return mask if window is None else mask & (places[:, None] - places < window)
+    shared = shared or [0] * len(lengths)
+    mask = np.zeros((sum(lengths), sum(lengths)), dtype=bool)
+    for places in places_of(lengths, shared):
+        for n, query in enumerate(places, start=1):
+            mask[query, places[max(0, n - (window or n)) : n]] = True
+    return mask
+
+
+SINGLES = st.integers(1, 420).map(lambda length: [(length, 0)])
+PAIRS = st.tuples(*[st.integers(1, 300)] * 3).map(
+    lambda sizes: [(sizes[0] + sizes[1], 0), (sizes[2], sizes[0])]
+)
 
 
 @given(
-    lengths=st.lists(st.integers(1, 420), min_size=1, max_size=9),
+    units=st.lists(SINGLES | PAIRS, min_size=1, max_size=6),
     window=st.none() | st.integers(1, 450),
     step=st.sampled_from([attention.BLOCK, 64]),
 )
-def test_visible_blocks_are_those_of_the_dense_mask(lengths, window, step):
-    partial, whole = visible_blocks(np.array(lengths), window, step)
-    mask = dense_mask(lengths, window)
+def test_visible_blocks_are_those_of_the_dense_mask(units, window, step):
+    """All that are seen, and whole where they are; through a window, others may count.
+
+    But only in batches with shared tokens.
+    """
+    lengths, shared = zip(*(row for unit in units for row in unit), strict=True)
+    seen = windowed(sight(np.array(lengths), np.array(shared)), window)
+    partial, whole = visible_blocks(seen, window, step)
+    mask = dense_mask(lengths, window, shared)
     queries, keys = (range(0, len(mask), n) for n in (attention.BLOCK, step))
     blocks = [
         [mask[i : i + attention.BLOCK, k : k + step] for k in keys] for i in queries
     ]
     assert whole.tolist() == [[bool(b.all()) for b in row] for row in blocks]
-    some = [[bool(b.any() and not b.all()) for b in row] for row in blocks]
-    assert partial.tolist() == some
+    some = np.array([[bool(b.any() and not b.all()) for b in row] for row in blocks])
+    if window is None or not any(shared):
+        assert partial.tolist() == some.tolist()
+    assert (partial >= some).all()
 
 
 @pytest.mark.parametrize("step", [attention.BLOCK, 64])
 @pytest.mark.parametrize("window", [None, 1, 100, 128, 200])
-def test_the_block_mask_is_the_one_that_torch_makes(window, step):
+@pytest.mark.parametrize("shared", [[0] * 8, [0, 0, 300, 0, 0, 99, 0, 1]])
+def test_the_block_mask_is_the_one_that_torch_makes(shared, window, step):
     lengths = np.array([5, 700, 1, 1, 130, 512, 57, 130])
     assert lengths.sum() % attention.BLOCK == 0
     n_tokens = int(lengths.sum())
-    mask = PackedLayout(lengths, CPU)._block_mask(window, step)
-    dense = torch.from_numpy(dense_mask(lengths, window))
+    mask = PackedLayout(lengths, CPU, np.array(shared))._block_mask(window, step)
+    dense = torch.from_numpy(dense_mask(lengths, window, shared))
     expected = create_block_mask(
         lambda batch, head, query, key: dense[query, key],
         None, None, n_tokens, n_tokens,
         device="cpu", BLOCK_SIZE=(attention.BLOCK, step),
     )  # fmt: skip
-    for kind in ("kv", "full_kv", "q", "full_q"):
+    is_exact = window is None or not any(shared)
+    for kind in ("kv", "full_kv", "q", "full_q") if is_exact else ():
         numbers = getattr(mask, f"{kind}_num_blocks")
         assert torch.equal(numbers, getattr(expected, f"{kind}_num_blocks"))
         indices, other = (getattr(m, f"{kind}_indices") for m in (mask, expected))

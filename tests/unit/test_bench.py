@@ -17,7 +17,8 @@ def result(**changes):
     row = {"model": "m", "mode": "train", "base": "bf16", "variant": "engine"}
     row |= {"gpus": 1, "useful_tokens_per_s": 3000.0, "spread": [2900.0, 3100.0]}
     row |= {"useful_tflops": 50.0, "peak_fraction": 0.5, "peak_gib": 40.25}
-    row |= {"fill": 0.98, "first_step_s": 61.0, "ratio_to_recipe": None}
+    row |= {"fill": 0.98, "shared": 0.065, "first_step_s": 61.0}
+    row |= {"ratio_to_recipe": None}
     return row | changes
 
 
@@ -76,22 +77,29 @@ def test_lengths_from_a_file(tmp_path):
         '1,"[""aaaa""]","[""bbbb"", null]","[""cccc""]"\n'
         f'2,plain,"[""{"d" * 99999}""]","[]"\n'
     )
-    assert workload.csv_lengths(path, 2048).tolist() == [3 + 24, 2048]
-    drawn, said = workload.draw_lengths(5, 2048, path)
-    assert set(drawn.tolist()) <= {27, 2048}
+    lengths, prefixes = workload.csv_lengths(path, 2048)
+    assert lengths.tolist() == [3 + 24, 2048]
+    assert prefixes.tolist() == [1 + 12, (1 + 12) * 2048 // (99999 // 4 + 25)]
+    drawn, prefixes, said = workload.draw_lengths(5, 2048, path)
+    assert set(zip(drawn.tolist(), prefixes.tolist(), strict=True)) <= {
+        (27, 13),
+        (2048, 1),
+    }
     assert said.startswith("pairs.csv")
 
 
 def test_simulated_lengths():
-    lengths, said = workload.draw_lengths(20_000, 2048, None)
+    lengths, prefixes, said = workload.draw_lengths(20_000, 2048, None)
     assert "log-normal" in said
     assert (lengths.min(), lengths.max()) == (48, 2048)
     assert np.median(lengths) == pytest.approx(650, rel=0.03)
+    assert prefixes.sum() / lengths.sum() == pytest.approx(0.13, abs=0.001)
 
 
 def test_random_pairs_have_their_lengths():
-    lengths = np.array([2, 3, 9, 64])
-    encoded = workload.random_pairs(lengths, 50)
+    lengths, prefixes = np.array([2, 3, 9, 64]), np.array([0, 9, 4, 8])
+    encoded = workload.random_pairs(lengths, prefixes, 50)
+    assert encoded.prefixes.tolist() == [1, 2, 4, 8]
     for row, length in enumerate(lengths):
         for view in ("AB", "BA"):
             assert len(encoded.tokens(row, view)) == length
@@ -136,10 +144,15 @@ def test_ratio_is_to_the_recipe_with_the_same_adapter():
 
 def test_table():
     failed = result(base="fp8", useful_tokens_per_s=None, error="out of memory")
-    head, rule, first, second = rows.speed_table([result(), failed]).splitlines()
-    assert head.count("|") == rule.count("|") == first.count("|") == second.count("|")
-    assert "| 3,000 | 2,900–3,100 | 50 | 0.50 | 40.2 | 0.980 | 61.0 |  |" in first
+    old = result()
+    old.pop("shared")  # measured before prompts were shared
+    table = rows.speed_table([result(), failed, old]).splitlines()
+    head, _, first, second, third = table
+    assert {line.count("|") for line in table} == {head.count("|")}
+    cells = "| 3,000 | 2,900–3,100 | 50 | 0.50 | 40.2 | 0.980 |"
+    assert f"{cells} 0.065 | 61.0 |  |" in first
     assert "out of memory" in second
+    assert f"{cells}  | 61.0 |  |" in third
 
 
 @pytest.mark.parametrize(
@@ -182,6 +195,8 @@ def test_tiny_run(tmp_path, capsys):
     for row in stored:
         assert row["useful_tokens_per_s"] > 0
         assert 0 < row["fill"] <= 1
+        assert (row["shared"] == 0) == ("recipe" in row["variant"])
+        assert 0 <= row["shared"] < 0.066
         assert row["first_step_s"] >= row["build_s"]
         assert (row["ratio_to_recipe"] is None) == ("recipe" in row["variant"])
         assert {"machine", "versions", "lengths", "targets", "gpus"} <= row.keys()
@@ -214,7 +229,7 @@ def test_a_failure_is_a_row_and_the_rest_goes_on(tmp_path, monkeypatch):
 def test_sameness_of_tiny_models(base):
     options = gpu_sameness.parse(["--tiny"])
     lines = list(gpu_sameness.compare(options, "llama", base))
-    assert len(lines) == 7
+    assert len(lines) == 8
     assert all(line["ok"] for line in lines)
 
 

@@ -32,6 +32,12 @@ ADAPTERS = {
 ARCHITECTURES = ("llama", "qwen2", "gemma2", "llama_with_biases")
 BASES = ("fp32", "nf4", "fp8")
 ROWS = [np.random.default_rng(0).integers(4, 400, length) for length in LENGTHS]
+# Some rows with the row before: its first tokens, and how many.
+SHARED = np.array([0, 0, 6, 0, 16, 0, 0])
+SHARED_ROWS = [
+    np.concatenate([ROWS[n - 1][:common], row[common:]])
+    for n, (row, common) in enumerate(zip(ROWS, SHARED, strict=True))
+]
 
 
 def adapt(model, lora=LORA):
@@ -71,8 +77,10 @@ def is_fast(model):
     return engine.attach(core_model(model))
 
 
-def loss_of(model, batches):
-    logits = torch.cat([classify(model, collate(batch)) for batch in batches])
+def loss_of(model, batches, shared=None):
+    logits = torch.cat(
+        [classify(model, collate(batch, 1, shared)) for batch in batches]
+    )
     weights = torch.linspace(-1, 1, logits.numel()).view_as(logits)
     return logits, (logits * weights).sum()
 
@@ -82,11 +90,11 @@ def gradients(model):
     return {name: w.grad.clone() for name, w in named if w.grad is not None}
 
 
-def step(model, batches=(ROWS,), seed=0):
+def step(model, batches=(ROWS,), seed=0, shared=None):
     """Logits and gradients in training."""
     model.train().zero_grad(set_to_none=True)
     torch.manual_seed(seed)
-    logits, loss = loss_of(model, batches)
+    logits, loss = loss_of(model, batches, shared)
     loss.backward()
     return logits.detach(), gradients(model)
 
@@ -140,6 +148,28 @@ def test_equals_transformers_and_peft(judge, architecture, base, adapter):
     assert_same(step(model, single), expected)
     with plain(model):  # its weights have become views of gathered ones
         assert_same(step(model, single), expected)
+
+
+@pytest.mark.parametrize("base", ["fp32", "nf4"])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_tokens_that_rows_share_are_computed_once_to_the_same(
+    judge, architecture, base
+):
+    """Windows of 7 reach from a row's own tokens into the common ones, not to their
+    beginning.
+    """
+    model, reference = (judge(architecture, base) for _ in range(2))
+    with plain(reference):
+        expected = step(reference, [[row] for row in SHARED_ROWS])
+    assert collate(SHARED_ROWS, 1, SHARED).input_ids.size == sum(LENGTHS) - 22
+    assert is_fast(model)
+    assert_same(step(model, [SHARED_ROWS], shared=SHARED), expected)
+    for how in ("selective", "full"):
+        engine.set_recompute(core_model(model), how)
+        assert_same(step(model, [SHARED_ROWS], shared=SHARED), expected)
+    engine.set_recompute(core_model(model), "none")
+    with plain(model):
+        assert_same(step(model, [SHARED_ROWS], shared=SHARED), expected)
 
 
 def test_the_biases_and_windows_of_tiny_models_count(judge):

@@ -61,6 +61,45 @@ def test_scores_do_not_depend_on_the_token_budget(model, encoded):
     np.testing.assert_allclose(small, large, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize(("budget", "shares"), [(10, False), (10_000, True)])
+def test_prompts_are_computed_once_where_a_pass_holds_both_orders(
+    model, encoded, monkeypatch, budget, shares
+):
+    """Not with flash-attn, nor for one order alone."""
+    sizes = []
+
+    def counted(model, batch):
+        sizes.append(batch.input_ids.size)
+        return classify(model, batch)
+
+    def n_computed(**options):
+        sizes.clear()
+        score_pairs(model, encoded, token_budget=budget, **options)
+        return sum(sizes)
+
+    monkeypatch.setattr(inference, "classify", counted)
+    whole, n_common = int(encoded.lengths.sum()), int(encoded.prefixes.sum())
+    assert n_common > 50
+    assert n_computed() == 2 * whole - n_common * shares
+    assert n_computed(views=("BA",)) == whole
+    monkeypatch.setattr(inference, "shares_prompts", lambda model: False)
+    assert n_computed() == 2 * whole
+
+
+def test_a_checkpoint_of_other_bins_is_not_used(model, encoded, tmp_path, monkeypatch):
+    """As where flash-attn came to be installed."""
+    checkpoints = Checkpoints(tmp_path / "job", "abc")
+    calls = iter(range(1000))
+    monkeypatch.setattr(inference, "stop_requested", lambda: next(calls) == 2)
+    with pytest.raises(Interrupted):
+        score_pairs(model, encoded, token_budget=60, checkpoints=checkpoints)
+    monkeypatch.undo()
+    monkeypatch.setattr(inference, "shares_prompts", lambda model: False)
+    whole = score_pairs(model, encoded, token_budget=60)
+    resumed = score_pairs(model, encoded, token_budget=60, checkpoints=checkpoints)
+    assert (resumed == whole).all()
+
+
 def test_a_logit_that_is_not_finite_is_an_error(tiny_model_folder, encoded):
     model = load_classifier(tiny_model_folder("llama"), "fp32")
     model.score.weight.data[0, 0] = float("nan")
@@ -94,7 +133,8 @@ def test_interrupted_scoring_goes_on(model, encoded, tmp_path, monkeypatch, stop
     monkeypatch.setattr(inference, "classify", counted)
     resumed = score_pairs(model, encoded, token_budget=999, checkpoints=checkpoints)
     assert (resumed == whole).all()
-    n_bins = len(pack(np.repeat(encoded.lengths, 2), 60))
+    common = np.repeat(encoded.prefixes, 2) * np.tile([0, 1], len(encoded.ids))
+    n_bins = len(pack(np.repeat(encoded.lengths, 2), 60, common))
     assert len(passes) == n_bins - stop_after
 
 

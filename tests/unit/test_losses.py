@@ -13,7 +13,12 @@ from prefdistill.losses import (
     next_token_losses,
     next_token_objective,
 )
-from prefdistill.models import classify, load_classifier, load_language_model
+from prefdistill.models import (
+    classify,
+    load_classifier,
+    load_language_model,
+    shares_prompts,
+)
 from prefdistill.packing import collate
 
 WEIGHTS = {"ce": 0.5, "kl": 1.0, "cosine": 2.0}
@@ -131,6 +136,10 @@ def test_next_token_losses_equal_the_plain_model(tiny_model_folder, monkeypatch)
             ids = torch.from_numpy(row)[None]
             expected = plain(input_ids=ids, labels=ids).loss
             torch.testing.assert_close(loss, expected, atol=1e-5, rtol=1e-5)
+    assert not shares_prompts(model)
+    batch = collate([rows[0], rows[0]], 1, np.array([0, 3]))
+    with pytest.raises(ValueError, match="share no tokens"):
+        next_token_objective()(model, batch, places, places)
 
 
 def test_next_token_gradients_do_not_depend_on_the_chunks(monkeypatch):

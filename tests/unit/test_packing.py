@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prefdistill.packing import collate, pack, shape_step
+from prefdistill.packing import collate, pack, shape_step, shared_tokens, sight
 
 
 def slow_pack(lengths, budget):
@@ -31,6 +31,35 @@ def test_pack_agrees_with_its_slow_twin(lengths, budget):
     assert sorted(fill) == sorted(sum(lengths[r] for r in rows) for rows in slow)
 
 
+@given(
+    pairs=st.lists(
+        st.integers(1, 70).flatmap(
+            lambda length: st.tuples(st.just(length), st.integers(0, length - 1))
+        ),
+        max_size=20,
+    ),
+    budget=st.integers(1, 100),
+)
+def test_pairs_that_fit_a_bin_go_together(pairs, budget):
+    lengths = np.repeat(np.array([length for length, _ in pairs], dtype=int), 2)
+    common = np.array([n for _, n_common in pairs for n in (0, n_common)], dtype=int)
+    bins = pack(lengths, budget, common)
+    assert sorted(r for b in bins for r in b.tolist()) == list(range(len(lengths)))
+    n_shared = np.zeros_like(lengths)
+    for rows in bins:
+        n_shared[rows] = shared_tokens(rows, common)
+        size = lengths[rows].sum() - n_shared[rows].sum()
+        assert len(rows) == 1 or size <= budget
+        # A bin of a bin, at the same budget, is the bin.
+        again = pack(lengths[rows], budget, n_shared[rows])
+        assert len(again) == 1
+        part = shared_tokens(again[0], n_shared[rows])
+        assert sorted(part.tolist()) == sorted(n_shared[rows].tolist())
+    fits = 2 * lengths[1::2] - common[1::2] <= budget
+    assert (n_shared[1::2] == common[1::2] * fits).all()
+    assert not n_shared[::2].any()
+
+
 def test_real_lengths_fill_the_bins():
     rng = np.random.default_rng(0)
     lengths = np.exp(rng.normal(np.log(650), 0.75, 5000)).astype(int).clip(48, 2048)
@@ -45,6 +74,45 @@ def test_collate():
     assert batch.cu_lengths.tolist() == [0, 3, 4, 6]
     assert batch.last.tolist() == [2, 3, 5]
     assert batch.lengths.tolist() == [3, 1, 2]
+    assert batch.shared.tolist() == [0, 0, 0]
+
+
+def test_collate_lays_out_common_tokens_once():
+    p, q, a, b, c, d = range(11, 17)
+    rows = [np.array(row) for row in ([7, 8], [p, q, a, b], [p, q, c, d], [9])]
+    batch = collate(rows, 5, np.array([0, 0, 2, 0]))
+    assert batch.input_ids.tolist() == [[7, 8, b, a, p, q, c, d, 9, 0]]
+    assert batch.position_ids.tolist() == [[0, 1, 3, 2, 0, 1, 2, 3, 0, 0]]
+    assert batch.cu_lengths.tolist() == [0, 2, 6, 8, 9, 10]
+    assert batch.lengths.tolist() == [2, 4, 2, 1, 1]
+    assert batch.shared.tolist() == [0, 0, 2, 0, 0]
+    assert batch.last.tolist() == [1, 2, 7, 8]
+    seen = sight(batch.lengths, batch.shared)
+    assert seen.first.tolist() == [0, 0, 2, 3, 4, 4, 4, 4, 8, 9]
+    assert seen.last.tolist() == [0, 1, 5, 5, 4, 5, 6, 7, 8, 9]
+
+
+@given(units=st.lists(st.lists(st.integers(1, 30), min_size=1, max_size=3), min_size=1))
+def test_tokens_see_what_precedes_them_in_their_rows(units):
+    """Of tokens that all differ; a unit of three has the first part in two rows."""
+    ids = iter(range(10**6))
+    rows, shared = [], []
+    for unit in units:
+        first, *others = ([next(ids) for _ in range(n)] for n in unit)
+        rows += [first + other for other in others] or [first]
+        shared += [0, len(first)][: max(1, len(others))]
+    batch = collate([np.array(row) for row in rows], 1, np.array(shared))
+    tokens = batch.input_ids[0].tolist()
+    assert sorted(tokens) == list(range(len(tokens)))
+    position, first, last = sight(batch.lengths, batch.shared)
+    assert (batch.position_ids[0] == position).all()
+    assert [tokens[place] for place in batch.last] == [row[-1] for row in rows]
+    for row in rows:
+        for n, token in enumerate(row):
+            place = tokens.index(token)
+            assert position[place] == n
+            seen = tokens[first[place] : last[place] + 1]
+            assert sorted(seen) == sorted(row[: n + 1])
 
 
 @given(
@@ -79,7 +147,8 @@ def test_compiled_shapes_are_few_for_a_budget(budget):
     assert shape_step(budget, "cpu") == 1
 
 
-def test_real_lengths_fill_the_shapes_of_a_gpu():
+@pytest.mark.parametrize("share", [0.0, 0.13])
+def test_real_lengths_fill_the_shapes_of_a_gpu(share):
     """Steps of 64 pairs in both orders; what padding adds counts as computed."""
     rng = np.random.default_rng(0)
     budget = 8192
@@ -87,10 +156,13 @@ def test_real_lengths_fill_the_shapes_of_a_gpu():
     fill = []
     for _ in range(200):
         lengths = np.exp(rng.normal(np.log(650), 0.75, 64)).clip(48, 2048).astype(int)
+        common = np.repeat((share * lengths).astype(int), 2) * np.tile([0, 1], 64)
+        lengths = np.repeat(lengths, 2)
         sizes = [
-            np.repeat(lengths, 2)[rows].sum()
-            for rows in pack(np.repeat(lengths, 2), budget)
+            (lengths[rows] - shared_tokens(rows, common)).sum()
+            for rows in pack(lengths, budget, common)
         ]
+        assert sum(sizes) == lengths.sum() - common.sum()
         computed = sum(-(-size // step) * step for size in sizes)
-        fill.append(2 * lengths.sum() / computed)
+        fill.append(sum(sizes) / computed)
     assert np.mean(fill) >= 0.97

@@ -140,6 +140,32 @@ def test_swapping_the_columns_swaps_the_views(tiny_tokenizer):
         assert len(one.tokens(row, "BA")) == one.lengths[row]
 
 
+@pytest.mark.parametrize(
+    ("template", "n_before"),
+    [
+        (TEXT["template"], 1),
+        ("A {response_a} P {prompt} B {response_b} =", 0),
+        ("A {response_a} B {response_b} P {prompt}", 0),
+        ("{prompt}{response_a}{response_b}", 1),
+    ],
+)
+def test_both_orders_begin_with_the_tokens_before_the_first_answer(
+    tiny_tokenizer, template, n_before
+):
+    pairs = [("x", ["p " * 9], ["a " * 4], ["b " * 5]), ("y", ["?"], [""], [""])]
+    text = TEXT | {"template": template}
+    encoded = encode_pairs(table_of(pairs), tiny_tokenizer, text)
+    assert encoded.prefixes.dtype == np.int32
+    for row, n_common in enumerate(encoded.prefixes.tolist()):
+        views = [encoded.tokens(row, view) for view in ("AB", "BA")]
+        assert views[0][:n_common].tolist() == views[1][:n_common].tolist()
+        fixed = len(encoded.literals[0]) + n_before * len(encoded.literals[1])
+        expected = fixed + n_before * len(encoded.segments["prompt"][row])
+        assert n_common == min(expected, len(views[0]) - 1)
+    one, two = (encoded.tokens(0, view) for view in ("AB", "BA"))
+    assert one[encoded.prefixes[0]] != two[encoded.prefixes[0]]
+
+
 WORDS = st.sampled_from(
     ["river ", "I think; ", "é", "🌊", "\n\n", "<", "<turn 2>:", ""]
 )

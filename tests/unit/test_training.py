@@ -153,6 +153,30 @@ def test_the_step_does_not_depend_on_the_token_budget(start):
     assert weights[0] == pytest.approx(weights[1], rel=1e-5)
 
 
+@pytest.mark.parametrize("shares", [True, False])
+def test_a_step_computes_prompts_once(start, encoded, monkeypatch, shares):
+    """In one pass; the step and the tokens it says are the same if not, as with
+    flash-attn.
+    """
+    monkeypatch.setattr(training, "shares_prompts", lambda model: shares)
+    good, sizes = label_objective(TARGETS), []
+
+    def row_losses(model, batch, rows, views):
+        sizes.append(batch.input_ids.size)
+        return good(model, batch, rows, views)
+
+    settings = {"lora": LORA | {"dropout": 0.0}, "token_budget": 4096}
+    trainer, other = start(objective=row_losses, **settings), start(**settings)
+    other.common = other.common * 0
+    pairs = trainer.plan.pairs(0)
+    n_tokens = 2 * int(encoded.lengths[pairs].sum())
+    record, expected = trainer._take_step(), other._take_step()
+    assert sizes == [n_tokens - int(encoded.prefixes[pairs].sum()) * shares]
+    assert record["n_tokens"] == expected["n_tokens"] == n_tokens
+    assert record["loss"] == pytest.approx(expected["loss"], rel=1e-6)
+    assert record["grad_norm"] == pytest.approx(expected["grad_norm"], rel=1e-5)
+
+
 def test_recomputation_changes_nothing(start):
     one, two = start(), start(recompute="full")
     for trainer in (one, two):

@@ -6,7 +6,7 @@ CPU, rows of similar length are gathered into small right-padded groups and go t
 PyTorch's scaled dot product attention, or through explicit products where scores are
 soft-capped (Gemma-2). On CUDA, FlexAttention runs with one block mask a batch, made on
 the host from the rows' lengths; where flash-attn is installed, its kernel for rows of
-varying length is taken instead.
+varying length is taken instead, which needs every row whole.
 """
 
 from functools import cache
@@ -18,6 +18,7 @@ from torch.nn.attention.flex_attention import BlockMask, flex_attention
 from torch.nn.functional import dropout as drop
 from torch.nn.functional import scaled_dot_product_attention
 
+from prefdistill.packing import Sight, sight
 from prefdistill.tensors import to_device
 
 ATTENTION = "packed"
@@ -59,12 +60,25 @@ class PackedLayout:
     """Where the rows of a packed batch lie; built once, shared by all layers.
 
     Args:
-        lengths: ``(n_rows,)`` integer tokens of each row.
+        lengths: ``(n_rows,)`` integer tokens laid out for each row.
         device: Where the indices are needed.
+        shared: ``(n_rows,)`` tokens of the row before it that a row begins with, laid
+            out as ``packing.sight`` says; None for none.
+
+    Raises:
+        ValueError: If rows share tokens where flash-attn needs them whole.
     """
 
-    def __init__(self, lengths: np.ndarray, device: torch.device) -> None:
+    def __init__(
+        self,
+        lengths: np.ndarray,
+        device: torch.device,
+        shared: np.ndarray | None = None,
+    ) -> None:
         self.lengths, self.device = np.asarray(lengths, dtype=np.int64), device
+        self.shared = np.zeros_like(self.lengths) if shared is None else shared
+        if self.shared.any() and not can_share(device):
+            raise ValueError("flash-attn knows no rows that share tokens")
         self._masks: dict[Any, Any] = {}
         if device.type == "cpu":
             self.groups, self.scatter = self._grouped()
@@ -76,7 +90,7 @@ class PackedLayout:
             window: A sliding window; one that no row exceeds is none.
             block: Keys in a block of the mask, from ``key_block``.
         """
-        if window is not None and window >= self.lengths.max():
+        if window is not None and window >= (self.lengths + self.shared).max():
             window = None
         if self.device.type == "cpu":
             return Grouped(self, window)
@@ -89,29 +103,45 @@ class PackedLayout:
         return self._masks[window, block]
 
     def _grouped(self) -> tuple[list[torch.Tensor], torch.Tensor]:
-        """Token indices of each group, ``(n, length)``, and the way back.
+        """Places of each group's tokens, ``(n, length)``, and the way back.
 
         Rows go together while the shortest is at least ``GROUP_FILL`` of the longest.
-        Padding repeats token 0: it comes after a row's own tokens, so causal attention
-        never looks at it, and its output is not scattered back.
+        Padding repeats place 0: it comes after a row's own tokens, so causal attention
+        never looks at it, and its output is not scattered back. Nor is that of tokens
+        which a row shares with the row before it: they are the other's.
         """
-        starts = np.cumsum(self.lengths) - self.lengths
-        order = np.argsort(-self.lengths, kind="stable")
+        rows = self._places()
+        whole = np.array([len(places) for places in rows])
+        order = np.argsort(-whole, kind="stable")
         groups, scatter = [], np.zeros(int(self.lengths.sum()), dtype=np.int64)
         offset = first = 0
         while first < len(order):
-            longest = int(self.lengths[order[first]])
-            fits = self.lengths[order[first:]] >= GROUP_FILL * longest
+            longest = int(whole[order[first]])
+            fits = whole[order[first:]] >= GROUP_FILL * longest
             n_rows = int(fits.sum())
             index = np.zeros((n_rows, longest), dtype=np.int64)
-            for place, row in enumerate(order[first : first + n_rows]):
-                tokens = np.arange(starts[row], starts[row] + self.lengths[row])
-                index[place, : len(tokens)] = tokens
-                scatter[tokens] = offset + place * longest + np.arange(len(tokens))
+            for number, row in enumerate(order[first : first + n_rows]):
+                index[number, : whole[row]] = rows[row]
+                own = np.arange(self.shared[row], whole[row])
+                scatter[rows[row][own]] = offset + number * longest + own
             groups.append(torch.from_numpy(index))
             offset += index.size
             first += n_rows
         return groups, torch.from_numpy(scatter)
+
+    def _places(self) -> list[np.ndarray]:
+        """Where each row's tokens lie, from its first to its last."""
+        position = sight(self.lengths, self.shared).position
+        rows: list[np.ndarray] = []
+        for end, length, n_shared in zip(
+            np.cumsum(self.lengths), self.lengths, self.shared, strict=True
+        ):
+            places = np.arange(end - length, end)
+            places = places[np.argsort(position[places])]
+            if n_shared:
+                places = np.concatenate([rows[-1][:n_shared], places])
+            rows.append(places)
+        return rows
 
     def causal_mask(self, length: int, window: int | None) -> torch.Tensor:
         """``(length, length)`` bool: which keys (columns) a query (row) may see."""
@@ -131,14 +161,13 @@ class PackedLayout:
 
     def _block_mask(self, window: int | None, block: int = BLOCK) -> BlockMask:
         """FlexAttention's block-sparse mask of the whole batch, from the lengths."""
-        ends = np.cumsum(self.lengths)
-        n_tokens = int(ends[-1])
-        numbers = np.repeat(np.arange(len(ends)), self.lengths)
-        partial, full = visible_blocks(self.lengths, window, block)
-        arrays = [numbers]
+        seen = windowed(sight(self.lengths, self.shared), window)
+        n_tokens = len(seen.first)
+        partial, full = visible_blocks(seen, window, block)
+        arrays = [seen.first, seen.last, seen.position]
         for blocks in (partial, full, partial.T, full.T):
             arrays.append(blocks.sum(axis=1))
-            arrays.append(np.argsort(~blocks, axis=1, kind="stable"))
+            arrays.append(np.argsort(~blocks, axis=1, kind="stable").astype(np.int32))
         # One copy for all; each starts where the compiled kernels expect it to.
         sizes = [-(-array.size // 64) * 64 for array in arrays]
         flat = np.zeros(sum(sizes), dtype=np.int32)
@@ -150,7 +179,7 @@ class PackedLayout:
                 to_device(flat, self.device).split(sizes), arrays, strict=True
             )
         ]
-        rows, *tables = parts
+        first, last, position, *tables = parts
         names = [
             f"{kind}{part}"
             for kind in ("kv_", "full_kv_", "q_", "full_q_")
@@ -158,48 +187,75 @@ class PackedLayout:
         ]
 
         def visible(_batch, _head, query, key):
-            return (rows[query] == rows[key]) & (query >= key)
+            return (key >= first[query]) & (key <= last[query])
 
         def visible_in_window(batch, head, query, key):
-            return visible(batch, head, query, key) & (query - key < window)
+            near = position[query] - position[key] < window
+            return visible(batch, head, query, key) & near
 
+        # What lies forwards sees one stretch through a window too.
+        is_plain = window is None or not self.shared.any()
         return BlockMask(
             seq_lengths=(n_tokens, n_tokens),
             BLOCK_SIZE=(BLOCK, block),
-            mask_mod=visible if window is None else visible_in_window,
+            mask_mod=visible if is_plain else visible_in_window,
             **{k: t[None, None] for k, t in zip(names, tables, strict=True)},
         )
 
 
+def can_share(device: torch.device) -> bool:
+    """Whether rows of a batch may share tokens: flash-attn needs every row whole."""
+    return device.type == "cpu" or not _flash_attn()
+
+
+def windowed(seen: Sight, window: int | None) -> Sight:
+    """Sight through a sliding window, of tokens that lie forwards.
+
+    Those that lie backwards may see the end of the common tokens without the beginning,
+    which is no one stretch; theirs is left as it is.
+    """
+    if window is None:
+        return seen
+    place = np.arange(len(seen.first), dtype=np.int32)
+    return seen._replace(first=np.maximum(seen.first, place - window + 1))
+
+
 def visible_blocks(
-    lengths: np.ndarray, window: int | None, block: int = BLOCK
+    seen: Sight, window: int | None, block: int = BLOCK
 ) -> tuple[np.ndarray, np.ndarray]:
     """Which blocks of keys a block of 128 queries sees in part, and which whole.
 
+    As each token sees a stretch that it is part of, neighbours together see one stretch
+    as well, and in common another. With a window, a token that lies backwards sees no
+    more than its stretch; some block of which it sees nothing may then count as seen.
+
     Args:
-        lengths: ``(n_rows,)`` integer tokens of each row.
+        seen: From ``windowed``.
         window: A sliding window.
         block: Keys in a block.
 
     Returns:
         Two ``(n_query_blocks, n_key_blocks)`` bool arrays.
     """
-    ends = np.cumsum(lengths)
-    starts, n_tokens = ends - lengths, int(ends[-1])
-    first, key_first = np.arange(0, n_tokens, BLOCK), np.arange(0, n_tokens, block)
-    last = np.minimum(first + BLOCK, n_tokens) - 1
-    key_last = np.minimum(key_first + block, n_tokens) - 1
-    row_first = np.searchsorted(ends, first, side="right")
-    row_last = np.searchsorted(ends, last, side="right")
-    earliest = starts[row_first]  # the first key that the block's first query sees
-    common = starts[row_last]  # the first key that all of its queries could see
+    n_tokens = len(seen.first)
+    queries, keys = np.arange(0, n_tokens, BLOCK), np.arange(0, n_tokens, block)
+    key_last = np.minimum(keys + block, n_tokens) - 1
+
+    def least(values: np.ndarray, blocks: np.ndarray = queries) -> np.ndarray:
+        return np.minimum.reduceat(values, blocks)
+
+    def most(values: np.ndarray, blocks: np.ndarray = queries) -> np.ndarray:
+        return np.maximum.reduceat(values, blocks)
+
+    some = key_last >= least(seen.first)[:, None]
+    some &= keys <= most(seen.last)[:, None]
+    whole = keys >= most(seen.first)[:, None]
+    whole &= key_last <= least(seen.last)[:, None]
     if window is not None:
-        earliest = np.maximum(earliest, first - window + 1)
-        common = np.maximum(common, last - window + 1)
-    seen = (key_last[None] >= earliest[:, None]) & (key_first[None] <= last[:, None])
-    whole = (key_first[None] >= common[:, None]) & (key_last[None] <= first[:, None])
-    whole &= (row_first == row_last)[:, None] & seen
-    return seen & ~whole, whole
+        position = seen.position
+        some &= least(position)[:, None] - most(position, keys) < window
+        whole &= most(position)[:, None] - least(position, keys) < window
+    return some & ~whole, whole
 
 
 def packed_attention(

@@ -22,8 +22,14 @@ from prefdistill.engine import set_compiled
 from prefdistill.io import VIEWS
 from prefdistill.job import Interrupted, Progress, UserError, stop_requested
 from prefdistill.memory import count_parameters, halved_budget, note_short_memory
-from prefdistill.models import classify, core_model, device_of, is_sharded
-from prefdistill.packing import collate, pack, shape_step
+from prefdistill.models import (
+    classify,
+    core_model,
+    device_of,
+    is_sharded,
+    shares_prompts,
+)
+from prefdistill.packing import collate, pack, shape_step, shared_tokens
 from prefdistill.prompts import EncodedPairs
 
 logger = logging.getLogger(__name__)
@@ -44,6 +50,8 @@ def score_pairs(
 ) -> np.ndarray:
     """Logits of pairs in the given orders; several processes share out the bins.
 
+    With both orders, the common prompt of a pair is computed once (see ``packing``).
+
     Args:
         model: A classifier of ``models``, which is put into evaluation mode.
         encoded: The pairs.
@@ -63,16 +71,18 @@ def score_pairs(
             sharded model.
     """
     model.eval()
-    n_views = len(views)
-    lengths = np.repeat(encoded.lengths, n_views)
+    rows = _Rows(encoded, views, shares_prompts(model))
+    lengths = rows.lengths
     n_weights = count_parameters(model)["linear"]
-    set_compiled(core_model(model), 2 * n_weights * float(lengths.sum()))
-    state = _State(torch.zeros(len(lengths), 3), 0, token_budget, token_budget)
+    set_compiled(core_model(model), 2 * n_weights * float(rows.n_tokens))
+    state = _State(
+        torch.zeros(len(lengths), 3), 0, token_budget, token_budget, rows.n_tokens
+    )
     if checkpoints:
         state.resume(checkpoints)
     if is_sharded(model):  # equally many passes in every process
         state.pass_budget = state.token_budget
-    bins = pack(lengths, state.token_budget)
+    bins = pack(lengths, state.token_budget, rows.common)
     every_s = 0 if len(bins) < 50 else 10
     progress = Progress(len(bins), "batches", done=state.n_done, every_s=every_s)
     first = saved = state.n_done
@@ -91,11 +101,11 @@ def score_pairs(
                 progressed=saved > first,
             )
         together = bins[state.n_done : state.n_done + n_together]
-        scored = _score_together(model, encoded, together, views, state.pass_budget)
+        scored = _score_together(model, rows, together, state.pass_budget)
         members = np.concatenate(together)
         while scored is None:
             state.halve(int(lengths[members].max()))
-            scored = _score_together(model, encoded, together, views, state.pass_budget)
+            scored = _score_together(model, rows, together, state.pass_budget)
         state.logits[members] = scored
         state.n_done += len(together)
         n_new += len(together)
@@ -103,26 +113,61 @@ def score_pairs(
         if n_new >= progress_batches or state.n_done == len(bins):
             progress.update(n_new, n_tokens)
             n_new = n_tokens = 0
-    return state.logits.numpy().reshape(len(encoded.ids), n_views, 3)
+    return state.logits.numpy().reshape(len(encoded.ids), len(views), 3)
+
+
+class _Rows:
+    """The rows to score: the pairs in their order, each in all views.
+
+    Args:
+        encoded: The pairs.
+        views: Orders to show.
+        share: Whether rows may share tokens.
+    """
+
+    def __init__(
+        self, encoded: EncodedPairs, views: Sequence[str], share: bool
+    ) -> None:
+        self.encoded, self.views = encoded, views
+        self.lengths = np.repeat(encoded.lengths, len(views))
+        # With the row before: the first of a pair's has none.
+        self.common = np.zeros_like(self.lengths)
+        for column in range(1, len(views)):
+            self.common[column :: len(views)] = encoded.prefixes * share
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens to compute, if all that are common are shared."""
+        return int(self.lengths.sum() - self.common.sum())
+
+    def tokens(self, row: int) -> np.ndarray:
+        """Tokens of a row."""
+        pair, column = divmod(row, len(self.views))
+        return self.encoded.tokens(pair, self.views[column])
 
 
 @dataclass
 class _State:
     """Unfinished scoring: ``(rows, 3)`` float32 logits of the first ``n_done`` bins.
 
-    The bins are packed with ``token_budget``; a pass holds at most ``pass_budget``
-    tokens of one.
+    The bins are packed with ``token_budget``, and of ``n_tokens``, which are fewer
+    where rows share some; a pass holds at most ``pass_budget`` tokens of one.
     """
 
     logits: torch.Tensor
     n_done: int
     token_budget: int
     pass_budget: int
+    n_tokens: int
 
     def resume(self, checkpoints: Checkpoints) -> None:
-        """Take up the newest checkpoint, if there is one, with its packing."""
+        """Take up the newest checkpoint, if there is one, with its packing.
+
+        One of a machine where rows were not shared, as here, or the other way round,
+        has other bins.
+        """
         found = checkpoints.load()
-        if found:
+        if found and found[2]["n_tokens"] == self.n_tokens:
             self.n_done, tensors, info = found
             self.logits = tensors["logits"]
             self.token_budget = info["token_budget"]
@@ -130,9 +175,10 @@ class _State:
             logger.info("going on after %d batches", self.n_done)
 
     def save(self, checkpoints: Checkpoints) -> None:
-        budgets = {"token_budget": self.token_budget, "pass_budget": self.pass_budget}
+        names = ("token_budget", "pass_budget", "n_tokens")
+        info = {name: getattr(self, name) for name in names}
         if is_first():
-            checkpoints.save(self.n_done, {"logits": self.logits}, budgets)
+            checkpoints.save(self.n_done, {"logits": self.logits}, info)
         wait_for_all()
 
     def halve(self, longest_row: int) -> None:
@@ -149,11 +195,7 @@ def _queued_bins(model: Any) -> int:
 
 
 def _score_together(
-    model: Any,
-    encoded: EncodedPairs,
-    bins: list[np.ndarray],
-    views: Sequence[str],
-    pass_budget: int,
+    model: Any, rows: _Rows, bins: list[np.ndarray], pass_budget: int
 ) -> torch.Tensor | None:
     """Logits of the rows of some bins; None if memory ran out anywhere.
 
@@ -168,7 +210,7 @@ def _score_together(
     n_rounds = -(-len(bins) // n_processes())
     own = range(rank(), rank() + n_rounds * n_processes(), n_processes())
     scored = _score(
-        model, encoded, [bins[min(i, len(bins) - 1)] for i in own], views, pass_budget
+        model, rows, [bins[min(i, len(bins) - 1)] for i in own], pass_budget
     )
     if any_process(scored is None):
         return None
@@ -181,37 +223,31 @@ def _score_together(
     sum_over_processes([logits])
     bad = np.flatnonzero(~torch.isfinite(logits).all(dim=1).numpy())
     if len(bad):
+        row_id = rows.encoded.ids[members[bad[0]] // len(rows.views)]
         raise UserError(
-            f"row id {encoded.ids[members[bad[0]] // len(views)]}: the model's logits "
-            f"are not finite ({len(bad)} of {len(members)} rows of its batch); train "
-            "again or use another precision"
+            f"row id {row_id}: the model's logits are not finite ({len(bad)} of "
+            f"{len(members)} rows of its batch); train again or use another precision"
         )
     return logits
 
 
 def _score(
-    model: Any,
-    encoded: EncodedPairs,
-    bins: list[np.ndarray],
-    views: Sequence[str],
-    pass_budget: int,
+    model: Any, rows: _Rows, bins: list[np.ndarray], pass_budget: int
 ) -> list[torch.Tensor] | None:
     """Logits of each bin's rows, ``(rows, 3)`` on the CPU; None if memory ran out.
 
     All passes are queued before the first result is waited for.
     """
-    total = len(views) * int(encoded.lengths.sum())
-    step = shape_step(min(pass_budget, total), device_of(model).type)
+    step = shape_step(min(pass_budget, rows.n_tokens), device_of(model).type)
     queued = []
     try:
         for members in bins:
-            pairs, shown = np.divmod(members, len(views))
-            for part in pack(encoded.lengths[pairs], pass_budget):
-                tokens = [
-                    encoded.tokens(pairs[i], views[shown[i]]) for i in part.tolist()
-                ]
+            common = shared_tokens(members, rows.common)
+            for part in pack(rows.lengths[members], pass_budget, common):
+                tokens = [rows.tokens(row) for row in members[part].tolist()]
+                batch = collate(tokens, step, shared_tokens(part, common))
                 with torch.inference_mode():
-                    scored = classify(model, collate(tokens, step)).float()
+                    scored = classify(model, batch).float()
                 queued.append((len(members), part, scored))
     except torch.OutOfMemoryError as error:
         note_short_memory(model, error)

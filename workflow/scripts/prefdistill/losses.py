@@ -159,9 +159,11 @@ def distillation_objective(
 
 
 def next_token_objective() -> RowLosses:
-    """Mean next-token loss of a row, for a language model."""
+    """Mean next-token loss of a row, for a language model; rows must be whole."""
 
     def row_losses(model, batch, rows, views):
+        if batch.shared.any():
+            raise ValueError("next-token losses need rows that share no tokens")
         hidden = hidden_states(model, batch)
         core = core_model(model)
         return next_token_losses(

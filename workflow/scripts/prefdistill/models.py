@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from prefdistill.adapters import read_adapter_config
-from prefdistill.attention import ATTENTION, PackedLayout, register
+from prefdistill.attention import ATTENTION, PackedLayout, can_share, register
 from prefdistill.bases import base_folder as manifest_folder
 from prefdistill.bases import check_model_files, weights_path
 from prefdistill.engine import attach, quantise_to_fp8
@@ -284,9 +284,18 @@ def hidden_states(model: torch.nn.Module, batch: PackedBatch) -> torch.Tensor:
             input_ids=to_device(batch.input_ids, device),
             position_ids=to_device(batch.position_ids, device),
             use_cache=False,
-            packed=PackedLayout(batch.lengths, device),
+            packed=PackedLayout(batch.lengths, device, batch.shared),
         )
     return output.last_hidden_state[0]
+
+
+def shares_prompts(model: torch.nn.Module) -> bool:
+    """Whether both orders of a pair may have their common prompt computed once.
+
+    Not in a language model, which reads more of a row than its last token, nor where
+    flash-attn is installed.
+    """
+    return hasattr(core_model(model), "score") and can_share(device_of(model))
 
 
 def classify(model: torch.nn.Module, batch: PackedBatch) -> torch.Tensor:

@@ -1,84 +1,171 @@
-"""Rows packed end to end into bins of a token budget, instead of padded batches."""
+"""Rows packed end to end into bins of a token budget, instead of padded batches.
+
+The two orders of a pair begin with the same tokens, up to the first answer. A bin that
+holds both has them once: what these tokens attend to is the same in either row, and so
+is all that is computed of them.
+"""
 
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
 
 @dataclass(frozen=True)
 class PackedBatch:
-    """Rows laid end to end.
+    """Rows laid end to end; see ``sight`` for two that share their beginning.
 
     Attributes:
         input_ids: ``(1, n_tokens)`` int64.
-        position_ids: ``(1, n_tokens)`` int64, starting again at 0 with every row.
-        cu_lengths: ``(n_rows + 1,)`` int64: row i is ``[cu[i], cu[i + 1])``; one more
-            where a dummy row follows.
+        position_ids: ``(1, n_tokens)`` int64, of the tokens in their rows, from 0.
+        cu_lengths: ``(n_rows + 1,)`` int64: what is laid out for row i is
+            ``[cu[i], cu[i + 1])``; one more where a dummy row follows.
         last: ``(n_rows,)`` int64 indices of the rows' last tokens, dummy left out.
+        shared: Of each row, the dummy's last, int64: how many tokens of the row before
+            it begins with, which are not laid out again.
     """
 
     input_ids: np.ndarray
     position_ids: np.ndarray
     cu_lengths: np.ndarray
     last: np.ndarray
+    shared: np.ndarray
 
     @property
     def lengths(self) -> np.ndarray:
-        """Tokens of each row, the dummy's last, ``(n_rows,)`` int64."""
+        """Tokens laid out for each row, the dummy's last, ``(n_rows,)`` int64."""
         return np.diff(self.cu_lengths)
 
 
-def pack(lengths: np.ndarray, token_budget: int) -> list[np.ndarray]:
+class Sight(NamedTuple):
+    """What tokens may see, by their place in a batch: three ``(n_tokens,)`` int32.
+
+    A token sees the places from ``first`` to ``last``, itself included; ``position`` is
+    its number in its row.
+    """
+
+    position: np.ndarray
+    first: np.ndarray
+    last: np.ndarray
+
+
+def sight(lengths: np.ndarray, shared: np.ndarray) -> Sight:
+    """Where tokens stand in their rows, and what they see.
+
+    A row lies forwards. Where the next one shares its beginning, its own tokens lie
+    backwards before the common ones: rows ``p q a b`` and ``p q c d`` are laid out as
+
+        b a p q c d
+
+    So what a token may see, all that precedes it in its row, is always one stretch of
+    places, as in a batch without common tokens.
+
+    Args:
+        lengths: ``(n_rows,)`` integer tokens laid out for each row.
+        shared: ``(n_rows,)`` integer tokens of the row before it that a row begins
+            with, never all of them; a row before such a one shares none itself.
+    """
+    ends = np.cumsum(lengths, dtype=np.int32)
+    next_shared = np.append(shared, 0)[1:].astype(np.int32)
+    starts = ends - lengths
+    origins = np.where(next_shared > 0, ends - next_shared, starts - shared)
+    place = np.arange(ends[-1], dtype=np.int32)
+    origin = np.repeat(origins.astype(np.int32), lengths)
+    end = np.repeat(ends, lengths)
+    backwards = place < origin
+    return Sight(
+        position=np.where(backwards, end - 1 - place, place - origin),
+        first=np.minimum(place, origin),
+        last=np.where(backwards, end - 1, place),
+    )
+
+
+def pack(
+    lengths: np.ndarray, token_budget: int, common: np.ndarray | None = None
+) -> list[np.ndarray]:
     """Put rows into bins by best-fit decreasing.
 
-    The longest rows come first, each into the fullest bin that still has room; this
-    uses at most 11/9 of the fewest possible bins. A row longer than the budget gets a
-    bin of its own. Deterministic.
+    The longest come first, each into the fullest bin that still has room; this uses at
+    most 11/9 of the fewest possible bins. Two rows with a common beginning go together
+    if a bin can hold them. A row longer than the budget gets a bin of its own.
+    Deterministic.
 
     Args:
         lengths: ``(n,)`` integer tokens of each row.
-        token_budget: Most tokens a bin may hold.
+        token_budget: Most tokens a bin may hold, common ones counted once.
+        common: ``(n,)`` integer tokens that a row may share with the row before it; see
+            ``sight``. None for none.
 
     Returns:
-        One int64 array of row indices a bin; together every row once.
+        One int64 array of row indices a bin, such as ``collate`` takes with
+        ``shared_tokens``; together every row once.
     """
-    order = np.argsort(-np.asarray(lengths, dtype=np.int64), kind="stable")
+    lengths = np.asarray(lengths, dtype=np.int64)
+    common = np.zeros_like(lengths) if common is None else common
+    with_next = np.append(common, 0)[1:]
+    of_both = lengths + np.append(lengths, 0)[1:] - with_next
+    takes_next = (with_next > 0) & (of_both <= token_budget)
+    sizes = np.where(takes_next, of_both, lengths)
+    heads = np.flatnonzero(~np.append(False, takes_next)[:-1])
     bins: list[list[int]] = []
     space: list[tuple[int, int]] = []  # (room left, bin), sorted
-    for row in order.tolist():
-        length = int(lengths[row])
-        place = bisect_left(space, (length, -1))
+    for row in heads[np.argsort(-sizes[heads], kind="stable")].tolist():
+        size = int(sizes[row])
+        place = bisect_left(space, (size, -1))
         if place < len(space):
             room, target = space.pop(place)
         else:
-            room, target = max(token_budget, length), len(bins)
+            room, target = max(token_budget, size), len(bins)
             bins.append([])
-        bins[target].append(row)
-        left = (room - length, target)
+        bins[target] += [row, row + 1] if takes_next[row] else [row]
+        left = (room - size, target)
         space.insert(bisect_left(space, left), left)
     return [np.array(rows, dtype=np.int64) for rows in bins]
 
 
-def collate(rows: Sequence[np.ndarray], step: int = 1) -> PackedBatch:
+def shared_tokens(rows: np.ndarray, common: np.ndarray) -> np.ndarray:
+    """How many tokens each row of a bin shares with the row before it, ``(n,)`` int64.
+
+    Args:
+        rows: ``(n,)`` row indices in the order of the bin.
+        common: Of all rows, as ``pack`` takes it.
+    """
+    follows = np.diff(rows, prepend=-2) == 1
+    return np.where(follows, common[rows], 0).astype(np.int64)
+
+
+def collate(
+    rows: Sequence[np.ndarray], step: int = 1, shared: np.ndarray | None = None
+) -> PackedBatch:
     """Lay token arrays end to end, in the order given.
 
     Args:
-        rows: Tokens of each row.
+        rows: Tokens of each row, whole.
         step: A dummy row, which nobody scores, fills the batch up to a multiple of it.
+        shared: ``(n_rows,)`` from ``shared_tokens``; None for none.
     """
-    ends = np.cumsum([len(row) for row in rows])
-    last = ends - 1
-    missing = -int(ends[-1]) % step
+    shared = np.zeros(len(rows), np.int64) if shared is None else shared
+    pieces = []
+    for row, n_before, n_after in zip(rows, shared, [*shared[1:], 0], strict=True):
+        if n_after:
+            pieces += [row[n_after:][::-1], row[:n_after]]
+        else:
+            pieces.append(row[n_before:])
+    lengths = np.array([len(row) for row in rows]) - shared
+    missing = -int(lengths.sum()) % step
     if missing:
-        rows = [*rows, np.zeros(missing, dtype=np.int64)]
-        ends = np.append(ends, ends[-1] + missing)
+        pieces.append(np.zeros(missing, dtype=np.int64))
+        lengths, shared = np.append(lengths, missing), np.append(shared, 0)
+    ends = np.cumsum(lengths)
+    last = np.where(np.append(shared, 0)[1:] > 0, ends - lengths, ends - 1)
     return PackedBatch(
-        input_ids=np.concatenate(rows).astype(np.int64)[None],
-        position_ids=np.concatenate([np.arange(len(row)) for row in rows])[None],
+        input_ids=np.concatenate(pieces).astype(np.int64)[None],
+        position_ids=sight(lengths, shared).position[None].astype(np.int64),
         cu_lengths=np.concatenate([[0], ends]).astype(np.int64),
-        last=last.astype(np.int64),
+        last=last[: len(rows)].astype(np.int64),
+        shared=shared,
     )
 
 

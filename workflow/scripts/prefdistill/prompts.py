@@ -107,6 +107,20 @@ class EncodedPairs:
     segments: dict[str, list[np.ndarray]]
     n_neutralised: int = 0
 
+    @cached_property
+    def prefixes(self) -> np.ndarray:
+        """Tokens before the first answer, ``(n,)`` int32: the same in both orders.
+
+        At least the last token of a row is left out, even if both answers are empty.
+        """
+        before = self.fields[: self.fields.index("response_a")]
+        n_tokens = np.full(
+            len(self.ids), sum(map(len, self.literals[: len(before) + 1])), np.int32
+        )
+        for field in before:
+            n_tokens += np.array([len(each) for each in self.segments[field]], np.int32)
+        return np.minimum(n_tokens, self.lengths - 1)
+
     def tokens(self, row: int, view: str) -> np.ndarray:
         """Tokens of one row, ``(length,)`` int32, in the order of a view.
 

@@ -4,6 +4,9 @@ Nothing depends on the state of a random generator: the order of the data comes 
 (seed, epoch) and dropout from (seed, step, bin), so a resumed run repeats the
 uninterrupted one bit for bit on a CPU. Several processes share out the bins of a step
 and add up their gradients: the step is the same for any number of them, up to rounding.
+
+A bin that has both orders of a pair has their common prompt once (see ``packing``), so
+dropout of LoRA draws one mask for it.
 """
 
 import json
@@ -40,8 +43,8 @@ from prefdistill.memory import (
     halved_budget,
     note_short_memory,
 )
-from prefdistill.models import core_model, device_of, is_sharded
-from prefdistill.packing import collate, pack, shape_step
+from prefdistill.models import core_model, device_of, is_sharded, shares_prompts
+from prefdistill.packing import collate, pack, shape_step, shared_tokens
 from prefdistill.prompts import EncodedPairs
 
 logger = logging.getLogger(__name__)
@@ -173,8 +176,8 @@ class Trainer:
             model, settings, int(encoded.lengths.max())
         )
         set_recompute(core_model(model), how)
-        n_rows = 2 * self.plan.n_steps * self.plan.pairs_per_step
-        n_tokens = n_rows * float(encoded.lengths.mean())
+        self.common = encoded.prefixes * shares_prompts(model)
+        n_tokens = self.plan.n_steps * self._tokens_per_step()
         n_operations = 4 * count_parameters(model)["linear"] * n_tokens
         set_compiled(core_model(model), n_operations, settings["compile"])
         self.step = self.n_updates = self.n_skipped_running = 0
@@ -261,9 +264,14 @@ class Trainer:
     def _accumulate(self, rows: np.ndarray, views: np.ndarray) -> float | None:
         """Mean loss of a step's rows, its gradient added up; None if memory ran out."""
         lengths = self.encoded.lengths[rows]
-        bins = pack(lengths, self.token_budget)
+        common = self.common[rows] * views  # with the row before: AB of the same pair
+        bins = pack(lengths, self.token_budget, common)
+        shared = [shared_tokens(members, common) for members in bins]
         step = self.shape_step()
-        sizes = [int(lengths[members].sum()) for members in bins]
+        sizes = [
+            int(lengths[members].sum() - n_shared.sum())
+            for members, n_shared in zip(bins, shared, strict=True)
+        ]
         loss = torch.zeros((), device=device_of(self.model))
         out_of_memory = False
         try:
@@ -274,8 +282,9 @@ class Trainer:
                     self.encoded.tokens(rows[i], VIEWS[views[i]])
                     for i in members.tolist()
                 ]
+                batch = collate(tokens, step, shared[index])
                 losses = self.row_losses(
-                    self.model, collate(tokens, step), rows[members], views[members]
+                    self.model, batch, rows[members], views[members]
                 )
                 part = weight * losses.sum() / len(rows)
                 (part * self.loss_scale).backward()
@@ -290,10 +299,13 @@ class Trainer:
 
     def shape_step(self) -> int:
         """What passes' lengths are rounded up to; see ``packing.shape_step``."""
-        n_rows = 2 * self.plan.pairs_per_step
-        usual = round(1.25 * n_rows * float(self.encoded.lengths.mean()))
-        budget = min(self.token_budget, usual)
+        budget = min(self.token_budget, round(1.25 * self._tokens_per_step()))
         return shape_step(budget, device_of(self.model).type)
+
+    def _tokens_per_step(self) -> float:
+        """Tokens to compute in a step, on average."""
+        per_pair = 2 * self.encoded.lengths.mean() - self.common.mean()
+        return self.plan.pairs_per_step * float(per_pair)
 
     def _seed_dropout(self, index: int) -> None:
         """Seed the dropout of a step's bin, whichever process works on it."""
