@@ -276,7 +276,7 @@ def quantised_model(world: World) -> Writer:
         "score.weight": torch.ones(3, 32),
     }
 
-    def quantise(source, scratch, rows, options) -> None:
+    def quantise(source, scratch, rows, token_budget, options) -> None:
         write_tensors(scratch / "model.safetensors", packed)
         write_json(scratch / "config.json", {"quantization_config": options})
 
@@ -284,7 +284,7 @@ def quantised_model(world: World) -> Writer:
         with patch.object(quantisation, "_quantise", quantise):
             quantisation.quantise_classifier(
                 world.folder / "merged", folder, [np.arange(5)], bits=4, group_size=32,
-                desc_act=False, damp_percent=0.05, seed=0,
+                desc_act=False, damp_percent=0.05, seed=0, token_budget=64,
             )  # fmt: skip
 
     def read(folder: Path) -> None:

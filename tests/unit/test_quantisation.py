@@ -115,6 +115,7 @@ def quantised(merged, base, fold, tmp_path_factory):
         bits=8,
         settings=SETTINGS,
         text=TEXT,
+        token_budget=1024,
         model_out=folder / "8bit/model.safetensors",
     )
     quantise_base.main(
@@ -123,6 +124,7 @@ def quantised(merged, base, fold, tmp_path_factory):
         bits=4,
         settings=SETTINGS,
         text=TEXT,
+        token_budget=1024,
         scratch=folder / "scratch",
         model_out=folder / "base4bit/model.safetensors",
     )

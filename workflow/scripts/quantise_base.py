@@ -23,6 +23,7 @@ def main(
     bits: int,
     settings: dict[str, Any],
     text: dict[str, Any],
+    token_budget: int,
     scratch: Path,
     model_out: Path,
 ) -> None:
@@ -35,7 +36,9 @@ def main(
     head = seeded_head(read_json(base / "config.json")["hidden_size"], settings["seed"])
     with temporary_folder(scratch) as source:
         write_classifier(base, source, head)
-        export_quantised(source, model_out.parent, fold_path, bits, settings, text)
+        export_quantised(
+            source, model_out.parent, fold_path, bits, settings, text, token_budget
+        )
 
 
 if __name__ == "__main__":
@@ -46,6 +49,7 @@ if __name__ == "__main__":
             bits=int(snakemake.wildcards.bits),
             settings=snakemake.params.settings,
             text=snakemake.params.text,
+            token_budget=snakemake.config["predict"]["token_budget"],
             scratch=Path(snakemake.config["scratch"]),
             model_out=Path(snakemake.output.model),
         )

@@ -19,12 +19,15 @@ def main(
     bits: int,
     settings: dict[str, Any],
     text: dict[str, Any],
+    token_budget: int,
     model_out: Path,
 ) -> None:
     """Write the quantised model's folder, with ``quantisation.json``."""
     from prefdistill.quantisation import export_quantised
 
-    export_quantised(model.parent, model_out.parent, fold_path, bits, settings, text)
+    export_quantised(
+        model.parent, model_out.parent, fold_path, bits, settings, text, token_budget
+    )
 
 
 if __name__ == "__main__":
@@ -35,5 +38,6 @@ if __name__ == "__main__":
             bits=int(snakemake.wildcards.bits),
             settings=snakemake.params.settings,
             text=snakemake.params.text,
+            token_budget=snakemake.config["predict"]["token_budget"],
             model_out=Path(snakemake.output.model),
         )

@@ -322,6 +322,9 @@ def _layer_attention(
 ) -> tuple[torch.Tensor, None]:
     """``packed_attention`` in the form that transformers calls.
 
+    A layout may end in a dummy row that the model has no tokens for; the attention
+    alone is filled up to it.
+
     Raises:
         ValueError: If the model was called without a layout.
     """
@@ -329,9 +332,12 @@ def _layer_attention(
         raise ValueError("a model with packed attention must be called with packed=")
     options = kernel_options(query.shape[-1], query.device)
     attention = packed.attention(sliding_window, key_block(query.shape[-1], options))
-    states = query, key, value
+    states, n_tokens = (query, key, value), query.shape[2]
+    missing = int(packed.lengths.sum()) - n_tokens
+    if missing:
+        states = [torch.nn.functional.pad(x, (0, 0, 0, missing)) for x in states]
     output = packed_attention(*states, attention, scaling, softcap, dropout, options)
-    return output[None], None
+    return output[None, :n_tokens], None
 
 
 def _group(query, key, value, scaling, dropout, softcap, window, packed):

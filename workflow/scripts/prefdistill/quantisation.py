@@ -20,8 +20,10 @@ import pyarrow.compute as pc
 import torch
 
 from prefdistill.adapters import SCORE
+from prefdistill.attention import ATTENTION, register
 from prefdistill.bases import copy_tokenizer, tensor_header
 from prefdistill.files import temporary_folder
+from prefdistill.gptq_calibration import packed_classifier, packed_passes
 from prefdistill.gptq_check import compare, default_dtype
 from prefdistill.io import (
     FOLD_SCHEMA,
@@ -87,8 +89,8 @@ def check_group_size(folder: Path, group_size: int) -> None:
 
 
 @contextmanager
-def _classifier_loader(model_type: str) -> Iterator[Any]:
-    """GPTQModel with its class for ``model_type`` pointed at the classifier class."""
+def _classifier_loader(model_type: str, token_budget: int) -> Iterator[Any]:
+    """GPTQModel with its class for ``model_type`` replaced by ``packed_classifier``."""
     # Without these, the first quantisation spends 50 s on compiling a packing kernel,
     # and two cores wait for workers that never come.
     os.environ.setdefault("GPTQMODEL_DISABLE_PACK_EXT", "1")
@@ -97,36 +99,40 @@ def _classifier_loader(model_type: str) -> Iterator[Any]:
         from gptqmodel import GPTQModel
         from gptqmodel.models.auto import MODEL_MAP
         from logbar import LogBar
-        from transformers import AutoModelForSequenceClassification
 
         LogBar.shared().setLevel("WARN")
         if model_type not in MODEL_MAP:
             raise UserError(f"model_type {model_type}: unknown to GPTQModel")
         definition = MODEL_MAP[model_type]
-        before = definition.loader
-        definition.loader = AutoModelForSequenceClassification
+        MODEL_MAP[model_type] = packed_classifier(definition, token_budget)
         try:
             yield GPTQModel
         finally:
-            definition.loader = before
+            MODEL_MAP[model_type] = definition
 
 
 def _quantise(
-    source: Path, scratch: Path, rows: list[np.ndarray], options: dict[str, Any]
+    source: Path,
+    scratch: Path,
+    rows: list[np.ndarray],
+    token_budget: int,
+    options: dict[str, Any],
 ) -> None:
     """Quantise into a scratch folder, as GPTQModel leaves it."""
-    with _classifier_loader(read_json(source / "config.json")["model_type"]) as loader:
+    register()
+    model_type = read_json(source / "config.json")["model_type"]
+    with _classifier_loader(model_type, token_budget) as loader:
         from gptqmodel import QuantizeConfig
 
         config = QuantizeConfig(**options, offload_to_disk=False)
         model = loader.load(
-            str(source), config, trust_remote_code=False, dtype=default_dtype()
+            str(source),
+            config,
+            trust_remote_code=False,
+            dtype=default_dtype(),
+            attn_implementation=ATTENTION,
         )
-        calibration = [
-            {"input_ids": row.tolist(), "attention_mask": [1] * len(row)}
-            for row in rows
-        ]
-        model.quantize(calibration, batch_size=1)
+        model.quantize(packed_passes(rows, token_budget))
         model.save(str(scratch), max_shard_size=None)
 
 
@@ -164,6 +170,7 @@ def quantise_classifier(
     desc_act: bool,
     damp_percent: float,
     seed: int,
+    token_budget: int,
 ) -> None:
     """Quantise a classifier's linear layers; embedding and score head are kept.
 
@@ -176,6 +183,7 @@ def quantise_classifier(
         desc_act: Quantise columns in order of falling activation.
         damp_percent: Damping of the Hessian's diagonal, a share of its mean.
         seed: Of anything random inside GPTQModel.
+        token_budget: Most calibration tokens in a forward pass.
 
     Raises:
         UserError: If there are no rows, or layers cannot be divided into groups.
@@ -191,7 +199,7 @@ def quantise_classifier(
         "damp_percent": damp_percent,
     }
     with temporary_folder(target) as scratch:
-        _quantise(source, scratch, rows, options)
+        _quantise(source, scratch, rows, token_budget, options)
         _install(source, scratch, target)
 
 
@@ -202,6 +210,7 @@ def export_quantised(
     bits: int,
     settings: dict[str, Any],
     text: dict[str, Any],
+    token_budget: int,
 ) -> None:
     """Quantise a classifier, reload it, and write ``quantisation.json`` beside it.
 
@@ -215,6 +224,7 @@ def export_quantised(
         bits: 4 or 8.
         settings: group_size, desc_act, damp_percent, n_calibration_pairs, seed.
         text: The ``text`` settings.
+        token_budget: Most calibration tokens in a forward pass.
     """
     table = read_table(fold_path, FOLD_SCHEMA)
     tokenizer = load_tokenizer(source)
@@ -230,6 +240,7 @@ def export_quantised(
         target,
         rows,
         bits=bits,
+        token_budget=token_budget,
         **{key: settings[key] for key in (*GPTQ_OPTIONS, "seed")},
     )
     gap, difference = compare(source, target, rows_of("select", N_COMPARED_PAIRS), bits)
