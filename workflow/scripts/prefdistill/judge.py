@@ -26,13 +26,14 @@ from prefdistill.job import UserError
 from prefdistill.judge_settings import JudgeSettings, read_judge_settings
 from prefdistill.memory import place
 from prefdistill.models import device_of, load_classifier, load_tokenizer
+from prefdistill.packing import CPU_TOKENS
 from prefdistill.pairs import TEXT_COLUMNS, CellFault, parse_turns
 from prefdistill.prompts import EncodedPairs, encode_pairs
 from prefdistill.tta import as_answers, symmetrise
 
 Text = str | Sequence[str]
 
-GPU_TOKENS, CPU_TOKENS = 16384, 2048
+GPU_TOKENS = 16384
 # Pairs between two reports of progress; packing loses next to nothing by the cut.
 CHUNK_PAIRS = 1024
 

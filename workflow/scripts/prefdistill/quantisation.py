@@ -35,6 +35,7 @@ from prefdistill.io import (
 )
 from prefdistill.job import UserError
 from prefdistill.models import load_tokenizer
+from prefdistill.packing import CPU_TOKENS
 from prefdistill.prompts import encode_pairs
 from prefdistill.tensors import read_tensors, write_tensors
 
@@ -119,6 +120,8 @@ def _quantise(
     options: dict[str, Any],
 ) -> None:
     """Quantise into a scratch folder, as GPTQModel leaves it."""
+    if not torch.cuda.is_available():
+        token_budget = min(token_budget, CPU_TOKENS)
     register()
     model_type = read_json(source / "config.json")["model_type"]
     with _classifier_loader(model_type, token_budget) as loader:
