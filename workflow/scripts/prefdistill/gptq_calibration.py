@@ -19,6 +19,8 @@ from prefdistill.packing import collate, pack, shape_step
 def packed_passes(rows: list[np.ndarray], token_budget: int) -> list[dict[str, Any]]:
     """Examples for GPTQModel: rows in bins, without padding.
 
+    The two orders of a pair share no tokens, as each row's own enter the Hessians.
+
     Args:
         rows: Calibration tokens, ``(length,)`` integer each.
         token_budget: Most tokens of a pass; a longer row has one of its own.
