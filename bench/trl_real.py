@@ -7,11 +7,12 @@
 Needs no run and no Snakemake; a GPU is used if there is one. The labelled pairs are
 cleaned and cut by prompt into parts, as for `folds.test_part`. Each part is tested
 once: of the other rows both systems train on the same, at each learning rate; scale and
-margin, or vector scaling, are fitted on `select`; the rate of least log loss on `dev`
-is taken. Both have the same base, LoRA, epochs, pairs a step, schedule and longest row.
-The student learns from labels alone (no teacher, no post-pretraining) and reads both
-orders of a pair in a step; the reward model learns nothing from ties. Beside them stand
-the class prior and trees on surface features, of the same train rows.
+margin, or vector scaling, are fitted on `select`, each with a weak prior; the rate of
+least log loss on `dev` is taken. Both have the same base, LoRA, epochs, pairs a step,
+schedule and longest row. The student learns from labels alone (no teacher, no
+post-pretraining) and reads both orders of a pair in a step; the reward model learns
+nothing from ties. Beside them stand the class prior and trees on surface features, of
+the same train rows.
 
 A part's result is written to `--out` when it is done and not made again, so parts can
 run side by side (`--parts 0 & ... --parts 1 & ... wait`), and a last call without
@@ -186,7 +187,11 @@ def try_reward_model(
     difference = reward_model.reward_differences(trainer, table.filter(pa.array(rows)))
     known = labels.rows(rows)
     select = known.split == "select"
-    fit = reward_model.fit_margin(difference[select], known.label[select])
+    # A row of each class more, as for the class prior: without a tie no margin is best.
+    fit = reward_model.fit_margin(
+        np.append(difference[select], [0, 0, 0]),
+        np.append(known.label[select], [0, 1, 2]),
+    )
     facts = {"pairs": len(pairs), "scale": fit[0], "margin": abs(fit[1])}
     facts |= _seconds(started, trained)
     return reward_model.tie_probabilities(difference, *fit), facts
