@@ -84,6 +84,10 @@ report: setup ## bring results/report.html and results/report up to date, print 
 		--report results/report.html --quiet
 	@cat results/report/summary.md
 
+.PHONY: tensorboard
+tensorboard: setup ## write training curves and job times as TensorBoard event files
+	@$(VENV)/bin/python tools/write_events.py $(ARGS)
+
 .PHONY: release
 release: setup ## write results/release: judges with card and example, to hand on
 	$(DRIVE) release $(if $(CONFIG),--configfile $(CONFIG)) $(WHERE) $(ARGS)

@@ -3,11 +3,9 @@
     pip install --target scratch/trl --no-deps trl==1.16.0     # not in the lock
     PYTHONPATH=scratch/trl python bench/trl_baseline.py        # after `make demo`
 
-A reward model gives each answer by itself a number, learnt from the difference between
-the winner's and the loser's (Bradley-Terry). It knows no ties: they are left out of its
-training, and a scale and a margin, fitted on `select` as the judge's calibration is,
-turn differences into three probabilities. Same base, LoRA, learning rate, steps of as
-many pairs, one pass over the same pairs: those of fold 0 and of post-pretraining.
+The reward model's scale and margin are fitted on `select`, as the judge's calibration
+is. Same base, LoRA, learning rate, steps of as many pairs, one pass over the same
+pairs: those of fold 0 and of post-pretraining. `trl_real.py` compares on other pairs.
 """
 
 import argparse
@@ -20,9 +18,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import torch
-from scipy.optimize import minimize
-from scipy.special import expit
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "workflow/scripts"))
 
@@ -36,12 +31,17 @@ from prefdistill.metrics import (
     labels_of,
     row_log_loss,
 )
-from prefdistill.models import load_tokenizer
 from prefdistill.summary import markdown_table
 from prefdistill.tta import read_predictions, symmetrise
+from reward_model import (
+    fit_margin,
+    preferences,
+    reward_differences,
+    tie_probabilities,
+    train_reward_model,
+)
 
 VIEWS = ["AB", "BA"]
-MAX_LENGTH = 256
 LORA = {"r": 4, "lora_alpha": 8, "lora_dropout": 0.0, "target_modules": "all-linear"}
 TRAINING = {
     "learning_rate": 3e-3,
@@ -49,91 +49,8 @@ TRAINING = {
     "per_device_train_batch_size": 16,
     "lr_scheduler_type": "cosine",
     "warmup_steps": 0.1,
-    "max_length": MAX_LENGTH,
+    "max_length": 256,
 }
-
-
-def answer_texts(table: pa.Table, side: str) -> list[str]:
-    """Prompt and one answer of each row as one text, turns joined by line breaks."""
-    prompts, answers = table.column("prompt"), table.column(f"response_{side}")
-    return [
-        "<prompt>: {}\n\n<response_a>: {}\n\n<verdict>:".format(
-            *("\n".join(turn or "" for turn in turns) for turns in row)
-        )
-        for row in zip(prompts.to_pylist(), answers.to_pylist(), strict=True)
-    ]
-
-
-def preferences(table: pa.Table) -> list[dict[str, str]]:
-    """Winners and losers of the rows that are no tie, as TRL wants them."""
-    labels = table_targets(table).argmax(axis=1)
-    texts = [answer_texts(table, side) for side in "ab"]
-    return [
-        {"chosen": texts[label][row], "rejected": texts[1 - label][row]}
-        for row, label in enumerate(labels)
-        if label < 2
-    ]
-
-
-def train_reward_model(
-    base: Path, rows: list[dict[str, str]], folder: str, seed: int
-) -> Any:
-    """What a user of TRL writes."""
-    from datasets import Dataset
-    from peft import LoraConfig
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer
-    from trl import RewardConfig, RewardTrainer
-
-    torch.manual_seed(seed)  # the score head is drawn before the trainer seeds
-    trainer = RewardTrainer(
-        model=AutoModelForSequenceClassification.from_pretrained(
-            base, num_labels=1, dtype=torch.float32, trust_remote_code=False
-        ),
-        args=RewardConfig(
-            folder, report_to="none", save_strategy="no", use_cpu=True, bf16=False,
-            gradient_checkpointing=False, disable_tqdm=True, seed=seed, **TRAINING,
-        ),
-        train_dataset=Dataset.from_list(rows),
-        processing_class=AutoTokenizer.from_pretrained(base, trust_remote_code=False),
-        peft_config=LoraConfig(task_type="SEQ_CLS", modules_to_save=["score"], **LORA),
-    )  # fmt: skip
-    trainer.train()
-    return trainer.model.eval()
-
-
-@torch.inference_mode()
-def reward_differences(model: Any, tokenizer: Any, table: pa.Table) -> np.ndarray:
-    """Reward of A minus that of B, ``(n,)``; texts end as in training."""
-    rewards = []
-    for side in "ab":
-        texts = [text + tokenizer.eos_token for text in answer_texts(table, side)]
-        for start in range(0, len(texts), 32):
-            batch = tokenizer(
-                texts[start : start + 32], padding=True, truncation=True,
-                max_length=MAX_LENGTH, return_tensors="pt",
-            )  # fmt: skip
-            rewards.append(model(**batch).logits[:, 0].float().numpy())
-    first, second = np.split(np.concatenate(rewards), 2)
-    return first - second
-
-
-def tie_probabilities(
-    difference: np.ndarray, scale: float, margin: float
-) -> np.ndarray:
-    """P(A), P(B), P(tie) of reward differences (Rao and Kupper 1967): ``(n, 3)``."""
-    first, second = (
-        expit(sign * scale * difference - abs(margin)) for sign in (1.0, -1.0)
-    )
-    return np.stack([first, second, 1 - first - second], axis=1)
-
-
-def fit_margin(difference: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
-    """The scale and margin of least log loss."""
-
-    def loss(theta: np.ndarray) -> float:
-        return row_log_loss(tie_probabilities(difference, *theta), labels).mean()
-
-    return tuple(minimize(loss, [1.0, 0.5], method="Nelder-Mead").x)
 
 
 def own_probabilities(folder: Path, labels: Labels, ids: np.ndarray) -> np.ndarray:
@@ -168,13 +85,10 @@ def reward_model_probabilities(
     rows = preferences(pa.concat_tables([table.filter(split == "train"), extra]))
     started = time.monotonic(), time.process_time()
     with tempfile.TemporaryDirectory() as scratch:
-        model = train_reward_model(base, rows, scratch, seed)
+        trainer = train_reward_model(base, rows, scratch, seed, LORA, TRAINING)
     seconds = time.monotonic() - started[0], time.process_time() - started[1]
-    tokenizer = load_tokenizer(base)
     parts = {name: table.filter(split == name) for name in ("select", "test")}
-    found = {
-        name: reward_differences(model, tokenizer, part) for name, part in parts.items()
-    }
+    found = {name: reward_differences(trainer, part) for name, part in parts.items()}
     labels = table_targets(parts["select"]).argmax(axis=1)
     scale, margin = fit_margin(found["select"], labels)
     facts = {

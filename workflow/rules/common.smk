@@ -93,6 +93,12 @@ DATA_FILES = [
 ]
 # Whether whole models are shown the second order of uncertain rows only.
 BUDGETED = config["predict"]["second_view_share"] < 1
+# The known priors of degenerate rows, or None while the model predicts them too.
+KNOWN_PRIORS = (
+    {kind: config["predict"]["known_priors"][kind] for kind in ("empty", "identical")}
+    if config["predict"]["known_priors"]["apply"]
+    else None
+)
 SUBMISSION = ["results/submission.csv"] if config["data"]["test"] else []
 
 ADAPTER_BASES = "bf16|nf4|gptq4"

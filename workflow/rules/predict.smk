@@ -1,12 +1,5 @@
 """Predictions of every model in every view, their symmetrised form, the submission."""
 
-# The known priors of degenerate rows, or None while the model predicts them too.
-KNOWN_PRIORS = (
-    {kind: config["predict"]["known_priors"][kind] for kind in ("empty", "identical")}
-    if config["predict"]["known_priors"]["apply"]
-    else None
-)
-
 
 rule predict_view:
     """Score select, test and unlabelled pairs (fold models: dev too) in all views."""

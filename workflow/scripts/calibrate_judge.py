@@ -23,6 +23,8 @@ def main(
     views: list[str],
     method: str,
     text: dict[str, Any] | None = None,
+    known_priors: dict[str, Any] | None = None,
+    budget_path: Path | None = None,
 ) -> None:
     """Read a judge's predictions, fit on select, write the scaling and its effect.
 
@@ -33,9 +35,11 @@ def main(
         views: The views.
         method: ``calibration.judge``.
         text: The ``text`` settings, where ``judge.json`` is wanted beside the scaling.
+        known_priors: ``predict.known_priors`` for ``judge.json``; None if not in use.
+        budget_path: ``second_view.json``, if only uncertain rows use the second view.
     """
     from prefdistill.calibration import calibrate_judge
-    from prefdistill.io import write_json
+    from prefdistill.io import read_json, write_json
     from prefdistill.judge_settings import write_judge_settings
     from prefdistill.metrics import read_labels
     from prefdistill.tta import read_predictions
@@ -48,7 +52,8 @@ def main(
     )  # fmt: skip
     write_json(calibration_path, record)
     if text:
-        write_judge_settings(calibration_path.parent, text, views)
+        budget = None if budget_path is None else read_json(budget_path)
+        write_judge_settings(calibration_path.parent, text, views, known_priors, budget)
 
 
 if __name__ == "__main__":
@@ -60,4 +65,6 @@ if __name__ == "__main__":
             views=list(snakemake.params.views),
             method=snakemake.params.method,
             text=snakemake.params.text if snakemake.output.get("settings") else None,
+            known_priors=snakemake.params.known_priors,
+            budget_path=next(map(Path, snakemake.input.get("budget", [])), None),
         )

@@ -22,9 +22,10 @@ logger = logging.getLogger(__name__)
 
 def main(pairs_path: Path, report_path: Path, data: dict[str, Any]) -> None:
     """Read every configured file and write the table and its counts."""
+    from prefdistill.hub_rows import read_hub_rows
     from prefdistill.io import PAIRS_SCHEMA, write_json
     from prefdistill.pairs import ImportedFile, PairsWriter, list_entries, open_parquet
-    from prefdistill.readers import read_file_rows, read_hub_rows
+    from prefdistill.readers import read_file_rows
 
     files: list[ImportedFile] = []
     with open_parquet(pairs_path, PAIRS_SCHEMA) as writer:

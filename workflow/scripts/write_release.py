@@ -40,13 +40,11 @@ def main(
     from prefdistill.release import write_release
     from prefdistill.summary import read_rows, rows_on_test
 
-    settings = read_json(source / SETTINGS_FILE)
     facts = CardFacts(
         judge=judge,
         student=bases["student"],
         teachers={name: base for name, base in bases.items() if name != "student"},
-        text=settings["text"],
-        views=settings["views"],
+        settings=read_json(source / SETTINGS_FILE),
         scores=rows_on_test(read_rows(scores_path), [judge]),
         calibration=read_json(source / CALIBRATION_FILE),
         imported=read_json(import_path),

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from prefdistill.estimates import SIMULATED_FOLDER
+from prefdistill.known_priors import KINDS
 from prefdistill.release import EXAMPLE
 from prefdistill.summary import markdown_table, score_table
 from prefdistill.version import __version__
@@ -42,8 +43,7 @@ class CardFacts:
         judge: The stage's name in the scores: merged, gptq8 or gptq4.
         student: Settings of the student's base model.
         teachers: Settings of the base model of each teacher, by the teacher's name.
-        text: The ``text`` settings.
-        views: Orders that are averaged.
+        settings: Content of ``judge.json``.
         scores: Rows of ``scores.csv`` on test, see ``summary.rows_on_test``.
         calibration: Content of ``calibration.json``.
         imported: Content of ``import.json``.
@@ -53,8 +53,7 @@ class CardFacts:
     judge: str
     student: Mapping[str, Any]
     teachers: Mapping[str, Mapping[str, Any]]
-    text: Mapping[str, Any]
-    views: Sequence[str]
+    settings: Mapping[str, Any]
     scores: Sequence[Mapping[str, Any]]
     calibration: Mapping[str, Any]
     imported: Mapping[str, Any]
@@ -141,7 +140,8 @@ def _calibration(record: Mapping[str, Any]) -> str:
     )
 
 
-def _rows(text: Mapping[str, Any], views: Sequence[str]) -> str:
+def _rows(settings: Mapping[str, Any]) -> str:
+    text, views = settings["text"], settings["views"]
     both = len(views) > 1
     order = (
         "The pair is shown in both orders; after the classes of the second are turned "
@@ -158,7 +158,32 @@ def _rows(text: Mapping[str, Any], views: Sequence[str]) -> str:
         f"a cut text both ends are kept ({text['head_share']:g} of it from the "
         "beginning). The classes are (first answer, second answer, tie) *as shown*, "
         f"read at the last token. {order} `judge.json` has all of this."
+        + _exceptions(settings)
     )
+
+
+def _exceptions(settings: Mapping[str, Any]) -> str:
+    """What the judge does with some rows only; a paragraph, or nothing."""
+    parts = []
+    if settings.get("second_view"):
+        threshold = settings["second_view"]["threshold"]
+        parts.append(
+            "The second order is shown only where the probabilities of the first, by "
+            f"a scaling of its own, have an entropy of at least {threshold:.4f} nats."
+        )
+    if settings.get("known_priors"):
+        empty, same = (
+            ", ".join(f"{p:g}" for p in settings["known_priors"][kind])
+            for kind in KINDS
+        )
+        parts.append(
+            "A row with one empty answer is not left to the model: that the empty one, "
+            f"the other or none wins has the fixed probabilities ({empty}). One whose "
+            f"answers are equal but for white space has ({same}) for (A, B, tie)."
+        )
+    if not parts:
+        return ""
+    return "\n\n" + " ".join([*parts, "prefdistill does so, `example.py` does not."])
 
 
 def _quoted(text: str) -> str:
@@ -166,13 +191,14 @@ def _quoted(text: str) -> str:
 
 
 def _limits(facts: CardFacts) -> str:
+    max_length = facts.settings["text"]["max_length"]
     return "\n".join(
         [
             "- It predicts what the people who judged the data above preferred. That "
             "is not what is true, safe or useful, and other people differ.",
             "- The scores hold for prompts and answers like those; other languages, "
             "tasks or newer models' answers were not tested unless the data have them.",
-            f"- Texts beyond {facts.text['max_length']} tokens in all are cut, so it "
+            f"- Texts beyond {max_length} tokens in all are cut, so it "
             "does not see the middle of long answers.",
             "- Answers written to please a judge were not tested. Its verdict should "
             "not be the only reward of a training run.",
@@ -227,7 +253,7 @@ def card_text(facts: CardFacts) -> str:
                 "## Calibration",
                 _calibration(facts.calibration),
                 "## How a row is built",
-                _rows(facts.text, facts.views),
+                _rows(facts.settings),
                 "## Limits",
                 _limits(facts),
                 "## Licences",

@@ -137,7 +137,7 @@ def write_scores(
         path: The CSV file.
         ids: One a row.
         probs: ``(n, 3)`` probabilities of A, B and tie.
-        order_gap: ``(n,)``, see ``Judge.order_gap``.
+        order_gap: ``(n,)``, see ``Judge.order_gap``; NaN leaves the cell empty.
     """
     with (
         atomic_path(path) as temporary,
@@ -149,7 +149,8 @@ def write_scores(
         for name, row, top, gap in zip(
             ids, probs.tolist(), best, order_gap.tolist(), strict=True
         ):
-            writer.writerow([name, *row, CLASSES[top], f"{gap:.4f}"])
+            shown = "" if np.isnan(gap) else f"{gap:.4f}"
+            writer.writerow([name, *row, CLASSES[top], shown])
 
 
 def score_text(probs: np.ndarray, pairs: Pairs) -> str | None:
@@ -202,8 +203,7 @@ def predict(
     from prefdistill.judge_settings import SETTINGS_FILE
 
     judge = Judge.load(judge_folder, device)
-    encoded = judge.encode(pairs_table(pairs.ids, pairs.rows))
-    logger.info("%d pairs are too long and were cut", encoded.n_truncated)
+    table = pairs_table(pairs.ids, pairs.rows)
     identity = identity_of(
         [__version__, plain, str(judge.device)],
         input_path,
@@ -212,9 +212,8 @@ def predict(
     )
     place = hashlib.sha256(str(output_path.resolve()).encode()).hexdigest()[:12]
     checkpoints = Checkpoints(scratch / "predict" / place, identity)
-    logits = judge.logits(encoded, checkpoints)
-    probs = judge.probabilities(logits)
-    write_scores(output_path, pairs.ids, probs, judge.order_gap(logits))
+    probs, order_gap = judge.score(table, checkpoints)
+    write_scores(output_path, pairs.ids, probs, order_gap)
     checkpoints.remove()
     logger.info("%s: %d rows", output_path, len(pairs.ids))
     return score_text(probs, pairs)

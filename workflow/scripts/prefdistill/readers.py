@@ -1,4 +1,4 @@
-"""Rows of one input: CSV or JSON lines, packed or not, parquet, or a Hub data set.
+"""Rows of one file: CSV or JSON lines, packed or not, or parquet.
 
 Every reader is a generator of ``RawRow`` in bounded memory that fills the counts of its
 file on the way; ``pairs`` parses the values. Python's csv module reads the CSV, as it
@@ -9,7 +9,6 @@ import csv
 import gzip
 import io
 import json
-import os
 import zlib
 from collections import Counter
 from collections.abc import Iterator
@@ -19,13 +18,10 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from prefdistill.io import TARGET_COLUMNS
 from prefdistill.job import UserError
 from prefdistill.pairs import (
     FIELDS,
     LONE_SURROGATE,
-    TEXT_COLUMNS,
-    UNLABELLED,
     CellFault,
     ImportedFile,
     RawRow,
@@ -126,13 +122,14 @@ def _bad_byte(path: Path) -> str:
     return "at an unknown place"
 
 
-def _one_line(error: BaseException) -> str:
+def one_line(error: BaseException) -> str:
+    """What an error says, line breaks folded."""
     return " ".join(str(error).split())
 
 
 def _unreadable(path: Path, error: BaseException) -> UserError:
     return UserError(
-        f"{path}: cannot be read to its end ({_one_line(error)}); fetch or write it "
+        f"{path}: cannot be read to its end ({one_line(error)}); fetch or write it "
         "again"
     )
 
@@ -176,7 +173,7 @@ def read_csv_rows(path: Path, source: str, counts: ImportedFile) -> Iterator[Raw
                 yield RawRow(number, here, [row[place] for place in columns])
     except csv.Error as error:
         known = [text for key, text in _CSV_FAULTS.items() if key in str(error)]
-        text = known[0] if known else _one_line(error)
+        text = known[0] if known else one_line(error)
         raise UserError(f"{path}, {where}: {text}") from error
     except UnicodeDecodeError as error:
         try:
@@ -280,7 +277,7 @@ def read_parquet_rows(
         ) from error
     except (pa.ArrowException, OSError, ValueError) as error:
         raise UserError(
-            f"{path}: not a readable parquet file ({_one_line(error)}); write it "
+            f"{path}: not a readable parquet file ({one_line(error)}); write it "
             "again, or give it the name of its kind"
         ) from error
 
@@ -310,114 +307,3 @@ def read_file_rows(path: Path, source: str, counts: ImportedFile) -> Iterator[Ra
     known = _NOT_READ.get(path.suffix.lower())
     kinds = f"cannot read this kind of file; give {', '.join(READERS)} instead"
     raise UserError(f"{path}: {known or kinds}")
-
-
-WINNERS = {
-    "model_a": (1, 0, 0),
-    "model_b": (0, 1, 0),
-    "tie": (0, 0, 1),
-    "tie (bothbad)": (0, 0, 1),
-}
-
-
-def _conversation_turns(turns: Any, role: str, column: str) -> list[str]:
-    try:
-        return [turn["content"] for turn in turns if turn["role"] == role]
-    except (TypeError, KeyError) as error:
-        raise CellFault(column, "is not a list of {role, content} turns") from error
-
-
-def _derive_fields(row: dict[str, Any]) -> None:
-    """Fill labels from ``winner``, and texts from ``conversation_a`` and ``_b``.
-
-    Raises:
-        CellFault: If the winner is unknown or the conversations' questions differ.
-    """
-    if "winner" in row:
-        winner = row["winner"]
-        if winner not in WINNERS:
-            raise CellFault("winner", f"{winner!r} is none of {', '.join(WINNERS)}")
-        row.update(zip(TARGET_COLUMNS, WINNERS[winner], strict=True))
-    if "conversation_a" in row:
-        for side in "ab":
-            name = f"conversation_{side}"
-            row[f"response_{side}"] = _conversation_turns(row[name], "assistant", name)
-        row["prompt"] = _conversation_turns(
-            row["conversation_a"], "user", "conversation_a"
-        )
-        asked = _conversation_turns(row["conversation_b"], "user", "conversation_b")
-        if asked != row["prompt"]:
-            raise CellFault(
-                "conversation_b", "its user turns differ from those of conversation_a"
-            )
-
-
-def load_hub(entry: dict[str, Any]) -> Any:
-    """Load one split of a Hub data set, or of a local directory of that shape.
-
-    Args:
-        entry: ``hub`` (repository or directory), ``split`` and ``revision``.
-
-    Raises:
-        UserError: If it cannot be loaded.
-    """
-    import datasets
-
-    datasets.disable_progress_bars()
-    try:
-        return datasets.load_dataset(
-            entry["hub"],
-            revision=entry.get("revision"),
-            split=entry.get("split") or "train",
-            token=os.environ.get("HF_TOKEN") or False,
-        )
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        raise UserError(
-            f"data set {entry['hub']}: cannot be loaded ({_one_line(error)}); check "
-            "its name, split and revision, the network, and that you have access to it"
-        ) from error
-
-
-def read_hub_rows(
-    entry: dict[str, Any], source: str, counts: ImportedFile
-) -> Iterator[RawRow]:
-    """Stream the rows of a Hub data set through its mapping of columns.
-
-    ``columns`` maps our names to the data set's; a name that is not mapped is its own.
-    ``winner`` may stand for the three labels, ``conversation_a`` and
-    ``conversation_b`` (lists of role and content) for the three texts. Where there is
-    no id, the row number is the id.
-
-    Raises:
-        UserError: If it cannot be loaded, lacks a column or has an unknown winner.
-    """
-    data = load_hub(entry)
-    origin = {name: name for name in data.column_names if name in FIELDS}
-    for ours, theirs in (entry.get("columns") or {}).items():
-        if theirs and theirs not in data.column_names:
-            raise UserError(
-                f"data set {entry['hub']}, columns.{ours}: it has no column {theirs}; "
-                f"it has {', '.join(data.column_names)}"
-            )
-        if theirs and not (source in UNLABELLED and ours == "winner"):
-            origin[ours] = theirs
-    available = {*origin, "id"}
-    if "winner" in origin:
-        available.update(TARGET_COLUMNS)
-    if {"conversation_a", "conversation_b"} <= origin.keys():
-        available.update(TEXT_COLUMNS)
-    match_columns(sorted(available), source, counts.file)
-    counts.ignored_columns = sorted(set(data.column_names) - set(origin.values()))
-
-    data = data.select_columns(sorted(set(origin.values()))).with_format("arrow")
-    number = 0
-    for batch in data.iter(batch_size=1024):
-        cells = {ours: batch.column(name).to_pylist() for ours, name in origin.items()}
-        for place in range(len(batch)):
-            number += 1
-            row = {"id": number} | {name: cells[name][place] for name in cells}
-            try:
-                _derive_fields(row)
-            except CellFault as fault:
-                raise fault.located(counts.file, f"row {number}") from fault
-            yield RawRow(number, f"row {number}", [row.get(name) for name in FIELDS])

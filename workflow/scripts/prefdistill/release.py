@@ -32,26 +32,21 @@ OPTIONAL_FILES = (
 )
 _NO_LINKS = (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP, errno.EACCES)
 
-EXAMPLE = '''\
-"""python example.py PROMPT ANSWER_A ANSWER_B: which would a person prefer?"""
-import json, pathlib, string, sys, torch
+EXAMPLE = r'''"""python example.py PROMPT ANSWER_A ANSWER_B: which would a person prefer?"""
+import json, pathlib, sys, torch
 from transformers import AutoModelForSequenceClassification as Classifier, AutoTokenizer
-here = pathlib.Path(__file__).parent
+here, (prompt, a, b) = pathlib.Path(__file__).parent, sys.argv[1:]
 judge, scale = (json.loads((here / f"{f}.json").read_text()) for f in ("judge", "calibration"))
 tokenizer = AutoTokenizer.from_pretrained(here)
-dtype = "auto" if torch.cuda.is_available() else "float32"
-model = Classifier.from_pretrained(here, dtype=dtype, device_map="auto")
-def probabilities(*texts):  # of (first answer, second answer, tie), as shown
-    parts = zip(string.Formatter().parse(judge["text"]["template"]), (*texts, ""))
-    parts = [part for (literal, *_), text in parts for part in (literal, text)]
-    ids = [i for part in parts for i in tokenizer(part, add_special_tokens=False).input_ids]
+model = Classifier.from_pretrained(here, device_map="auto", dtype="auto" if torch.cuda.is_available() else "float32")
+def probabilities(first, second):  # of (first answer, second answer, tie), as shown
+    row = judge["text"]["template"].format(prompt=f"\0{prompt}\0", response_a=f"\0{first}\0", response_b=f"\0{second}\0")
+    ids = [i for part in row.split("\0") for i in tokenizer(part, add_special_tokens=False).input_ids]
     bos = [] if tokenizer.bos_token_id in (None, ids[0]) else [tokenizer.bos_token_id]
     logits = model(torch.tensor([bos + ids], device=model.device)).logits[0].detach().float().cpu()
     return (logits * torch.tensor(scale["a"]) + torch.tensor(scale["b"])).softmax(0)
-prompt, a, b = sys.argv[1:]
-views = {"AB": probabilities(prompt, a, b), "BA": probabilities(prompt, b, a)[[1, 0, 2]]}
-mean = torch.stack([views[view] for view in judge["views"]]).mean(0)
-print(json.dumps(dict(zip(("a", "b", "tie"), mean.tolist()))))
+views = [probabilities(a, b) if order == "AB" else probabilities(b, a)[[1, 0, 2]] for order in judge["views"]]
+print(json.dumps(dict(zip(("a", "b", "tie"), torch.stack(views).mean(0).tolist()))))
 '''  # noqa: E501
 
 
