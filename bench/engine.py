@@ -398,6 +398,7 @@ def train_engine(model: Any, encoded: Any, amount: Amount, clock: Clock) -> list
     with (
         tempfile.TemporaryDirectory() as folder,
         mock.patch.object(training, "stop_requested", asked_to_stop),
+        mock.patch.object(training, "MANY_SHAPES_FLOP", 0.0),  # as in a long training
     ):
         trainer = training.Trainer(
             model,

@@ -298,6 +298,7 @@ def compare(
         "common tokens once and a row at a time",
         compute([alike], shared),
         compute([[row] for row in alike]),
+        "others",
     )
     for how in ("selective", "full"):
         if how == "full" or architecture != "qwen2":
@@ -412,7 +413,7 @@ def train(options: argparse.Namespace, base: str) -> list[float | None]:
     model = adapt(model, rank=16, lowest_layer=0, fresh=True)
     with (
         tempfile.TemporaryDirectory() as folder,
-        mock.patch.object(training, "shape_step", lambda budget, _device: budget),
+        mock.patch.object(training, "shape_step", lambda budget, *_: budget),
     ):
         trainer = training.Trainer(
             model, encoded, label_objective(targets), settings, 100.0,

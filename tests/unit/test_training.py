@@ -1,5 +1,6 @@
 import json
 import logging
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -175,6 +176,17 @@ def test_a_step_computes_prompts_once(start, encoded, monkeypatch, shares):
     assert record["n_tokens"] == expected["n_tokens"] == n_tokens
     assert record["loss"] == pytest.approx(expected["loss"], rel=1e-6)
     assert record["grad_norm"] == pytest.approx(expected["grad_norm"], rel=1e-5)
+
+
+def test_a_long_training_pads_to_more_shapes(start, monkeypatch):
+    trainer = start()
+    monkeypatch.setattr(training, "device_of", lambda _: SimpleNamespace(type="cuda"))
+    trainer.token_budget = 8192
+    monkeypatch.setattr(trainer, "_tokens_per_step", lambda: 50_000.0)
+    steps = []
+    for trainer.n_operations in (1e15, 1e19):
+        steps.append(trainer.shape_step())
+    assert steps == [2048, 512]
 
 
 def test_recomputation_changes_nothing(start):

@@ -172,13 +172,13 @@ def collate(
     )
 
 
-def shape_step(token_budget: int, device_type: str) -> int:
-    """What batches' lengths are rounded up to: on a GPU a quarter of the budget.
+def shape_step(token_budget: int, device_type: str, n_shapes: int = 4) -> int:
+    """What batches' lengths are rounded up to: on a GPU a part of the budget.
 
-    Compiled layers are built once a shape. Of a step's bins only the last is much
-    emptier than the budget, so little is lost, and four shapes are all there are (more
-    below 2048 tokens, as a block of attention has 128).
+    Compiled layers are built once a shape, some seconds each. Of a step's bins only the
+    last is much emptier than the budget, so with four shapes little is lost. (There are
+    more of a budget that so many blocks of attention, of 128 tokens, do not divide.)
     """
     if device_type != "cuda":
         return 1
-    return -(-token_budget // (4 * 128)) * 128
+    return -(-token_budget // (n_shapes * 128)) * 128
