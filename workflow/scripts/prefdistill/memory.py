@@ -73,7 +73,7 @@ def estimate_memory(
         precision: How the base is stored: bf16, fp16, fp32, nf4 or fp8.
         token_budget: Tokens in a forward pass.
         recompute: ``none``, ``selective`` or ``full``.
-        dropout: Of LoRA, whose masks are kept, and the input of its down projection.
+        dropout: Of LoRA, whose masks are kept, and the inputs that it drops from.
     """
     n_bytes = 4 if precision == "fp32" else 2
     linear_bytes = NF4_BYTES if precision == "nf4" else n_bytes
@@ -91,8 +91,12 @@ def estimate_memory(
     if config.model_type == "gemma2":  # norms come after products too
         kept += 2 * hidden
     mlp = hidden + 2 * gated
-    if dropout:  # a mask takes a byte a value
-        kept += (hidden + query) // 2
+    # Each LoRA keeps a value of its rank; the rank is that of an adapter of all seven.
+    sides = 2 * (hidden + query) + 2 * (hidden + keys) + 3 * (hidden + gated)
+    rank = counts["lora"] // (config.num_hidden_layers * sides)
+    kept, mlp = kept + 4 * rank, mlp + 3 * rank
+    if dropout:  # a mask takes a byte a value, and its product with an output is kept
+        kept += (hidden + query) // 2 + query
         mlp += hidden // 2 + gated + gated // 2
     layer = kept + mlp
     by_layer = {"none": layer, "selective": kept, "full": hidden}[recompute]
