@@ -6,5 +6,6 @@
 # module purge && module load cuda/12.8
 # . "$HOME/miniforge3/etc/profile.d/conda.sh" && conda activate prefdistill
 # export TMPDIR="/local/$SLURM_JOB_ID" && mkdir -p "$TMPDIR"
+# export TORCHINDUCTOR_CACHE_DIR="$HOME/.cache/torchinductor"   # keep compiled layers
 # export HTTPS_PROXY=http://proxy.example.org:3128
 :
