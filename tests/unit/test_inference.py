@@ -87,17 +87,29 @@ def test_prompts_are_computed_once_where_a_pass_holds_both_orders(
 
 
 def test_a_checkpoint_of_other_bins_is_not_used(model, encoded, tmp_path, monkeypatch):
-    """As where flash-attn came to be installed."""
+    """As where flash-attn came to be installed; scoring there keeps its own."""
     checkpoints = Checkpoints(tmp_path / "job", "abc")
-    calls = iter(range(1000))
-    monkeypatch.setattr(inference, "stop_requested", lambda: next(calls) == 2)
-    with pytest.raises(Interrupted):
-        score_pairs(model, encoded, token_budget=60, checkpoints=checkpoints)
-    monkeypatch.undo()
     monkeypatch.setattr(inference, "shares_prompts", lambda model: False)
     whole = score_pairs(model, encoded, token_budget=60)
+    for shares, stop_after in ((True, 3), (False, 1)):
+        with monkeypatch.context() as patch:
+            patch.setattr(inference, "shares_prompts", lambda _, shares=shares: shares)
+            stops = iter([False] * stop_after + [True])
+            patch.setattr(inference, "stop_requested", stops.__next__)
+            with pytest.raises(Interrupted, match=f"{stop_after} of"):
+                score_pairs(model, encoded, token_budget=60, checkpoints=checkpoints)
+    passes = []
+
+    def counted(*arguments):
+        passes.append(arguments)
+        return classify(*arguments)
+
+    monkeypatch.setattr(inference, "classify", counted)
     resumed = score_pairs(model, encoded, token_budget=60, checkpoints=checkpoints)
     assert (resumed == whole).all()
+    assert len(passes) == len(pack(np.repeat(encoded.lengths, 2), 60)) - 1
+    checkpoints.remove()
+    assert not checkpoints.folder.exists()
 
 
 def test_a_logit_that_is_not_finite_is_an_error(tiny_model_folder, encoded):

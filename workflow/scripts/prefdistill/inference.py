@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from prefdistill.checkpoints import Checkpoints
+from prefdistill.checkpoints import Checkpoints, identity_of
 from prefdistill.distributed import (
     any_process,
     is_first,
@@ -75,10 +75,12 @@ def score_pairs(
     lengths = rows.lengths
     n_weights = count_parameters(model)["linear"]
     set_compiled(core_model(model), 2 * n_weights * float(rows.n_tokens))
-    state = _State(
-        torch.zeros(len(lengths), 3), 0, token_budget, token_budget, rows.n_tokens
-    )
+    state = _State(torch.zeros(len(lengths), 3), 0, token_budget, token_budget)
     if checkpoints:
+        # Those of a machine where rows share no tokens, as with flash-attn, or the
+        # other way round, are of other bins.
+        bins_identity = identity_of([checkpoints.identity, rows.n_tokens])
+        checkpoints = Checkpoints(checkpoints.folder, bins_identity)
         state.resume(checkpoints)
     if is_sharded(model):  # equally many passes in every process
         state.pass_budget = state.token_budget
@@ -150,24 +152,19 @@ class _Rows:
 class _State:
     """Unfinished scoring: ``(rows, 3)`` float32 logits of the first ``n_done`` bins.
 
-    The bins are packed with ``token_budget``, and of ``n_tokens``, which are fewer
-    where rows share some; a pass holds at most ``pass_budget`` tokens of one.
+    The bins are packed with ``token_budget``; a pass holds at most ``pass_budget``
+    tokens of one.
     """
 
     logits: torch.Tensor
     n_done: int
     token_budget: int
     pass_budget: int
-    n_tokens: int
 
     def resume(self, checkpoints: Checkpoints) -> None:
-        """Take up the newest checkpoint, if there is one, with its packing.
-
-        One of a machine where rows were not shared, as here, or the other way round,
-        has other bins.
-        """
+        """Take up the newest checkpoint, if there is one, with its packing."""
         found = checkpoints.load()
-        if found and found[2]["n_tokens"] == self.n_tokens:
+        if found:
             self.n_done, tensors, info = found
             self.logits = tensors["logits"]
             self.token_budget = info["token_budget"]
@@ -175,10 +172,9 @@ class _State:
             logger.info("going on after %d batches", self.n_done)
 
     def save(self, checkpoints: Checkpoints) -> None:
-        names = ("token_budget", "pass_budget", "n_tokens")
-        info = {name: getattr(self, name) for name in names}
+        budgets = {"token_budget": self.token_budget, "pass_budget": self.pass_budget}
         if is_first():
-            checkpoints.save(self.n_done, {"logits": self.logits}, info)
+            checkpoints.save(self.n_done, {"logits": self.logits}, budgets)
         wait_for_all()
 
     def halve(self, longest_row: int) -> None:
