@@ -7,15 +7,15 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+from torch.nn.attention.flex_attention import (
+    BlockMask,
+    create_block_mask,
+    flex_attention,
+)
 
 from prefdistill import attention
-from prefdistill.attention import (
-    PackedLayout,
-    packed_attention,
-    visible_blocks,
-    windowed,
-)
+from prefdistill.attention import PackedLayout, packed_attention
+from prefdistill.block_masks import BLOCK, block_mask, visible_blocks, windowed
 from prefdistill.models import add_adapter, classify, load_classifier
 from prefdistill.packing import collate, sight
 
@@ -103,12 +103,11 @@ def test_packed_equals_the_definition(
     query = torch.randn(1, 4, n_tokens, 8, generator=generator)
     key, value = torch.randn(2, 1, 2, n_tokens, 8, generator=generator)
     layout = PackedLayout(np.array(lengths), CPU, shared and np.array(shared))
-    make = {
-        "cpu": layout.attention,
-        "flex": layout._block_mask,
-        "flash": layout._varlen,
-    }[path]
-    output = packed_attention(query, key, value, make(window), 0.7, softcap)
+    if path == "flex":
+        made = block_mask(layout.lengths, layout.shared, window, BLOCK, CPU)
+    else:
+        made = {"cpu": layout.attention, "flash": layout._varlen}[path](window)
+    output = packed_attention(query, key, value, made, 0.7, softcap)
     assert output.shape == (n_tokens, 4, 8)
     # The second of two rows computes their common tokens again, to the same.
     for places in places_of(lengths, shared or [0] * len(lengths)):
@@ -151,7 +150,7 @@ def test_a_batch_makes_one_mask_for_each_window(has_flash, monkeypatch):
     )
     layout = PackedLayout(np.array([200, 300, 12]), torch.device("meta"))
     whole, cut = layout.attention(None), layout.attention(100)
-    assert isinstance(whole, attention.Varlen if has_flash else attention.BlockMask)
+    assert isinstance(whole, attention.Varlen if has_flash else BlockMask)
     assert layout.attention(None) is whole is layout.attention(300)
     assert layout.attention(100) is cut is not whole
 
@@ -204,7 +203,7 @@ PAIRS = st.tuples(*[st.integers(1, 300)] * 3).map(
 @given(
     units=st.lists(SINGLES | PAIRS, min_size=1, max_size=6),
     window=st.none() | st.integers(1, 450),
-    step=st.sampled_from([attention.BLOCK, 64]),
+    step=st.sampled_from([BLOCK, 64]),
 )
 def test_visible_blocks_are_those_of_the_dense_mask(units, window, step):
     """All that are seen, and whole where they are; through a window, others may count.
@@ -215,10 +214,8 @@ def test_visible_blocks_are_those_of_the_dense_mask(units, window, step):
     seen = windowed(sight(np.array(lengths), np.array(shared)), window)
     partial, whole = visible_blocks(seen, window, step)
     mask = dense_mask(lengths, window, shared)
-    queries, keys = (range(0, len(mask), n) for n in (attention.BLOCK, step))
-    blocks = [
-        [mask[i : i + attention.BLOCK, k : k + step] for k in keys] for i in queries
-    ]
+    queries, keys = (range(0, len(mask), n) for n in (BLOCK, step))
+    blocks = [[mask[i : i + BLOCK, k : k + step] for k in keys] for i in queries]
     assert whole.tolist() == [[bool(b.all()) for b in row] for row in blocks]
     some = np.array([[bool(b.any() and not b.all()) for b in row] for row in blocks])
     if window is None or not any(shared):
@@ -226,19 +223,19 @@ def test_visible_blocks_are_those_of_the_dense_mask(units, window, step):
     assert (partial >= some).all()
 
 
-@pytest.mark.parametrize("step", [attention.BLOCK, 64])
+@pytest.mark.parametrize("step", [BLOCK, 64])
 @pytest.mark.parametrize("window", [None, 1, 100, 128, 200])
 @pytest.mark.parametrize("shared", [[0] * 8, [0, 0, 300, 0, 0, 99, 0, 1]])
 def test_the_block_mask_is_the_one_that_torch_makes(shared, window, step):
     lengths = np.array([5, 700, 1, 1, 130, 512, 57, 130])
-    assert lengths.sum() % attention.BLOCK == 0
+    assert lengths.sum() % BLOCK == 0
     n_tokens = int(lengths.sum())
-    mask = PackedLayout(lengths, CPU, np.array(shared))._block_mask(window, step)
+    mask = block_mask(lengths, np.array(shared), window, step, CPU)
     dense = torch.from_numpy(dense_mask(lengths, window, shared))
     expected = create_block_mask(
         lambda batch, head, query, key: dense[query, key],
         None, None, n_tokens, n_tokens,
-        device="cpu", BLOCK_SIZE=(attention.BLOCK, step),
+        device="cpu", BLOCK_SIZE=(BLOCK, step),
     )  # fmt: skip
     is_exact = window is None or not any(shared)
     for kind in ("kv", "full_kv", "q", "full_q") if is_exact else ():

@@ -18,12 +18,12 @@ from torch.nn.attention.flex_attention import BlockMask, flex_attention
 from torch.nn.functional import dropout as drop
 from torch.nn.functional import scaled_dot_product_attention
 
-from prefdistill.packing import Sight, sight
+from prefdistill.block_masks import BLOCK, block_mask
+from prefdistill.packing import sight
 from prefdistill.tensors import to_device
 
 ATTENTION = "packed"
 GROUP_FILL = 0.7
-BLOCK = 128
 # Numbers of rows are rounded up, so that they do not make another shape.
 ROWS_STEP = 64
 
@@ -98,7 +98,7 @@ class PackedLayout:
             self._masks[window, block] = (
                 self._varlen(window)
                 if _flash_attn()
-                else self._block_mask(window, block)
+                else block_mask(self.lengths, self.shared, window, block, self.device)
             )
         return self._masks[window, block]
 
@@ -159,103 +159,10 @@ class PackedLayout:
         longest = 1 << int(self.lengths.max() - 1).bit_length()
         return Varlen(to_device(borders.astype(np.int32), self.device), longest, window)
 
-    def _block_mask(self, window: int | None, block: int = BLOCK) -> BlockMask:
-        """FlexAttention's block-sparse mask of the whole batch, from the lengths."""
-        seen = windowed(sight(self.lengths, self.shared), window)
-        n_tokens = len(seen.first)
-        partial, full = visible_blocks(seen, window, block)
-        arrays = [seen.first, seen.last, seen.position]
-        for blocks in (partial, full, partial.T, full.T):
-            arrays.append(blocks.sum(axis=1))
-            arrays.append(np.argsort(~blocks, axis=1, kind="stable").astype(np.int32))
-        # One copy for all; each starts where the compiled kernels expect it to.
-        sizes = [-(-array.size // 64) * 64 for array in arrays]
-        flat = np.zeros(sum(sizes), dtype=np.int32)
-        for start, array in zip(np.cumsum(sizes) - sizes, arrays, strict=True):
-            flat[start : start + array.size] = array.ravel()
-        parts = [
-            part[: array.size].view(array.shape)
-            for part, array in zip(
-                to_device(flat, self.device).split(sizes), arrays, strict=True
-            )
-        ]
-        first, last, position, *tables = parts
-        names = [
-            f"{kind}{part}"
-            for kind in ("kv_", "full_kv_", "q_", "full_q_")
-            for part in ("num_blocks", "indices")
-        ]
-
-        def visible(_batch, _head, query, key):
-            return (key >= first[query]) & (key <= last[query])
-
-        def visible_in_window(batch, head, query, key):
-            near = position[query] - position[key] < window
-            return visible(batch, head, query, key) & near
-
-        # What lies forwards sees one stretch through a window too.
-        is_plain = window is None or not self.shared.any()
-        return BlockMask(
-            seq_lengths=(n_tokens, n_tokens),
-            BLOCK_SIZE=(BLOCK, block),
-            mask_mod=visible if is_plain else visible_in_window,
-            **{k: t[None, None] for k, t in zip(names, tables, strict=True)},
-        )
-
 
 def can_share(device: torch.device) -> bool:
     """Whether rows of a batch may share tokens: flash-attn needs every row whole."""
     return device.type == "cpu" or not _flash_attn()
-
-
-def windowed(seen: Sight, window: int | None) -> Sight:
-    """Sight through a sliding window, of tokens that lie forwards.
-
-    Those that lie backwards may see the end of the common tokens without the beginning,
-    which is no one stretch; theirs is left as it is.
-    """
-    if window is None:
-        return seen
-    place = np.arange(len(seen.first), dtype=np.int32)
-    return seen._replace(first=np.maximum(seen.first, place - window + 1))
-
-
-def visible_blocks(
-    seen: Sight, window: int | None, block: int = BLOCK
-) -> tuple[np.ndarray, np.ndarray]:
-    """Which blocks of keys a block of 128 queries sees in part, and which whole.
-
-    As each token sees a stretch that it is part of, neighbours together see one stretch
-    as well, and in common another. With a window, a token that lies backwards sees no
-    more than its stretch; some block of which it sees nothing may then count as seen.
-
-    Args:
-        seen: From ``windowed``.
-        window: A sliding window.
-        block: Keys in a block.
-
-    Returns:
-        Two ``(n_query_blocks, n_key_blocks)`` bool arrays.
-    """
-    n_tokens = len(seen.first)
-    queries, keys = np.arange(0, n_tokens, BLOCK), np.arange(0, n_tokens, block)
-    key_last = np.minimum(keys + block, n_tokens) - 1
-
-    def least(values: np.ndarray, blocks: np.ndarray = queries) -> np.ndarray:
-        return np.minimum.reduceat(values, blocks)
-
-    def most(values: np.ndarray, blocks: np.ndarray = queries) -> np.ndarray:
-        return np.maximum.reduceat(values, blocks)
-
-    some = key_last >= least(seen.first)[:, None]
-    some &= keys <= most(seen.last)[:, None]
-    whole = keys >= most(seen.first)[:, None]
-    whole &= key_last <= least(seen.last)[:, None]
-    if window is not None:
-        position = seen.position
-        some &= least(position)[:, None] - most(position, keys) < window
-        whole &= most(position)[:, None] - least(position, keys) < window
-    return some & ~whole, whole
 
 
 def packed_attention(

@@ -155,7 +155,8 @@ def mlp_half(
 def _compiled() -> tuple[Callable, Callable]:
     import torch._dynamo
 
-    # A build for each of a few shapes, with and without gradients, of two masks.
+    # A build for each of up to sixteen shapes, with and without gradients, of a few
+    # masks.
     torch._dynamo.config.recompile_limit = 256
     torch._dynamo.config.accumulated_recompile_limit = 1024
     build = partial(torch.compile, dynamic=False, fullgraph=True)
