@@ -57,11 +57,7 @@ from prefdistill.io import (
 )
 from prefdistill.job import UserError
 from prefdistill.losses import label_objective
-from prefdistill.metrics import (
-    Labels,
-    labels_of,
-    log_loss,
-)
+from prefdistill.metrics import Labels, labels_of, log_loss
 from prefdistill.models import add_adapter, load_classifier, load_tokenizer
 from prefdistill.prompts import encode_pairs
 from prefdistill.training import Trainer
@@ -291,8 +287,9 @@ def main() -> None:
             found = run_part(options.base, settings, part, options.rates)
             write_json(path, found | {"options": given})
     paths = [options.out / f"part{part}.json" for part in range(options.n_parts)]
-    parts = [read_json(path) for path in paths if path.is_file()]
-    for path, part in zip(paths, parts, strict=False):
+    paths = [path for path in paths if path.is_file()]
+    parts = [read_json(path) for path in paths]
+    for path, part in zip(paths, parts, strict=True):
         if part["options"] != given:
             raise UserError(f"{path}: made with other options; use another --out")
     if len(parts) < options.n_parts:
@@ -313,4 +310,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except UserError as error:
+        sys.exit(f"error: {error}")

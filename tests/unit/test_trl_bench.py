@@ -9,6 +9,8 @@ import pytest
 import reward_model
 import trl_real
 import trl_scores
+from prefdistill.io import write_json
+from prefdistill.job import UserError
 from prefdistill.metrics import labels_of, log_loss
 
 COLUMNS = (
@@ -108,6 +110,15 @@ def test_the_rate_is_taken_on_dev_alone(settings, tmp_path):
     np.testing.assert_array_equal(probs, wrong[test])
     assert [each["rate"] for each in attempts] == [2.0, 1.0]
     assert attempts[1]["dev_log_loss"] == pytest.approx(-np.log(0.8))
+
+
+def test_a_part_of_other_options_is_named(pairs, monkeypatch, tmp_path):
+    """Also where the parts before it are missing."""
+    write_json(tmp_path / "part1.json", {"part": 1, "options": {"seed": "9"}})
+    given = ["--base", "b", "--pairs", pairs, "--out", tmp_path, "--parts"]
+    options(monkeypatch, *given)
+    with pytest.raises(UserError, match=r"part1\.json: made with other options"):
+        trl_real.main()
 
 
 def made_part(number, labels, shift):
