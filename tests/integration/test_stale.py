@@ -114,12 +114,14 @@ CHANGES = {
     ),
     "a share of second views": (
         {"predict": {"second_view_share": 0.5}},
-        {"predict_first_view": 3, "predict_second_view": 3, "symmetrise": 1},
+        {"predict_first_view": 3, "predict_second_view": 3, "symmetrise": 1}
+        | {"calibrate_judge": 1, "calibrate_quantised_judge": 2},
         DATA | BASES | TEACHERS | {"distill_student", "predict_view"},
     ),
     "known priors": (
         {"predict": {"known_priors": {"apply": True}}},
-        {"symmetrise": 1, "evaluate": 1, "write_submission": 1},
+        {"symmetrise": 1, "evaluate": 1, "write_submission": 1}
+        | {"calibrate_judge": 1, "calibrate_quantised_judge": 2},
         DATA | BASES | TEACHERS | {"distill_student", "predict_view"},
     ),
     "final model": (
@@ -139,8 +141,13 @@ def test_a_changed_setting_reruns_what_uses_it(name, finished, tmp_path):
         assert jobs[rule] == count if count else jobs[rule] > 0, (rule, jobs)
 
 
-def test_how_long_jobs_may_run_costs_nothing(finished, tmp_path):
-    settings = {"gpu_tflops": 300, "runtime_safety": 3, "max_runtime": 60}
+def test_how_jobs_run_costs_nothing(finished, tmp_path):
+    how = {"token_budget": 512, "compile": "never", "recompute": "full"}
+    settings = {
+        "gpu_tflops": 300, "runtime_safety": 3, "max_runtime": 60,
+        "predict": {"token_budget": 512}, "student": {"training": how},
+        "teachers": {"llama": {"training": how, "post_pretrain": how}},
+    }  # fmt: skip
     assert not planned(finished, "all", overlays=overlay(tmp_path, settings))
 
 
