@@ -7,7 +7,7 @@ import torch
 from prefdistill import inference
 from prefdistill.checkpoints import Checkpoints
 from prefdistill.inference import score_pairs, subset_rows
-from prefdistill.io import write_predictions
+from prefdistill.io import VIEWS, write_predictions
 from prefdistill.job import Interrupted, UserError
 from prefdistill.models import classify, load_classifier
 from prefdistill.packing import collate, pack
@@ -53,6 +53,40 @@ def test_scores_equal_those_of_single_rows(model, encoded, views):
             np.testing.assert_allclose(
                 logits[row, column], expected.numpy(), atol=1e-5, rtol=1e-5
             )
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{prompt} A: {response_a} B: {response_b} =",
+        "{prompt}{response_a}{response_b}",  # the answers may be all that is not shared
+        "{response_a}{response_b}{prompt}",  # only BOS is shared
+        "A {response_a} P {prompt} B {response_b}",
+    ],
+)
+def test_empty_and_equal_answers_in_any_template(model, tiny_tokenizer, template):
+    """In passes for one row, for some pairs, for all."""
+    pairs = [("", "", ""), ("hi", "", ""), ("hi", "x", "x"), ("", "tall ", "")]
+    pairs += [("tall " * 90, "a", "b"), ("a", "b", "tall " * 90), ("a", "b " * 9, "c")]
+    table = pa.table(
+        {"id": [str(n) for n in range(len(pairs))]}
+        | {
+            name: [[pair[column]] for pair in pairs]
+            for column, name in enumerate(("prompt", "response_a", "response_b"))
+        }
+    )
+    encoded = encode_pairs(table, tiny_tokenizer, TEXT | {"template": template})
+    with torch.no_grad():
+        expected = [
+            [classify(model, collate([encoded.tokens(row, view)]))[0] for view in VIEWS]
+            for row in range(len(pairs))
+        ]
+    expected = torch.stack([torch.stack(views) for views in expected]).numpy()
+    for budget in (1, 80, 9999):
+        scored = score_pairs(model, encoded, token_budget=budget)
+        np.testing.assert_allclose(scored, expected, atol=1e-5, rtol=1e-5)
+    turned = score_pairs(model, encoded, views=VIEWS[::-1], token_budget=80)
+    np.testing.assert_allclose(turned, expected[:, ::-1], atol=1e-5, rtol=1e-5)
 
 
 def test_scores_do_not_depend_on_the_token_budget(model, encoded):
