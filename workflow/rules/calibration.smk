@@ -86,3 +86,6 @@ use rule calibrate_judge as calibrate_adapters with:
         "<benchmarks>/calibrate_judge/{model}.tsv"
     wildcard_constraints:
         model=ADAPTER_MODELS,
+    params:  # the others stay; no judge.json
+        text=None,
+        known_priors=None,

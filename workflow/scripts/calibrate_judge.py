@@ -64,7 +64,7 @@ if __name__ == "__main__":
             calibration_path=Path(snakemake.output.calibration),
             views=list(snakemake.params.views),
             method=snakemake.params.method,
-            text=snakemake.params.text if snakemake.output.get("settings") else None,
+            text=snakemake.params.text,
             known_priors=snakemake.params.known_priors,
             budget_path=next(map(Path, snakemake.input.get("budget", [])), None),
         )
