@@ -13,7 +13,7 @@ from prefdistill.distillation import (
     check_weights,
 )
 from prefdistill.io import FOLD_SCHEMA, read_table, write_json
-from prefdistill.job import hide_unused_imports, run_job, scratch_folder
+from prefdistill.job import run_job, scratch_folder
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
@@ -123,7 +123,7 @@ def save_weights(
 
 if __name__ == "__main__":
     with run_job(snakemake, processes=snakemake.resources.gpu):
-        from prefdistill.models import unused_packages
+        from prefdistill.imports import import_model_libraries
 
         def by_teacher(files: list[str]) -> dict[str, list[Path]]:
             """Input files, listed teacher by teacher, under the teachers' names."""
@@ -135,7 +135,7 @@ if __name__ == "__main__":
             }
 
         settings = snakemake.config["student"]["training"]
-        hide_unused_imports(*unused_packages(snakemake.params.precision))
+        import_model_libraries(snakemake.params.precision)
         main(
             fold_table=Path(snakemake.input.pairs),
             unlabelled_table=next(map(Path, snakemake.input.pairs_unlabelled), None),

@@ -14,7 +14,7 @@ from prefdistill.io import (
     read_table,
     write_logits,
 )
-from prefdistill.job import hide_unused_imports, run_job, scratch_folder
+from prefdistill.job import run_job, scratch_folder
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
@@ -96,11 +96,11 @@ def main(
 
 if __name__ == "__main__":
     with run_job(snakemake, processes=snakemake.resources.gpu):
-        from prefdistill.models import unused_packages
+        from prefdistill.imports import import_model_libraries
 
         name, config = snakemake.wildcards.get("teacher", "student"), snakemake.config
         models = {**config["teachers"], "student": config["student"]}
-        hide_unused_imports(*unused_packages(snakemake.params.precision))
+        import_model_libraries(snakemake.params.precision)
         main(
             fold_table=Path(snakemake.input.pairs),
             adapter_path=Path(snakemake.input.adapter),

@@ -28,6 +28,9 @@ def main(manifest_path: Path, settings: dict[str, Any], text: dict[str, Any]) ->
 
 if __name__ == "__main__":
     with run_job(snakemake):
+        from prefdistill.imports import import_model_libraries
+
+        import_model_libraries("fp32")
         main(
             manifest_path=Path(snakemake.output.manifest),
             settings=dict(snakemake.params.settings),

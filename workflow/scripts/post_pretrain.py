@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from prefdistill.files import write_text
 from prefdistill.io import FOLD_SCHEMA, read_table, table_targets
-from prefdistill.job import hide_unused_imports, run_job, scratch_folder
+from prefdistill.job import run_job, scratch_folder
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
@@ -82,11 +82,11 @@ def main(
 
 if __name__ == "__main__":
     with run_job(snakemake, processes=snakemake.resources.gpu):
-        from prefdistill.models import unused_packages
+        from prefdistill.imports import import_model_libraries
 
         name, config = snakemake.wildcards.get("model", "student"), snakemake.config
         models = {**config["teachers"], "student": config["student"]}
-        hide_unused_imports(*unused_packages(snakemake.params.precision))
+        import_model_libraries(snakemake.params.precision)
         main(
             table_path=Path(snakemake.input.pairs),
             base=Path(snakemake.input.base),

@@ -5,12 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prefdistill.io import FOLD_SCHEMA, read_table, write_predictions
-from prefdistill.job import (
-    UserError,
-    hide_unused_imports,
-    run_job,
-    scratch_folder,
-)
+from prefdistill.job import UserError, run_job, scratch_folder
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -115,12 +110,15 @@ def uncertain_rows(table: "pa.Table", first: Path, budget: Path) -> "pa.Table":
 
 if __name__ == "__main__":
     with run_job(snakemake, processes=snakemake.resources.gpu):
-        from prefdistill.models import base_folder, unused_packages
+        from prefdistill.imports import collector_paused, import_model_libraries
+
+        with collector_paused():
+            from prefdistill.models import base_folder
 
         weights = Path(snakemake.input.weights)
         base = Path(str(snakemake.input.base)) if snakemake.input.base else None
         folder = weights.parent if base is None else base_folder(base)
-        hide_unused_imports(*unused_packages(snakemake.params.precision, folder))
+        import_model_libraries(snakemake.params.precision, folder)
         main(
             tables=[Path(path) for path in snakemake.input.tables],
             weights=weights,

@@ -43,6 +43,9 @@ def main(
 
 if __name__ == "__main__":
     with run_job(snakemake):
+        from prefdistill.imports import import_quantiser
+
+        import_quantiser()
         main(
             manifest=Path(snakemake.input.base),
             fold_path=Path(snakemake.input.fold),

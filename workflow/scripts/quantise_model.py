@@ -32,6 +32,9 @@ def main(
 
 if __name__ == "__main__":
     with run_job(snakemake):
+        from prefdistill.imports import import_quantiser
+
+        import_quantiser()
         main(
             model=Path(snakemake.input.model),
             fold_path=Path(snakemake.input.fold),

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prefdistill.io import FOLD_SCHEMA, read_table, table_targets
-from prefdistill.job import hide_unused_imports, run_job, scratch_folder
+from prefdistill.job import run_job, scratch_folder
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
@@ -73,10 +73,10 @@ def main(
 
 if __name__ == "__main__":
     with run_job(snakemake, processes=snakemake.resources.gpu):
-        from prefdistill.models import unused_packages
+        from prefdistill.imports import import_model_libraries
 
         settings = snakemake.config["teachers"][snakemake.wildcards.teacher]["training"]
-        hide_unused_imports(*unused_packages(snakemake.params.precision))
+        import_model_libraries(snakemake.params.precision)
         main(
             fold_table=Path(snakemake.input.pairs),
             init_adapter=Path(snakemake.input.init),

@@ -1,7 +1,8 @@
 """Loading base models as three-class judges, with LoRA adapters through PEFT.
 
 transformers and PEFT are imported inside functions, so that a job can first hide
-optional packages whose import would cost it seconds (``unused_packages``).
+optional packages whose import would cost it seconds (``unused_packages``; see
+``imports``).
 """
 
 import logging
@@ -36,6 +37,7 @@ logger = logging.getLogger(__name__)
 CLASSES = {0: "first", 1: "second", 2: "tie"}
 HEAD_STD = 0.02
 ADAPTER_FILE = "adapter_model.safetensors"
+UNUSED_BY_GPTQ = ("bitsandbytes", "sklearn", "torchao")
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
@@ -54,11 +56,11 @@ def is_gptq(folder: Path) -> bool:
 def unused_packages(precision: str, folder: Path | None = None) -> list[str]:
     """Installed packages that loading a model this way never needs.
 
-    Their import, through transformers and PEFT, costs 1 to 4 seconds a job; hide them
-    with ``job.hide_unused_imports`` before the first model is loaded.
+    Their import, through transformers and PEFT, costs 1 to 4 seconds a job, so
+    ``imports.import_model_libraries`` hides them.
     """
     if folder is not None and is_gptq(folder):
-        return ["sklearn"]
+        return list(UNUSED_BY_GPTQ)
     names = ["gptqmodel", "optimum", "torchao", "sklearn", "scipy"]
     may_be_nf4 = precision == "auto" and torch.cuda.is_available()
     needed = precision == "nf4" or may_be_nf4

@@ -26,7 +26,6 @@ from prefdistill.io import TARGET_COLUMNS
 from prefdistill.job import (
     Interrupted,
     UserError,
-    hide_unused_imports,
     stop_on,
 )
 from prefdistill.launch import STOPPED
@@ -219,12 +218,12 @@ def predict(
     return score_text(probs, pairs)
 
 
-def _hide_unused_imports(folder: Path) -> None:
-    """Keep packages that this judge does not need from costing seconds."""
-    from prefdistill.models import unused_packages
+def _import_libraries(folder: Path) -> None:
+    """Import what this judge needs, without what would only cost seconds."""
+    from prefdistill.imports import import_model_libraries
 
     if (folder / "config.json").is_file():
-        hide_unused_imports(*unused_packages("auto", folder))
+        import_model_libraries("auto", folder)
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -254,7 +253,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     stop_on(signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
     try:
-        _hide_unused_imports(options.judge)
+        _import_libraries(options.judge)
         text = predict(
             options.judge,
             options.input,
