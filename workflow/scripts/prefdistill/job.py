@@ -110,7 +110,7 @@ def set_threads(n_threads: int) -> None:
 def hide_unused_imports(*names: str) -> None:
     """Make optional packages look absent, so that PEFT does not spend seconds on them.
 
-    Call before ``peft`` is imported and never in a job that quantises.
+    Call before ``peft`` is imported, and never without names in a job that quantises.
     """
     for name in names or ("gptqmodel", "optimum", "torchao", "sklearn"):
         sys.modules.setdefault(name, None)

@@ -61,6 +61,7 @@ def unused_packages(precision: str, folder: Path | None = None) -> list[str]:
     """
     if folder is not None and is_gptq(folder):
         return list(UNUSED_BY_GPTQ)
+    # Not pandas: pyarrow, which looks for it, fails on one that is hidden.
     names = ["gptqmodel", "optimum", "torchao", "sklearn", "scipy"]
     may_be_nf4 = precision == "auto" and torch.cuda.is_available()
     needed = precision == "nf4" or may_be_nf4
