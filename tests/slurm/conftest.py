@@ -1,7 +1,9 @@
 """Folders on the toy Slurm of `make slurm-test`: a finished run, and copies of it."""
 
+import json
 import os
 import shutil
+import statistics
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -17,6 +19,7 @@ teachers:
     training: {{epochs: 1000, max_steps: {n_steps}, checkpoint_steps: 50}}
 """
 N_STEPS = 400
+MORE_THAN_A_MINUTE_S = 110
 # What the site's hook does here.
 HOOK = 'echo "$SLURM_JOB_ID" >> hook.txt\n'
 CONFIGS = ("config/demo.yaml", "reduced.yaml")
@@ -85,11 +88,11 @@ def start(finished, tmp_path):
 
 
 @pytest.fixture(scope="session")
-def expected(finished, tmp_path_factory) -> Callable[[int], bytes]:
+def alone(finished, tmp_path_factory) -> Callable[[int], Path]:
     """Function that gives the long job's adapter, made without Slurm and in one go."""
 
     @cache
-    def make(n_steps: int = N_STEPS) -> bytes:
+    def make(n_steps: int) -> Path:
         folder = copied(finished, tmp_path_factory.mktemp("expected") / "run")
         (folder / "long.yaml").write_text(LONG.format(n_steps=n_steps))
         overlays = (folder / "reduced.yaml", folder / "long.yaml")
@@ -98,6 +101,20 @@ def expected(finished, tmp_path_factory) -> Callable[[int], bytes]:
             folder, TEACHER, root=folder, config=config, overlays=overlays
         )
         assert result.returncode == 0, result.stderr[-4000:]
-        return (folder / TEACHER).read_bytes()
+        return folder / TEACHER
 
     return make
+
+
+@pytest.fixture(scope="session")
+def expected(alone) -> Callable[[int], bytes]:
+    """Function that gives the bytes of that adapter."""
+    return lambda n_steps=N_STEPS: alone(n_steps).read_bytes()
+
+
+@pytest.fixture(scope="session")
+def minutes_of_steps(alone) -> int:
+    """Steps that take this machine more than a minute, the least limit of a job."""
+    curve = (alone(N_STEPS).parent / "train.jsonl").read_text().splitlines()
+    seconds = statistics.median(json.loads(line)["seconds"] for line in curve)
+    return round(MORE_THAN_A_MINUTE_S / seconds)

@@ -14,7 +14,6 @@ from toy import TEACHER, job_log, jobs, slurm, wait_until
 SLURM = Path(os.environ.get("SLURM_TEST_FOLDER", "."))
 PROFILE = Path(__file__).parents[2] / "profiles/slurm/config.yaml"
 RULE = "train_teacher"
-MINUTES_OF_STEPS = 1200  # on a quick machine still more than a minute
 
 
 def option(name: str, value: object) -> tuple[str, str]:
@@ -95,11 +94,11 @@ def test_gpu_jobs_see_their_gpus_and_no_others(finished):
     assert seen >= 10
 
 
-def test_a_partition_shorter_than_the_work(start, expected):
+def test_a_partition_shorter_than_the_work(start, expected, minutes_of_steps):
     """The job saves, queues itself again and goes on, and no retry is used up."""
     arguments = (*option("slurm_partition", "short"), f"{RULE}:runtime=1")
-    adapter = expected(MINUTES_OF_STEPS)
-    driver = start(*arguments, "--retries", "0", n_steps=MINUTES_OF_STEPS)
+    adapter = expected(minutes_of_steps)
+    driver = start(*arguments, "--retries", "0", n_steps=minutes_of_steps)
     trained_as_expected(driver, adapter)
     (record,) = jobs(driver.folder, RULE)
     assert record["Partition"] == "short"
@@ -109,12 +108,14 @@ def test_a_partition_shorter_than_the_work(start, expected):
     assert log.count("going on from step") == int(record["Restarts"])
 
 
-def test_a_time_limit_where_jobs_are_not_queued_again(start, expected):
+def test_a_time_limit_where_jobs_are_not_queued_again(
+    start, expected, minutes_of_steps
+):
     """Slurm ends the job at its limit; the retry has more time and goes on."""
     arguments = (*option("slurm_partition", "gpu"), f"{RULE}:runtime=1 * attempt")
     profile = ("slurm-requeue", "slurm-no-requeue")
-    adapter = expected(MINUTES_OF_STEPS)
-    driver = start(*arguments, profile=profile, n_steps=MINUTES_OF_STEPS)
+    adapter = expected(minutes_of_steps)
+    driver = start(*arguments, profile=profile, n_steps=minutes_of_steps)
     trained_as_expected(driver, adapter)
     first, *_, last = jobs(driver.folder, RULE)
     assert first["JobState"] == "TIMEOUT"
