@@ -425,7 +425,7 @@ def train_recipe(model: Any, encoded: Any, amount: Amount, clock: Clock) -> list
     """Train on padded batches of the same steps' pairs; returns those of each."""
     import torch
 
-    from prefdistill.training import Plan
+    from prefdistill.step_plan import Plan
 
     settings = training_settings(amount)
     plan = Plan.from_settings(settings, len(encoded.ids), 1.0)

@@ -132,18 +132,24 @@ def test_a_checkpoint_of_other_bins_is_not_used(model, encoded, tmp_path, monkey
             patch.setattr(inference, "stop_requested", stops.__next__)
             with pytest.raises(Interrupted, match=f"{stop_after} of"):
                 score_pairs(model, encoded, token_budget=60, checkpoints=checkpoints)
-    passes = []
-
-    def counted(*arguments):
-        passes.append(arguments)
-        return classify(*arguments)
-
-    monkeypatch.setattr(inference, "classify", counted)
+    passes = watched_passes(monkeypatch)
     resumed = score_pairs(model, encoded, token_budget=60, checkpoints=checkpoints)
     assert (resumed == whole).all()
     assert len(passes) == len(pack(np.repeat(encoded.lengths, 2), 60)) - 1
     checkpoints.remove()
     assert not checkpoints.folder.exists()
+
+
+def watched_passes(monkeypatch):
+    """The arguments of every forward pass from now on, as they come."""
+    passes = []
+
+    def watched(*arguments):
+        passes.append(arguments)
+        return classify(*arguments)
+
+    monkeypatch.setattr(inference, "classify", watched)
+    return passes
 
 
 def test_a_logit_that_is_not_finite_is_an_error(tiny_model_folder, encoded):
@@ -170,13 +176,7 @@ def test_interrupted_scoring_goes_on(model, encoded, tmp_path, monkeypatch, stop
         score_pairs(model, encoded, token_budget=60, checkpoints=checkpoints)
     assert stop.value.progressed
     monkeypatch.undo()
-    passes = []
-
-    def counted(*arguments):
-        passes.append(arguments)
-        return classify(*arguments)
-
-    monkeypatch.setattr(inference, "classify", counted)
+    passes = watched_passes(monkeypatch)
     resumed = score_pairs(model, encoded, token_budget=999, checkpoints=checkpoints)
     assert (resumed == whole).all()
     common = np.repeat(encoded.prefixes, 2) * np.tile([0, 1], len(encoded.ids))

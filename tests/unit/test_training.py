@@ -14,8 +14,8 @@ from prefdistill.job import Interrupted, UserError
 from prefdistill.losses import label_objective
 from prefdistill.models import add_adapter, load_classifier, save_adapter
 from prefdistill.prompts import encode_pairs
+from prefdistill.step_plan import Plan
 from prefdistill.training import (
-    Plan,
     Trainer,
     choose_rows,
     train_rows,

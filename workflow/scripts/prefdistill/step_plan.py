@@ -1,0 +1,64 @@
+"""Which pairs each step of a training takes, and its learning rate."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which pairs go into which step, and at which learning rate."""
+
+    n_pairs: int
+    pairs_per_step: int
+    n_steps: int
+    n_warmup: int
+    seed: int
+
+    @classmethod
+    def from_settings(
+        cls, settings: dict[str, Any], n_pairs: int, epochs: float
+    ) -> "Plan":
+        """Round the epochs to whole steps, at least one; ``max_steps`` caps them."""
+        pairs_per_step = min(settings["pairs_per_step"], n_pairs)
+        n_steps = max(1, round(epochs * n_pairs / pairs_per_step))
+        if settings.get("max_steps") is not None:
+            n_steps = min(n_steps, settings["max_steps"])
+        n_warmup = settings.get("warmup_steps")
+        if n_warmup is None:
+            n_warmup = round(settings["warmup_fraction"] * n_steps)
+        return cls(n_pairs, pairs_per_step, n_steps, n_warmup, settings["seed"])
+
+    def pairs(self, step: int) -> np.ndarray:
+        """Pair indices of a step, ``(pairs_per_step,)``.
+
+        Steps cut an endless row of shuffled epochs, so that all are equally large and
+        a pair is seen again only after all others.
+        """
+        first = step * self.pairs_per_step
+        places = np.arange(first, first + self.pairs_per_step)
+        epochs, within = np.divmod(places, self.n_pairs)
+        orders = {
+            epoch: np.random.default_rng([self.seed, epoch]).permutation(self.n_pairs)
+            for epoch in np.unique(epochs).tolist()
+        }
+        places = zip(epochs.tolist(), within.tolist(), strict=True)
+        return np.array([orders[epoch][place] for epoch, place in places])
+
+    def learning_rate(self, step: int, settings: dict[str, Any]) -> float:
+        """Linear warm-up, then cosine, linear or constant down to the least rate."""
+        peak = settings["learning_rate"]
+        if step < self.n_warmup:
+            return peak * (step + 1) / self.n_warmup
+        if settings["schedule"] == "constant":
+            return peak
+        done = (step - self.n_warmup) / max(1, self.n_steps - self.n_warmup)
+        left = (
+            (1 + math.cos(math.pi * done)) / 2
+            if settings["schedule"] == "cosine"
+            else 1 - done
+        )
+        floor = settings["min_lr_ratio"]
+        return peak * (floor + (1 - floor) * left)
