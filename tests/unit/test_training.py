@@ -145,6 +145,20 @@ def test_it_learns_and_logs(start, tmp_path):
     assert not (tmp_path / "job").exists()
 
 
+def test_the_fused_optimiser_of_gpus_takes_the_same_steps(start, tmp_path):
+    # It says nothing to autograd of what it changes, from which the engine knows.
+    trainers = [start(folder=name) for name in ("plain", "fused")]
+    trainers[1].optimizer = torch.optim.AdamW(
+        trainers[1].weights.values(), weight_decay=SETTINGS["weight_decay"], fused=True
+    )
+    for trainer, name in zip(trainers, ("plain", "fused"), strict=True):
+        trainer.run(tmp_path / f"{name}.jsonl")
+    losses = [[record["loss"] for record in trainer.curve] for trainer in trainers]
+    np.testing.assert_allclose(losses[1], losses[0], rtol=1e-5)
+    for name, weight in trainers[0].weights.items():
+        torch.testing.assert_close(weight, trainers[1].weights[name])
+
+
 def test_the_step_does_not_depend_on_the_token_budget(start):
     weights = []
     for budget in (40, 4096):

@@ -186,7 +186,11 @@ class FastLayer:
         self.norms = {key: getattr(layer, name).weight for key, name in names.items()}
 
     def refresh(self) -> None:
-        """Take over what an optimiser has changed in LoRA's weights since last time."""
+        """Take over what has changed in LoRA's weights since last time.
+
+        Autograd's version of a weight tells. Fused optimisers leave it as it is: whoever
+        steps one calls ``torch.autograd.graph.increment_version``, as ``training`` does.
+        """
         versions = [b._version for group in self.groups.values() for b in group.b]
         if versions != self.versions:
             for group in self.groups.values():

@@ -20,6 +20,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
+from torch.autograd.graph import increment_version
 
 from prefdistill.averaging import WeightAverage
 from prefdistill.checkpoints import Checkpoints
@@ -190,6 +191,8 @@ class Trainer:
         if ok:
             self.optimizer.param_groups[0]["lr"] = learning_rate
             self.optimizer.step()
+            # The fused AdamW does not; the engine sees by it what to read anew.
+            increment_version(list(self.weights.values()))
             if self.average:
                 self.average.update()
             self.n_updates += 1
