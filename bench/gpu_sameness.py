@@ -4,9 +4,10 @@ Small models of the three architectures with random weights, on bases of bf16, f
 and fp8, give logits and gradients of their adapter: packed, a row at a time, with half
 the token budget, with what rows begin with computed once, with each kind of
 recomputation, in inference mode, and through transformers and PEFT (for fp8, which they
-lack, with linear layers as its definition says). A JSON line a comparison is printed,
-with norms of differences over norms of what is compared; the exit status is 1 if one
-exceeds its tolerance.
+lack, with linear layers as its definition says). A few steps of the trainer follow,
+with the fused optimiser of GPUs, beside those of an ordinary one through transformers
+and PEFT. A JSON line a comparison is printed, with norms of differences over norms of
+what is compared; the exit status is 1 if one exceeds its tolerance.
 
     python bench/gpu_sameness.py                            # each base in a process
     python bench/gpu_sameness.py --curves                   # and train on each base
@@ -28,7 +29,6 @@ import sys
 import tempfile
 import time
 import warnings
-import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
@@ -38,11 +38,11 @@ from unittest import mock
 
 import numpy as np
 import torch
-from torch.nn.functional import linear
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "workflow/scripts"))
 
 from prefdistill.job import hide_unused_imports, set_threads
+from sameness_models import adapt, build, define_fp8, scaled
 
 ARCHITECTURES = ("gemma2", "llama", "qwen2")
 BASES = ("bf16", "fp16", "nf4", "fp8")
@@ -57,12 +57,35 @@ TOLERANCES = {
     "fp8": {"itself": (0.06, 0.10), "others": (0.12, 0.15)},
 }
 EXACT = (1e-4, 1e-4)  # in float32
+# Of the losses of a few steps, relative to their fall, and of the logits after them,
+# relative to their change: about 0.4 and 1 where the engine keeps the B that it began
+# with. In these dtypes on a CPU they were two fifths of each tolerance or less.
+STEP_TOLERANCES = {
+    "bf16": (0.05, 0.1),
+    "nf4": (0.05, 0.1),
+    "fp16": (0.02, 0.03),
+    "fp8": (0.1, 0.2),
+}
+LEAST_FALL = 0.05  # nats
+N_STEPS, STEP_PAIRS = 4, 8
 CURVE_TOLERANCE = 0.02  # nats, besides two standard errors
 LAST_STEPS = 30
 LENGTHS = (700, 33, 150, 1, 257, 420)
 # Of four of these rows, made by `begin_alike`: tokens that the row before begins with.
 SHARED = (0, 450, 0, 40)
-TARGETS = [f"{name}_proj" for name in ("q", "k", "v", "o", "gate", "up", "down")]
+TRAINING = {
+    "learning_rate": 1e-3,
+    "pairs_per_step": 16,
+    "warmup_steps": 5,
+    "schedule": "constant",
+    "min_lr_ratio": 1.0,
+    "weight_decay": 0.0,
+    "max_grad_norm": 1.0,
+    "seed": 0,
+    "checkpoint_steps": 10**9,
+    "recompute": "none",
+    "compile": "auto",
+}
 TEXT = {
     "template": "<prompt>: {prompt}\n\n<response_a>: {response_a}\n\n"
     "<response_b>: {response_b}\n\n<verdict>:",
@@ -71,18 +94,6 @@ TEXT = {
     "prompt_share": 0.25,
     "head_share": 0.5,
 }
-
-
-def scaled(options: argparse.Namespace, n: int) -> int:
-    """A size, or an eighth of it for tiny runs."""
-    return max(1, n // 8) if options.tiny else n
-
-
-def dtype_of(options: argparse.Namespace, base: str) -> torch.dtype:
-    """What a base is computed in: tiny runs in float32, as all jobs on a CPU."""
-    if options.tiny:
-        return torch.float32
-    return torch.float16 if base == "fp16" else torch.bfloat16
 
 
 def unsupported(options: argparse.Namespace, base: str) -> str | None:
@@ -98,113 +109,9 @@ def unsupported(options: argparse.Namespace, base: str) -> str | None:
     return None
 
 
-# --- models --------------------------------------------------------------------------
-
-
-def configuration(options: argparse.Namespace, architecture: str) -> Any:
-    """Three layers, with Gemma-2's window shorter than the longest row."""
-    from transformers import AutoConfig
-
-    hidden, head_dim = scaled(options, 512), scaled(options, 128)
-    settings = {
-        "vocab_size": 500,
-        "hidden_size": hidden,
-        "intermediate_size": 2 * hidden,
-        "num_hidden_layers": 3,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "num_labels": 3,
-        "pad_token_id": 0,
-        "use_cache": False,
-    }
-    if architecture == "gemma2":
-        window = scaled(options, 300)
-        more = {"query_pre_attn_scalar": head_dim, "sliding_window": window}
-        settings |= {"head_dim": head_dim, **more}
-    return AutoConfig.for_model(architecture, **settings)
-
-
-def build(options: argparse.Namespace, architecture: str, base: str) -> torch.nn.Module:
-    """A judge with random weights, the same for all bases but for their rounding."""
-    from transformers import AutoModelForSequenceClassification
-
-    from prefdistill.attention import register
-    from prefdistill.engine import quantise_to_fp8
-    from prefdistill.models import seeded_head
-    from prefdistill.sharding import empty_model, materialise
-
-    def tensor_of(name: str, shape: torch.Size) -> torch.Tensor:
-        generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
-        values = torch.randn(shape, generator=generator)
-        if len(shape) == 1:
-            is_one = "norm" in name and architecture != "gemma2"
-            return is_one + 0.1 * values
-        return values if "embed" in name else values * config.hidden_size**-0.5
-
-    register()
-    config, dtype = configuration(options, architecture), dtype_of(options, base)
-    model = empty_model(AutoModelForSequenceClassification, config, dtype)
-    device = torch.device(options.device)
-    nf4 = base == "nf4"
-    materialise(model, tensor_of, dtype, device, nf4=nf4, sharded=False)
-    if base == "fp8":
-        quantise_to_fp8(model)
-    model.score.to(torch.float32)
-    model.score.weight.data.copy_(seeded_head(config.hidden_size, 0))
-    return model.eval()
-
-
-def adapt(
-    model: torch.nn.Module, *, rank: int, lowest_layer: int, fresh: bool
-) -> torch.nn.Module:
-    """With an adapter, as it begins or with random B."""
-    from prefdistill.models import add_adapter
-
-    lora = {"r": rank, "alpha": 2 * rank, "dropout": 0.0, "targets": TARGETS}
-    model = add_adapter(model, lora | {"lowest_layer": lowest_layer}, seed=0)
-    for name, weight in model.named_parameters():
-        if "lora_B" in name and not fresh:
-            generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
-            values = 0.02 * torch.randn(weight.shape, generator=generator)
-            weight.data.copy_(values)
-    return model
-
-
-class Fp8Product(torch.autograd.Function):
-    """A linear layer of fp8 by definition, its products in float32."""
-
-    @staticmethod
-    def forward(ctx, x, weight, bias):
-        """Inputs and weight rounded by rows."""
-        ctx.save_for_backward(weight)
-        output = linear(rounded(x.float()), weight)
-        return (output if bias is None else output + bias.float()).to(x.dtype)
-
-    @staticmethod
-    def backward(ctx, gradient):
-        """Gradients rounded by rows, the weight by columns."""
-        (weight,) = ctx.saved_tensors
-        columns = rounded(weight.t()).t()
-        return (rounded(gradient.float()) @ columns).to(gradient.dtype), None, None
-
-
-def rounded(x: torch.Tensor) -> torch.Tensor:
-    """Float32 values through e4m3 with one scale a row."""
-    scale = x.abs().amax(-1, keepdim=True).clamp(min=1e-12) / 448
-    return (x / scale).clamp(-448, 448).to(torch.float8_e4m3fn).float() * scale
-
-
-def define_fp8(core: torch.nn.Module) -> None:
-    """Let the linear layers of an fp8 base compute without the engine."""
-    for module in core.modules():
-        if hasattr(module, "fp8_weight"):
-            weight = module.fp8_weight.float() * module.fp8_scale
-
-            def forward(x, weight=weight, bias=module.bias):
-                with torch.autocast(x.device.type, enabled=False):
-                    return Fp8Product.apply(x, weight, bias)
-
-            module.forward = forward
+def batch_shape(options: argparse.Namespace) -> int:
+    """Tokens of every batch but those of the curves: one shape, compiled once."""
+    return -(-sum(scaled(options, length) for length in LENGTHS) // 256) * 256
 
 
 def begin_alike(
@@ -241,7 +148,7 @@ def compare(
     lengths = [scaled(options, length) for length in LENGTHS]
     draw = np.random.default_rng(0)
     rows = [draw.integers(5, 495, length) for length in lengths]
-    shape = -(-sum(lengths) // 256) * 256
+    shape = batch_shape(options)
     lowest = int(architecture == "qwen2")
     model = build(options, architecture, base)
     model = adapt(model, rank=scaled(options, 64), lowest_layer=lowest, fresh=False)
@@ -375,30 +282,146 @@ def random_pairs(options: argparse.Namespace, n_pairs: int) -> tuple[Any, np.nda
     return encoded, np.eye(3, dtype=np.float32)[labels]
 
 
-def train(options: argparse.Namespace, base: str) -> list[float | None]:
-    """Losses of every step on a base; all batches are padded to one shape."""
+def run_trainer(
+    options: argparse.Namespace,
+    model: torch.nn.Module,
+    encoded: Any,
+    targets: np.ndarray,
+    settings: dict[str, Any],
+) -> list[float | None]:
+    """Losses of every step; all batches are padded to one shape.
+
+    The optimiser is fused on the CPU too, as it is on GPUs.
+    """
     from prefdistill import engine, training
     from prefdistill.checkpoints import Checkpoints
     from prefdistill.losses import label_objective
+
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        mock.patch.object(engine, "COMPILE_FLOP", 0.0),  # short as the work is here
+        mock.patch.object(training, "shape_step", lambda budget, *_: budget),
+    ):
+        trainer = training.Trainer(
+            model, encoded, label_objective(targets), settings, 100.0,
+            Checkpoints(Path(folder, "checkpoints"), "sameness"),
+        )  # fmt: skip
+        if not trainer.is_fused:
+            weights = trainer.weights.values()
+            trainer.optimizer = torch.optim.AdamW(weights, weight_decay=0.0, fused=True)
+        trainer.run(Path(folder, "curve.jsonl"))
+    return [record["loss"] for record in trainer.curve]
+
+
+def compare_steps(
+    options: argparse.Namespace, architecture: str, base: str
+) -> dict[str, Any]:
+    """Steps of the trainer, and of AdamW (not fused) on transformers and PEFT.
+
+    The head stays as it is and B begins at zero: all that changes is what the engine
+    computes with the B that the optimiser has changed, and the loss must fall by it.
+    """
+    from prefdistill import models
+    from prefdistill.io import VIEWS
+    from prefdistill.losses import cross_entropy
+    from prefdistill.packing import collate, pack
+    from prefdistill.step_plan import Plan
+    from prefdistill.training import FP16_LOSS_SCALE
+
+    started = time.perf_counter()
+    n_pairs = N_STEPS * STEP_PAIRS // 2
+    encoded, targets = random_pairs(options, n_pairs)
+    settings = TRAINING | {"max_steps": N_STEPS, "pairs_per_step": STEP_PAIRS}
+    settings |= {"token_budget": batch_shape(options), "warmup_steps": 2}
+    if options.tiny:
+        settings["learning_rate"] = 1e-2  # narrow layers change less
+    plan = Plan.from_settings(settings, n_pairs, 100.0)
+    scale = FP16_LOSS_SCALE if base == "fp16" else 1.0
+
+    def start() -> torch.nn.Module:
+        model, lowest = build(options, architecture, base), int(architecture == "qwen2")
+        rank = scaled(options, 64)
+        model = adapt(model, rank=rank, lowest_layer=lowest, fresh=True)
+        models.core_model(model).score.requires_grad_(False)
+        return model.train()
+
+    def judge(
+        model: torch.nn.Module, pairs: np.ndarray
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits and mean loss of pairs in both orders."""
+        rows = [encoded.tokens(pair, view) for pair in pairs for view in VIEWS]
+        bins = pack(np.array([len(row) for row in rows]), settings["token_budget"])
+        logits = torch.cat(
+            [
+                models.classify(
+                    model, collate([rows[i] for i in members], batch_shape(options))
+                )
+                for members in bins
+            ]
+        )[np.argsort(np.concatenate(bins))]
+        wanted = torch.from_numpy(targets[pairs]).to(logits.device)
+        wanted = torch.stack([wanted, wanted[:, [1, 0, 2]]], 1).flatten(0, 1)
+        return logits, cross_entropy(logits, wanted).mean()
+
+    def take_steps(model: torch.nn.Module) -> list[float]:
+        weights = [weight for weight in model.parameters() if weight.requires_grad]
+        optimizer = torch.optim.AdamW(weights, weight_decay=0.0, fused=False)
+        losses = []
+        for step in range(N_STEPS):
+            loss = judge(model, plan.pairs(step))[1]
+            (scale * loss).backward()
+            for weight in weights:
+                weight.grad /= scale
+            torch.nn.utils.clip_grad_norm_(weights, settings["max_grad_norm"])
+            optimizer.param_groups[0]["lr"] = plan.learning_rate(step, settings)
+            optimizer.step()
+            optimizer.zero_grad()
+            losses.append(loss.item())
+        return losses
+
+    every = np.arange(n_pairs)
+    trained = start()
+    losses = run_trainer(options, trained, encoded, targets, settings)
+    logits, _ = judge(trained.train(), every)
+    model = start()
+    if base == "fp8":
+        define_fp8(models.core_model(model))
+    with mock.patch.object(models, "attach", return_value=False):
+        before, loss_before = judge(model, every)
+        other_losses = take_steps(model)
+        after, loss_after = judge(model, every)
+    fall = (loss_before - loss_after).item()
+    gaps = np.array(losses, dtype=np.float64) - other_losses
+    errors = [
+        float(np.abs(gaps).max() / fall),
+        ((logits - after).norm() / (after - before).norm()).item(),
+    ]
+    limits = STEP_TOLERANCES[base]
+    if options.tiny and base != "fp8":
+        limits = EXACT
+    within = all(e <= limit for e, limit in zip(errors, limits, strict=True))
+    names = ("losses", "logits")
+    return {
+        "what": f"{N_STEPS} steps of the trainer and of plain AdamW",
+        "architecture": architecture,
+        "base": base,
+        "errors": dict(zip(names, [float(f"{e:.2e}") for e in errors], strict=True)),
+        "tolerances": dict(zip(names, limits, strict=True)),
+        "fall_of_loss": round(fall, 4),
+        "ok": within and fall >= LEAST_FALL,
+        "seconds": round(time.perf_counter() - started, 1),
+    }
+
+
+def train(options: argparse.Namespace, base: str) -> list[float | None]:
+    """Losses of every step on a base."""
     from prefdistill.models import load_classifier, load_tokenizer
     from prefdistill.prompts import encode_pairs
 
-    engine.COMPILE_FLOP = 0.0  # short as the work is here
-    budget = scaled(options, 4096)
-    settings = {
+    settings = TRAINING | {
         "learning_rate": 2e-4 if options.model else 1e-3,
         "max_steps": options.steps,
-        "pairs_per_step": 16,
-        "token_budget": budget,
-        "warmup_steps": 5,
-        "schedule": "constant",
-        "min_lr_ratio": 1.0,
-        "weight_decay": 0.0,
-        "max_grad_norm": 1.0,
-        "seed": 0,
-        "checkpoint_steps": 10**9,
-        "recompute": "none",
-        "compile": "auto",
+        "token_budget": scaled(options, 4096),
     }
     n_pairs = options.steps * settings["pairs_per_step"]
     if options.data:
@@ -411,16 +434,7 @@ def train(options: argparse.Namespace, base: str) -> list[float | None]:
     else:
         model = build(options, "llama", base)
     model = adapt(model, rank=16, lowest_layer=0, fresh=True)
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        mock.patch.object(training, "shape_step", lambda budget, *_: budget),
-    ):
-        trainer = training.Trainer(
-            model, encoded, label_objective(targets), settings, 100.0,
-            Checkpoints(Path(folder, "checkpoints"), "sameness"),
-        )  # fmt: skip
-        trainer.run(Path(folder, "curve.jsonl"))
-    return [record["loss"] for record in trainer.curve]
+    return run_trainer(options, model, encoded, targets, settings)
 
 
 def compare_curves(curves: dict[str, list[float | None]]) -> Iterator[dict[str, Any]]:
@@ -456,6 +470,8 @@ def work(options: argparse.Namespace, base: str) -> None:
     for architecture in options.architectures:
         for line in compare(options, architecture, base):
             print(json.dumps(line), flush=True)
+        line = compare_steps(options, architecture, base)
+        print(json.dumps(line), flush=True)
     if options.curves:
         started = time.perf_counter()
         losses = train(options, base)

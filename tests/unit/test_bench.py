@@ -9,6 +9,7 @@ import engine
 import gpu_sameness
 import rows
 import workload
+from prefdistill import training
 
 GEMMA = workload.SHAPES["gemma-2-9b"]
 
@@ -230,7 +231,16 @@ def test_sameness_of_tiny_models(base):
     options = gpu_sameness.parse(["--tiny"])
     lines = list(gpu_sameness.compare(options, "llama", base))
     assert len(lines) == 8
+    lines.append(gpu_sameness.compare_steps(options, "llama", base))
     assert all(line["ok"] for line in lines)
+    assert lines[-1]["fall_of_loss"] > 0.2
+
+
+def test_sameness_of_steps_misses_an_engine_that_keeps_b(monkeypatch):
+    monkeypatch.setattr(training, "increment_version", lambda _: None)
+    line = gpu_sameness.compare_steps(gpu_sameness.parse(["--tiny"]), "llama", "bf16")
+    assert not line["ok"]
+    assert line["errors"]["logits"] == pytest.approx(1, abs=0.01)
 
 
 def test_curves_are_compared_in_pairs():

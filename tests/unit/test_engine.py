@@ -11,11 +11,13 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
+from peft import get_peft_model_state_dict, set_peft_model_state_dict
 from torch import nn
 from torch.nn.functional import linear
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from prefdistill import engine, fp8, frozen, models, nf4
+from prefdistill.averaging import WeightAverage
 from prefdistill.models import add_adapter, classify, core_model, load_classifier
 from prefdistill.packing import collate
 from prefdistill.sharding import SHARDED
@@ -261,6 +263,31 @@ def test_changed_adapters_count_at_once(judge, base):
     third = step(model)
     assert_equal(third, step(reference))
     assert (third[0] - second[0]).abs().max() > 1e-3
+
+
+def test_loaded_and_averaged_adapters_count_at_once(judge):
+    model, batch = judge("llama"), collate(ROWS)
+
+    def logits():
+        values = classify(model, batch).detach()
+        with plain(model):
+            torch.testing.assert_close(values, classify(model, batch).detach())
+        assert is_fast(model)
+        return classify(model, batch).detach()
+
+    named = model.named_parameters()
+    average = WeightAverage({n: w for n, w in named if w.requires_grad}, 0.5)
+    before = logits()
+    state = get_peft_model_state_dict(model)
+    set_peft_model_state_dict(model, {name: 2 * w for name, w in state.items()})
+    loaded = classify(model, batch).detach()
+    assert torch.equal(loaded, logits())
+    average.update()
+    with average.in_place():
+        mean = classify(model, batch).detach()
+        assert torch.equal(mean, logits())
+    assert torch.equal(loaded, classify(model, batch).detach())
+    assert min((mean - other).abs().max() for other in (before, loaded)) > 1e-3
 
 
 @pytest.mark.parametrize("how", engine.RECOMPUTE)

@@ -188,8 +188,9 @@ class FastLayer:
     def refresh(self) -> None:
         """Take over what has changed in LoRA's weights since last time.
 
-        Autograd's version of a weight tells. Fused optimisers leave it as it is: whoever
-        steps one calls ``torch.autograd.graph.increment_version``, as ``training`` does.
+        Autograd's version of a weight tells. Fused optimisers and changes through
+        ``.data`` leave it as it is: whoever makes them calls
+        ``torch.autograd.graph.increment_version``, as ``training`` does.
         """
         versions = [b._version for group in self.groups.values() for b in group.b]
         if versions != self.versions:
