@@ -1,11 +1,15 @@
 """Pool the runs of folds.test_part into one score of all training rows.
 
 usage: pool_parts.py PART [PART ...] [--other PART [PART ...]] [--out FOLDER]
+                     [--scaling FILE]
 
 Each PART is the working folder of a finished run with its own `folds.test_part`. Prints
 the scores of every stage on the pooled test rows and the paired differences between
 stages; with `--other`, the runs of another configuration on the same rows, also what
-each stage gains over the other's. `--out` keeps the tables as CSV.
+each stage gains over the other's. `--out` keeps the tables as CSV. `--scaling`
+fits the final judge's scaling on all pooled rows: as the `calibration.json` of a run on
+all rows it takes the place of one fitted on `select` alone, and `make run` makes what it
+changes.
 """
 
 import argparse
@@ -16,8 +20,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "workflow/scripts")
 
 from prefdistill.evaluation import SCORE_COLUMNS, STEP_COLUMNS, score_rows
 from prefdistill.files import write_csv
+from prefdistill.io import write_json
 from prefdistill.job import UserError
-from prefdistill.pooling import compare_runs, pool_parts, pooled_steps
+from prefdistill.pooling import (
+    compare_runs,
+    pool_parts,
+    pooled_scaling,
+    pooled_steps,
+)
 
 SHOWN = [name for name in SCORE_COLUMNS if name not in ("fold", "split")]
 
@@ -39,6 +49,7 @@ def main(
     parts: list[Path],
     other: list[Path],
     out: Path | None,
+    scaling: Path | None = None,
     *,
     n_bootstrap: int = 1000,
     seed: int = 0,
@@ -62,6 +73,13 @@ def main(
             rows = [row for row in rows if row["views"] == averaged[row["stage"]]]
             columns = SHOWN
         print(markdown(rows, list(columns)), end="\n\n")
+    if scaling is not None:
+        record = pooled_scaling(parts, predictions, labels)
+        write_json(scaling, record)
+        print(
+            f"{scaling}: fitted on {record['n_select']} rows; cross-fitted log loss "
+            f"{record['nll_before']:.4f} -> {record['nll_after']:.4f}"
+        )
 
 
 if __name__ == "__main__":
@@ -71,8 +89,9 @@ if __name__ == "__main__":
     parser.add_argument("parts", nargs="+", type=Path)
     parser.add_argument("--other", nargs="+", type=Path, default=[])
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--scaling", type=Path)
     given = parser.parse_args()
     try:
-        main(given.parts, given.other, given.out)
+        main(given.parts, given.other, given.out, given.scaling)
     except UserError as error:
         sys.exit(f"error: {error}")

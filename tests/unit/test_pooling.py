@@ -10,10 +10,17 @@ from prefdistill.evaluation import (
     predictions_table,
     read_predictions_table,
 )
-from prefdistill.io import write_table
+from prefdistill.io import read_json, write_predictions, write_table
 from prefdistill.job import UserError
 from prefdistill.metrics import Labels, log_loss, row_log_loss
-from prefdistill.pooling import TABLE, compare_runs, pool_parts, pooled_steps
+from prefdistill.pooling import (
+    LOGITS,
+    TABLE,
+    compare_runs,
+    pool_parts,
+    pooled_steps,
+)
+from prefdistill.scaling import read_scaling
 from prefdistill.stages import Predictions
 
 N_ROWS, N_PARTS, N_FOLDS = 120, 3, 2
@@ -63,6 +70,11 @@ def write_part(folder, part, noise=1.0, stages=("student", "merged")):
     for stage in ("merged", "merged_calibrated"):
         views = two_views(test, noise, 20)
         found.append(Predictions(stage, "merged", None, "test", IDS[test], views))
+    for view, probs in views.items():
+        swapped = probs if view == "AB" else probs[:, [1, 0, 2]]
+        path = folder / LOGITS / "merged" / f"{view}.parquet"
+        splits = np.full(len(test), "test")
+        write_predictions(path, IDS[test], splits, np.log(swapped).astype(np.float32))
     both = {"AB+BA": found[-1].averaged()}
     found.append(Predictions("final", "merged", None, "test", IDS[test], both, 0.5))
     kept = {*stages, "prior", "trees", "merged_calibrated", "final"}
@@ -168,3 +180,19 @@ def test_the_tool_prints_and_keeps_the_tables(parts, tmp_path, capsys):
     assert f"| final | merged | AB+BA | {N_ROWS} |" in shown
     names = {path.name for path in (tmp_path / "out").iterdir()}
     assert names == {"scores.csv", "steps.csv", "other.csv"}
+
+
+def test_the_judge_is_scaled_by_the_rows_of_all_parts(parts, tmp_path, capsys):
+    path = tmp_path / "calibration.json"
+    pool_main(parts, [], None, path, **SETTINGS)
+    record = read_json(path)
+    assert record["n_select"] == N_ROWS
+    assert f"{path}: fitted on {N_ROWS} rows" in capsys.readouterr().out
+    views = two_views(np.arange(N_ROWS), 1.0, 20)
+    before = log_loss(np.mean(list(views.values()), axis=0), LABEL)
+    assert record["nll_before"] == pytest.approx(before, abs=1e-6)
+    fit = read_scaling(path)
+    logits = np.log(np.stack(list(views.values()), axis=1))
+    scaled = fit.apply(logits)
+    after = np.exp(scaled) / np.exp(scaled).sum(axis=2, keepdims=True)
+    assert log_loss(after.mean(axis=1), LABEL) < before

@@ -262,7 +262,11 @@ def calibrate_teacher(
 
 
 def calibrate_judge(
-    scores: Logits, labels: Labels, views: Sequence[str], method: str
+    scores: Logits,
+    labels: Labels,
+    views: Sequence[str],
+    method: str,
+    split: str = "select",
 ) -> tuple[Scaling, dict[str, Any]]:
     """Fit a judge's tied scaling on select, as its predictions are used.
 
@@ -270,22 +274,23 @@ def calibrate_judge(
     them less confident than either.
 
     Args:
-        scores: Logits that cover the select rows.
+        scores: Logits that cover the rows to fit on.
         labels: Labels of a fold file.
         views: The views of ``scores``.
         method: As for ``fit_scaling``.
+        split: The rows to fit on, where not select's.
 
     Returns:
         The scaling, and a record for ``calibration.json`` with its cross-fitted effect.
 
     Raises:
-        UserError: If the split select has no labelled rows.
+        UserError: If the split has no labelled rows.
     """
-    known = labels.rows(labels.split == "select")
+    known = labels.rows(labels.split == split)
     if not len(known.ids):
         raise UserError(
-            "the split select has no labelled rows to calibrate the judge on; raise "
-            "folds.select_fraction"
+            f"the split {split} has no labelled rows to calibrate the judge on; raise "
+            f"folds.{split}_fraction"
         )
     logits = as_answers(scores.logits[scores.rows_of(known.ids)], views)
     settings = {"method": method, "tied": True}

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from prefdistill.calibration import calibrate_judge
 from prefdistill.evaluation import (
     MEAN_MODEL,
     STEP_COLUMNS,
@@ -21,11 +22,14 @@ from prefdistill.evaluation import (
     read_predictions_table,
     step_pairs,
 )
+from prefdistill.io import Logits
 from prefdistill.job import UserError
 from prefdistill.metrics import Labels, group_bootstrap, row_log_loss
 from prefdistill.stages import Predictions
+from prefdistill.tta import read_predictions
 
 TABLE = "results/report/predictions.parquet"
+LOGITS = "results/predictions"
 ONE_FOLD, ONE_VIEW = "one fold of ", "one view of "
 
 Losses = tuple[np.ndarray, np.ndarray]
@@ -72,6 +76,37 @@ def pool_parts(folders: Sequence[Path]) -> tuple[list[Predictions], Labels]:
         for field in fields(Labels)
     ]
     return pooled, Labels(*columns)
+
+
+def pooled_scaling(
+    folders: Sequence[Path], predictions: Sequence[Predictions], labels: Labels
+) -> dict[str, Any]:
+    """The final judge's vector scaling, fitted on the test rows of all parts.
+
+    These are as many as the training rows, where ``select`` is a tenth of them or less.
+    Another judge of the same settings, trained on all rows, may be scaled by it.
+
+    Args:
+        folders: The runs' working folders.
+        predictions: Of ``pool_parts``.
+        labels: Of the same rows.
+
+    Returns:
+        A record for ``calibration.json``, with its cross-fitted effect.
+    """
+    model = next(one.model for one in predictions if one.stage == "final")
+    views = next(list(one.probs) for one in predictions if one.model == model
+                 and one.stage != "final")  # fmt: skip
+    parts = []
+    for folder in folders:
+        paths = [folder / LOGITS / model / f"{view}.parquet" for view in views]
+        parts.append(read_predictions(paths, views, splits=["test"]))
+    names = ("ids", "split", "logits")
+    columns = [
+        np.concatenate([getattr(part, name) for part in parts]) for name in names
+    ]
+    scores = Logits(*columns, meta={"views": views})
+    return calibrate_judge(scores, labels, views, "vector", split="test")[1]
 
 
 def stage_losses(predictions: Sequence[Predictions], labels: Labels) -> dict:
