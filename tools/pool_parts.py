@@ -6,10 +6,10 @@ usage: pool_parts.py PART [PART ...] [--other PART [PART ...]] [--out FOLDER]
 Each PART is the working folder of a finished run with its own `folds.test_part`. Prints
 the scores of every stage on the pooled test rows and the paired differences between
 stages; with `--other`, the runs of another configuration on the same rows, also what
-each stage gains over the other's. `--out` keeps the tables as CSV. `--scaling`
-fits the final judge's scaling on all pooled rows: as the `calibration.json` of a run on
-all rows it takes the place of one fitted on `select` alone, and `make run` makes what it
-changes.
+each stage gains over the other's. `--out` keeps the tables as CSV.
+`--scaling` fits the final judge's scaling on all pooled rows: as the `calibration.json`
+of a run on all rows it takes the place of one fitted on `select` alone, and `make run`
+makes what it changes.
 """
 
 import argparse
