@@ -75,7 +75,8 @@ import workload
 from engine import training_settings, Amount
 from prefdistill.checkpoints import Checkpoints
 from prefdistill.losses import label_objective
-from prefdistill.models import add_adapter, load_classifier
+from prefdistill.models import load_classifier
+from prefdistill.peft_adapters import add_adapter
 from prefdistill.training import Trainer
 folder = Path(sys.argv[1])
 encoded = workload.random_pairs(np.full(4, 64), np.full(4, 8), 800)

@@ -163,7 +163,8 @@ def build_engine(case: Case, device: Any) -> Any:
 
     from prefdistill import engine
     from prefdistill.attention import register
-    from prefdistill.models import add_adapter, seeded_head
+    from prefdistill.models import seeded_head
+    from prefdistill.peft_adapters import add_adapter
     from prefdistill.sharding import empty_model
 
     engine.COMPILE_FLOP = 0.0  # short as the work is here

@@ -18,7 +18,8 @@ from prefdistill import training
 from prefdistill.checkpoints import Checkpoints
 from prefdistill.job import Interrupted
 from prefdistill.losses import label_objective
-from prefdistill.models import add_adapter, load_classifier
+from prefdistill.models import load_classifier
+from prefdistill.peft_adapters import add_adapter
 from prefdistill.prompts import EncodedPairs
 from prefdistill.training import Trainer
 

@@ -79,7 +79,7 @@ def adapt(
     model: torch.nn.Module, *, rank: int, lowest_layer: int, fresh: bool
 ) -> torch.nn.Module:
     """With an adapter, as it begins or with random B."""
-    from prefdistill.models import add_adapter
+    from prefdistill.peft_adapters import add_adapter
 
     lora = {"r": rank, "alpha": 2 * rank, "dropout": 0.0, "targets": TARGETS}
     model = add_adapter(model, lora | {"lowest_layer": lowest_layer}, seed=0)

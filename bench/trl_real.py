@@ -58,7 +58,8 @@ from prefdistill.io import (
 from prefdistill.job import UserError
 from prefdistill.losses import label_objective
 from prefdistill.metrics import Labels, labels_of, log_loss
-from prefdistill.models import add_adapter, load_classifier, load_tokenizer
+from prefdistill.models import load_classifier, load_tokenizer
+from prefdistill.peft_adapters import add_adapter
 from prefdistill.prompts import encode_pairs
 from prefdistill.training import Trainer
 from prefdistill.tta import as_answers, symmetrise

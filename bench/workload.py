@@ -107,7 +107,7 @@ TEXT_COLUMNS = ("prompt", "response_a", "response_b")
 
 
 def lora_settings(variant: str, mode: str, n_layers: int) -> dict[str, Any] | None:
-    """The adapter of a variant, for ``models.add_adapter``; None for a bare base.
+    """A variant's adapter, for ``peft_adapters.add_adapter``; None for a bare base.
 
     Training adapts all linear layers at rank 64, in a variant that ends in ``dropout``
     with dropout, or, in one that ends in ``upper``, query, key and value of the upper

@@ -168,7 +168,8 @@ def warm_up(finished: Path) -> None:
         tiny,
         training,
     )
-    from prefdistill.models import add_adapter, load_classifier
+    from prefdistill.models import load_classifier
+    from prefdistill.peft_adapters import add_adapter
 
     lora = {"r": 1, "alpha": 1, "dropout": 0.0, "targets": ["q_proj"]}
     for manifest in finished.glob("results/base/*/manifest.json"):

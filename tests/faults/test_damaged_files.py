@@ -26,12 +26,8 @@ from prefdistill.io import (
 from prefdistill.job import UserError
 from prefdistill.merging import write_classifier
 from prefdistill.metrics import read_labels
-from prefdistill.models import (
-    load_adapter,
-    load_classifier,
-    load_tokenizer,
-    save_adapter,
-)
+from prefdistill.models import load_classifier, load_tokenizer
+from prefdistill.peft_adapters import load_adapter, save_adapter
 from prefdistill.summary import read_curve, read_rows
 from prefdistill.tensors import read_tensors, write_tensors
 

@@ -38,7 +38,8 @@ from prefdistill.io import (
 )
 from prefdistill.job import UserError
 from prefdistill.metrics import read_labels
-from prefdistill.models import load_adapter, load_classifier, load_tokenizer
+from prefdistill.models import load_classifier, load_tokenizer
+from prefdistill.peft_adapters import load_adapter
 from prefdistill.prompts import text_digest
 from prefdistill.scaling import read_scaling
 from prefdistill.tensors import read_tensors

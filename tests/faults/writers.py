@@ -43,13 +43,8 @@ from prefdistill.io import (
 )
 from prefdistill.judge_settings import read_judge_settings, write_judge_settings
 from prefdistill.merging import write_classifier
-from prefdistill.models import (
-    add_adapter,
-    load_adapter,
-    load_classifier,
-    load_tokenizer,
-    save_adapter,
-)
+from prefdistill.models import load_classifier, load_tokenizer
+from prefdistill.peft_adapters import add_adapter, load_adapter, save_adapter
 from prefdistill.predict import write_scores
 from prefdistill.provenance import code_digest
 from prefdistill.release import RELEASE_FILES, write_release

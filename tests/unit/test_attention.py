@@ -16,8 +16,9 @@ from torch.nn.attention.flex_attention import (
 from prefdistill import attention
 from prefdistill.attention import PackedLayout, packed_attention
 from prefdistill.block_masks import BLOCK, block_mask, visible_blocks, windowed
-from prefdistill.models import add_adapter, classify, load_classifier
+from prefdistill.models import classify, load_classifier
 from prefdistill.packing import collate, sight
+from prefdistill.peft_adapters import add_adapter
 
 CPU = torch.device("cpu")
 ARCHITECTURES = ("llama", "qwen2", "gemma2")

@@ -18,8 +18,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from prefdistill import engine, fp8, frozen, models, nf4
 from prefdistill.averaging import WeightAverage
-from prefdistill.models import add_adapter, classify, core_model, load_classifier
+from prefdistill.models import classify, core_model, load_classifier
 from prefdistill.packing import collate
+from prefdistill.peft_adapters import add_adapter
 from prefdistill.sharding import SHARDED
 
 LENGTHS = (5, 30, 11, 17, 29, 1, 30)

@@ -9,21 +9,23 @@ from safetensors.torch import load_file, save_file
 from prefdistill.job import UserError
 from prefdistill.memory import count_parameters, estimate_memory
 from prefdistill.models import (
-    adapter_tensors,
-    add_adapter,
     base_folder,
     classify,
     is_gptq,
-    load_adapter,
     load_classifier,
     load_language_model,
-    load_merged,
     resolve_precision,
-    save_adapter,
     seeded_head,
     unused_packages,
 )
 from prefdistill.packing import collate
+from prefdistill.peft_adapters import (
+    adapter_tensors,
+    add_adapter,
+    load_adapter,
+    load_merged,
+    save_adapter,
+)
 
 LORA = {
     "r": 4,

@@ -16,14 +16,8 @@ from prefdistill.inference import score_pairs
 from prefdistill.io import VIEWS
 from prefdistill.job import UserError
 from prefdistill.merging import classifier_config, write_classifier
-from prefdistill.models import (
-    add_adapter,
-    load_adapter,
-    load_classifier,
-    load_language_model,
-    load_tokenizer,
-    save_adapter,
-)
+from prefdistill.models import load_classifier, load_language_model, load_tokenizer
+from prefdistill.peft_adapters import add_adapter, load_adapter, save_adapter
 from prefdistill.prompts import FIELDS, encode_pairs
 
 TEXT = {

@@ -12,7 +12,8 @@ from prefdistill.checkpoints import Checkpoints
 from prefdistill.config import result_settings
 from prefdistill.job import Interrupted, UserError
 from prefdistill.losses import label_objective
-from prefdistill.models import add_adapter, load_classifier, save_adapter
+from prefdistill.models import load_classifier
+from prefdistill.peft_adapters import add_adapter, save_adapter
 from prefdistill.prompts import encode_pairs
 from prefdistill.step_plan import Plan
 from prefdistill.training import (

@@ -77,7 +77,8 @@ def trainer_of(folder, name, scratch, *, shard=False, objective=None, **changes)
 
     from prefdistill.checkpoints import Checkpoints
     from prefdistill.losses import label_objective
-    from prefdistill.models import add_adapter, load_classifier
+    from prefdistill.models import load_classifier
+    from prefdistill.peft_adapters import add_adapter
     from prefdistill.training import Trainer
 
     model = load_classifier(folder / name, MODELS[name], shard=shard)
@@ -95,7 +96,7 @@ def outcome_of(folder, trainer, name):
 
     from prefdistill.distributed import is_first
     from prefdistill.inference import score_pairs
-    from prefdistill.models import save_adapter
+    from prefdistill.peft_adapters import save_adapter
 
     trainer.run(folder / name / "train.jsonl")
     logits = score_pairs(trainer.model, trainer.encoded, token_budget=100)

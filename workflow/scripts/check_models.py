@@ -27,12 +27,12 @@ def describe(
     from prefdistill.io import VIEWS
     from prefdistill.memory import count_parameters, estimate_memory
     from prefdistill.models import (
-        add_adapter,
         base_precision,
         core_model,
         load_classifier,
         load_tokenizer,
     )
+    from prefdistill.peft_adapters import add_adapter
     from prefdistill.prompts import encode_pairs
 
     precision, seed = settings["precision"], settings["post_pretrain"]["seed"]

@@ -51,13 +51,8 @@ def main(
     from prefdistill.lessons import make_lessons
     from prefdistill.losses import distillation_objective
     from prefdistill.memory import place
-    from prefdistill.models import (
-        adapter_rank,
-        base_folder,
-        load_adapter,
-        load_classifier,
-        load_tokenizer,
-    )
+    from prefdistill.models import base_folder, load_classifier, load_tokenizer
+    from prefdistill.peft_adapters import adapter_rank, load_adapter
     from prefdistill.prompts import encode_pairs
     from prefdistill.training import Trainer, choose_rows, train_rows
 
@@ -109,7 +104,7 @@ def save_weights(
     use_average: bool,
 ) -> None:
     """Write the student's last or averaged weights, and the averaged ones beside."""
-    from prefdistill.models import save_adapter
+    from prefdistill.peft_adapters import save_adapter
 
     if trainer.average and (use_average or average_path):
         with trainer.average.in_place():

@@ -44,13 +44,8 @@ def main(
     from prefdistill.distributed import is_first
     from prefdistill.inference import score_pairs, subset_rows
     from prefdistill.memory import place
-    from prefdistill.models import (
-        base_folder,
-        load_adapter,
-        load_classifier,
-        load_merged,
-        load_tokenizer,
-    )
+    from prefdistill.models import base_folder, load_classifier, load_tokenizer
+    from prefdistill.peft_adapters import load_adapter, load_merged
     from prefdistill.prompts import encode_pairs, text_digest
 
     table = read_table(fold_table, FOLD_SCHEMA)

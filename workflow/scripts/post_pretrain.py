@@ -37,14 +37,13 @@ def main(
     from prefdistill.losses import label_objective, next_token_objective
     from prefdistill.memory import place
     from prefdistill.models import (
-        add_adapter,
         base_folder,
         load_classifier,
         load_language_model,
         load_tokenizer,
-        save_adapter,
         seeded_head,
     )
+    from prefdistill.peft_adapters import add_adapter, save_adapter
     from prefdistill.prompts import encode_pairs
     from prefdistill.training import Trainer
 

@@ -54,12 +54,8 @@ def main(
     from prefdistill.distributed import is_first
     from prefdistill.inference import score_pairs
     from prefdistill.memory import place
-    from prefdistill.models import (
-        base_folder,
-        load_adapter,
-        load_classifier,
-        load_tokenizer,
-    )
+    from prefdistill.models import base_folder, load_classifier, load_tokenizer
+    from prefdistill.peft_adapters import load_adapter
     from prefdistill.prompts import encode_pairs
 
     table = pa.concat_tables([read_table(path, FOLD_SCHEMA) for path in tables])

@@ -31,14 +31,8 @@ def main(
     from prefdistill.distributed import is_first
     from prefdistill.losses import label_objective
     from prefdistill.memory import place
-    from prefdistill.models import (
-        adapter_rank,
-        base_folder,
-        load_adapter,
-        load_classifier,
-        load_tokenizer,
-        save_adapter,
-    )
+    from prefdistill.models import base_folder, load_classifier, load_tokenizer
+    from prefdistill.peft_adapters import adapter_rank, load_adapter, save_adapter
     from prefdistill.prompts import encode_pairs
     from prefdistill.training import Trainer, choose_rows, train_rows
 

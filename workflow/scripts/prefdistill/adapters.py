@@ -4,7 +4,10 @@ The mean of models is the mean of their *deltas*, ``sum_k w_k (alpha_k / r_k) B_
 Averaging ``lora_A`` and ``lora_B`` on their own, as public code does, gives
 ``mean(B) mean(A)``, which differs; PEFT's ``add_weighted_adapter`` refuses adapters
 that carry a score head. The exact mean is again a LoRA adapter whose rank is the sum
-of the ranks, so it works unmerged too. Only torch and safetensors are needed.
+of the ranks, so it works unmerged too.
+
+Only torch and safetensors are needed: no model is loaded. ``peft_adapters`` puts the
+same files on a loaded model, through PEFT.
 """
 
 import math
