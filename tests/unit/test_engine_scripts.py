@@ -13,43 +13,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import train_teacher
+import two_processes
 from safetensors.numpy import load_file
+from two_processes import SETTINGS, TEXT
 
 from prefdistill.distillation import TeacherFiles
 from prefdistill.io import FOLD_SCHEMA, read_json, read_logits, write_json, write_table
 from prefdistill.job import UserError
 
-TEXT = {
-    "template": "<prompt>: {prompt}<response_a>: {response_a}"
-    "<response_b>: {response_b}<verdict>:",
-    "turn": "<turn {n}>: ",
-    "max_length": 80,
-    "prompt_share": 0.25,
-    "head_share": 0.5,
-}
-LORA = {
-    "r": 2,
-    "alpha": 4,
-    "dropout": 0.0,
-    "targets": ["q_proj", "up_proj"],
-    "lowest_layer": 0,
-}
-STEPS = {
-    "learning_rate": 0.01,
-    "max_steps": 3,
-    "pairs_per_step": 4,
-    "token_budget": 256,
-    "warmup_steps": None,
-    "warmup_fraction": 0.1,
-    "schedule": "cosine",
-    "min_lr_ratio": 0.0,
-    "weight_decay": 0.0,
-    "max_grad_norm": 1.0,
-    "seed": 7,
-    "checkpoint_steps": 100,
-    "recompute": "auto",
-    "compile": "auto",
-}
+LORA = two_processes.LORA | {"dropout": 0.0}
+STEPS = SETTINGS | {"max_steps": 3, "token_budget": 256, "checkpoint_steps": 100}
 TRAINING = STEPS | {"epochs": 1.0, "n_rows": None}
 POST = STEPS | {
     "objective": "classification",

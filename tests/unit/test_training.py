@@ -6,6 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from two_processes import LORA, N_PAIRS, SETTINGS, encoded_pairs
 
 from prefdistill import training
 from prefdistill.checkpoints import Checkpoints
@@ -14,7 +15,6 @@ from prefdistill.job import Interrupted, UserError
 from prefdistill.losses import label_objective
 from prefdistill.models import load_classifier
 from prefdistill.peft_adapters import add_adapter, save_adapter
-from prefdistill.prompts import encode_pairs
 from prefdistill.step_plan import Plan
 from prefdistill.training import (
     Trainer,
@@ -22,53 +22,12 @@ from prefdistill.training import (
     train_rows,
 )
 
-TEXT = {
-    "template": "<prompt>: {prompt}<response_a>: {response_a}"
-    "<response_b>: {response_b}<verdict>:",
-    "turn": "<turn {n}>: ",
-    "max_length": 80,
-    "prompt_share": 0.25,
-    "head_share": 0.5,
-}
-LORA = {
-    "r": 2,
-    "alpha": 4,
-    "dropout": 0.2,
-    "targets": ["q_proj", "up_proj"],
-    "lowest_layer": 0,
-}
-SETTINGS = {
-    "learning_rate": 0.01,
-    "max_steps": None,
-    "pairs_per_step": 4,
-    "token_budget": 128,
-    "warmup_steps": None,
-    "warmup_fraction": 0.2,
-    "schedule": "cosine",
-    "min_lr_ratio": 0.1,
-    "weight_decay": 0.01,
-    "max_grad_norm": 1.0,
-    "seed": 7,
-    "checkpoint_steps": 3,
-    "recompute": "auto",
-    "compile": "auto",
-}
-N_PAIRS = 14
 TARGETS = np.eye(3, dtype=np.float32)[np.arange(N_PAIRS) % 3]
 
 
 @pytest.fixture(scope="module")
-def encoded(tiny_tokenizer):
-    words = ["river ", "list ", "poem "]
-    table = pa.table(
-        {
-            "id": [f"train:{n}" for n in range(N_PAIRS)],
-            "prompt": [[words[n % 3] * (1 + n % 4)] for n in range(N_PAIRS)],
-            "response_a": [["yes " * (1 + n % 5)] for n in range(N_PAIRS)],
-            "response_b": [["no " * (1 + n % 7)] for n in range(N_PAIRS)],
-        }
-    )
-    return encode_pairs(table, tiny_tokenizer, TEXT)
+def encoded(tiny_model_folder):
+    return encoded_pairs(tiny_model_folder("gemma2"))
 
 
 @pytest.fixture

@@ -1,6 +1,8 @@
 """What the processes of ``test_distributed`` do; run as a script, a job of two.
 
 python two_processes.py FOLDER [loop STEPS | die | refuse | work]
+
+Its settings and pairs serve the tests of the trainer and of the scripts too.
 """
 
 import json
