@@ -3,6 +3,7 @@
 "Relative" errors are norms of differences over norms of what is expected.
 """
 
+import gc
 from collections import Counter
 from contextlib import contextmanager
 from types import SimpleNamespace
@@ -80,10 +81,8 @@ def is_fast(model):
     return engine.attach(core_model(model))
 
 
-def loss_of(model, batches, shared=None):
-    logits = torch.cat(
-        [classify(model, collate(batch, 1, shared)) for batch in batches]
-    )
+def loss_of(model, batches, shared=None, judge=classify):
+    logits = torch.cat([judge(model, collate(batch, 1, shared)) for batch in batches])
     weights = torch.linspace(-1, 1, logits.numel()).view_as(logits)
     return logits, (logits * weights).sum()
 
@@ -93,11 +92,11 @@ def gradients(model):
     return {name: w.grad.clone() for name, w in named if w.grad is not None}
 
 
-def step(model, batches=(ROWS,), seed=0, shared=None):
+def step(model, batches=(ROWS,), seed=0, shared=None, judge=classify):
     """Logits and gradients in training."""
     model.train().zero_grad(set_to_none=True)
     torch.manual_seed(seed)
-    logits, loss = loss_of(model, batches, shared)
+    logits, loss = loss_of(model, batches, shared, judge)
     loss.backward()
     return logits.detach(), gradients(model)
 
@@ -316,6 +315,83 @@ def test_a_backward_after_a_change_is_an_error(judge):
     is_fast(model)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         loss.backward()
+
+
+# --- the last layer's MLP ------------------------------------------------------------
+
+MANY_ROWS = [np.random.default_rng(n).integers(4, 400, 2 + n % 5) for n in range(70)]
+BATCHES = {
+    "one row": (ROWS[:1], None),
+    "rows": (ROWS, None),
+    "shared": (SHARED_ROWS, SHARED),
+    "many rows": (MANY_ROWS, None),
+}
+
+
+def classify_from_all(model, batch):
+    """Logits from the states of all tokens."""
+    states = models.hidden_states(model, batch)
+    return core_model(model).score(states[batch.last].float())
+
+
+@pytest.mark.parametrize("how", engine.RECOMPUTE)
+@pytest.mark.parametrize("base", BASES)
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_the_last_mlp_of_last_tokens_alone_changes_nothing(
+    judge, architecture, base, how
+):
+    model = judge(architecture, base)
+    engine.set_recompute(core_model(model), how)
+    for rows, shared in BATCHES.values():
+        expected = step(model, [rows], shared=shared, judge=classify_from_all)
+        result = step(model, [rows], shared=shared)
+        if base == "fp8":  # where a sum's rounding may move a value to the next
+            assert relative(result[0], expected[0]) < 0.01
+            assert relative(result[1], expected[1]) < 0.02
+        else:
+            assert_same(result, expected)
+        with torch.inference_mode():
+            scored = classify(model, collate(rows, 1, shared))
+        assert torch.equal(scored, result[0])
+
+
+@pytest.mark.parametrize("how", engine.RECOMPUTE)
+@pytest.mark.parametrize("batch", BATCHES)
+def test_the_last_mlp_is_of_last_tokens_alone(judge, batch, how):
+    """Up to a multiple of 64; of all tokens where all states are asked for."""
+    rows, shared = BATCHES[batch]
+    model = judge("gemma2")
+    core = core_model(model)
+    engine.set_recompute(core, how)
+    n_tokens = collate(rows, 1, shared).input_ids.size
+    n_last = {"many rows": 128}.get(batch, 64)
+    real, seen = engine.mlp_half, []
+
+    def watched(x, *rest):
+        seen.append(len(x))
+        return real(x, *rest)
+
+    with mock.patch.object(engine, "mlp_half", watched):
+        step(model, [rows], shared=shared)
+        again = [n_last, n_tokens] if how == "full" else []
+        assert seen == [n_tokens, n_last, *again]
+        seen.clear()
+        models.hidden_states(model, collate(rows, 1, shared))
+        assert seen == [n_tokens, n_tokens]
+
+
+@pytest.mark.parametrize("is_known", [True, False])
+def test_states_of_some_tokens(judge, is_known):
+    model, batch = judge("qwen2", lora=None).eval(), collate(ROWS)
+    keep = torch.tensor([3, 99, 0, 3, 41])
+    if not is_known:
+        make_odd(core_model(model))
+    assert is_fast(model) is is_known
+    with torch.no_grad():
+        states = models.hidden_states(model, batch)
+        kept = models.hidden_states(model, batch, keep)
+    assert states.shape == (sum(LENGTHS), 32)
+    torch.testing.assert_close(kept, states[keep])
 
 
 # --- fp8 -----------------------------------------------------------------------------
@@ -630,6 +706,7 @@ def bytes_kept(model):
     model.train()
     step(model)
     batch = collate([np.arange(300) % 300 + 4] * 4)
+    gc.collect()  # else what earlier tests left may be freed meanwhile
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
         logits = classify(model, batch)
     assert logits.requires_grad

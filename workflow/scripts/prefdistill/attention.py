@@ -64,6 +64,8 @@ class PackedLayout:
         device: Where the indices are needed.
         shared: ``(n_rows,)`` tokens of the row before it that a row begins with, laid
             out as ``packing.sight`` says; None for none.
+        keep: ``(n_kept,)`` int64 places of the only tokens whose last hidden states
+            ``engine.FastLayer`` is to give, on the device; None for all.
 
     Raises:
         ValueError: If rows share tokens where flash-attn needs them whole.
@@ -74,8 +76,10 @@ class PackedLayout:
         lengths: np.ndarray,
         device: torch.device,
         shared: np.ndarray | None = None,
+        keep: torch.Tensor | None = None,
     ) -> None:
         self.lengths, self.device = np.asarray(lengths, dtype=np.int64), device
+        self.keep = keep
         self.shared = np.zeros_like(self.lengths) if shared is None else shared
         if self.shared.any() and not can_share(device):
             raise ValueError("flash-attn knows no rows that share tokens")

@@ -2,7 +2,8 @@
 
 Gemma-2, Llama and Qwen2 share one layer here: packed attention, one product for linear
 layers that read the same input, lean LoRA without casts and copies, and on a GPU one
-compiled graph for each half of a layer (attention; MLP) that all layers share. It
+compiled graph for each half of a layer (attention; MLP) that all layers share. Where
+only some tokens' states are asked for, the last layer's MLP computes no others. It
 computes what transformers and PEFT compute; a layer that it does not know (another
 architecture, GPTQ, a base in parts) goes through them.
 
@@ -171,12 +172,20 @@ class FastLayer:
         shape: From ``shape_of``.
         window: Its sliding window, if it has one.
         has_gradient: Whether the loss's gradient passes through it.
+        is_last: Whether it is the model's last, which gives the tokens of the layout's
+            ``keep`` alone.
     """
 
     def __init__(
-        self, layer: nn.Module, shape: Shape, window: int | None, has_gradient: bool
+        self,
+        layer: nn.Module,
+        shape: Shape,
+        window: int | None,
+        has_gradient: bool,
+        is_last: bool,
     ) -> None:
         self.layer, self.shape, self.window = layer, shape, window
+        self.is_last = is_last
         self.recompute, self.compiled = "none", True
         self.groups = {
             name: _group(layer, paths, has_gradient) for name, paths in GROUPS.items()
@@ -206,11 +215,15 @@ class FastLayer:
         packed: PackedLayout,
         **_: Any,
     ) -> torch.Tensor:
-        """``(1, n, hidden)`` to the same, as transformers calls a layer."""
+        """``(1, n, hidden)`` to the same, as transformers calls a layer.
+
+        The last layer returns ``(1, n_kept, hidden)`` where the layout says so.
+        """
         x = hidden_states[0]
         cos, sin = (part[0][:, None] for part in position_embeddings)
         block = key_block(self.shape.head_dim, self.shape.options)
         attention = packed.attention(self.window, block)
+        keep = packed.keep if self.is_last else None
         on_gpu = x.device.type == "cuda"
         compiled = on_gpu and self.compiled
         halves = _compiled() if compiled else (attention_half, mlp_half)
@@ -222,7 +235,10 @@ class FastLayer:
             return halves[0](x, cos, sin, attention, *common)
 
         def second(x: torch.Tensor) -> torch.Tensor:
-            return halves[1](x, *common, selective)
+            if keep is None:
+                return halves[1](x, *common, selective)
+            # So few tokens are not worth a graph of their own.
+            return mlp_half(x[keep], *common, selective)
 
         if with_gradient and self.recompute == "full":
             x = checkpoint(lambda x: second(first(x)), x, use_reentrant=False)
@@ -328,7 +344,8 @@ def attach(core: nn.Module) -> bool:
         for layer in layers:
             has_gradient |= any(weight.requires_grad for weight in layer.parameters())
             window = getattr(layer.self_attn, "sliding_window", None)
-            layer.forward = FastLayer(layer, shape, window, has_gradient)
+            is_last = layer is layers[-1]
+            layer.forward = FastLayer(layer, shape, window, has_gradient, is_last)
             layer.forward.recompute = core.__dict__.get("_recompute", "none")
             layer.forward.compiled = core.__dict__.get("_compiled", True)
             layer.forward.refresh()

@@ -10,9 +10,16 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
-from prefdistill.attention import ATTENTION, PackedLayout, can_share, register
+from prefdistill.attention import (
+    ATTENTION,
+    ROWS_STEP,
+    PackedLayout,
+    can_share,
+    register,
+)
 from prefdistill.bases import base_folder as manifest_folder
 from prefdistill.bases import check_model_files, weights_path
 from prefdistill.engine import attach, quantise_to_fp8
@@ -274,8 +281,17 @@ def is_sharded(model: torch.nn.Module) -> bool:
     return getattr(core_model(model), SHARDED, False)
 
 
-def hidden_states(model: torch.nn.Module, batch: PackedBatch) -> torch.Tensor:
-    """Last hidden states of a packed batch, ``(n_tokens, hidden_size)``."""
+def hidden_states(
+    model: torch.nn.Module, batch: PackedBatch, keep: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Last hidden states of a packed batch, ``(n_tokens, hidden_size)``.
+
+    Args:
+        model: A model of this module.
+        batch: Its rows.
+        keep: ``(n,)`` int64 places of the only tokens to return, on the model's device;
+            None for all. The engine computes no others in the last layer's MLP.
+    """
     core, device = core_model(model), device_of(model)
     fast = attach(core)
     dtype = core.dtype
@@ -285,9 +301,12 @@ def hidden_states(model: torch.nn.Module, batch: PackedBatch) -> torch.Tensor:
             input_ids=to_device(batch.input_ids, device),
             position_ids=to_device(batch.position_ids, device),
             use_cache=False,
-            packed=PackedLayout(batch.lengths, device, batch.shared),
+            packed=PackedLayout(
+                batch.lengths, device, batch.shared, keep if fast else None
+            ),
         )
-    return output.last_hidden_state[0]
+    states = output.last_hidden_state[0]
+    return states if fast or keep is None else states[keep]
 
 
 def shares_prompts(model: torch.nn.Module) -> bool:
@@ -304,6 +323,7 @@ def classify(model: torch.nn.Module, batch: PackedBatch) -> torch.Tensor:
 
     Only the last token of a row is scored, in float32.
     """
-    states = hidden_states(model, batch)
-    last = to_device(batch.last, states.device)
-    return core_model(model).score(states[last].float())
+    n_rows = len(batch.last)
+    keep = np.pad(batch.last, (0, -n_rows % ROWS_STEP), mode="edge")
+    states = hidden_states(model, batch, to_device(keep, device_of(model)))
+    return core_model(model).score(states[:n_rows].float())
