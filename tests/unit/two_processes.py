@@ -53,9 +53,12 @@ SETTINGS = {
     "recompute": "auto",
     "compile": "auto",
 }
-# With dropout on these alone a model in parts draws the masks of a whole one.
-TARGETS = ["q_proj", "o_proj"]
 MODELS = {"llama": "nf4", "gemma2": "fp32"}
+# With dropout, on these alone does a model in parts draw the masks of a whole one.
+LORAS = {
+    "llama": LORA | {"targets": ["q_proj", "o_proj"]},
+    "gemma2": LORA | {"dropout": 0.0},
+}
 N_PAIRS = 14
 
 
@@ -86,7 +89,7 @@ def trainer_of(folder, name, scratch, *, shard=False, objective=None, **changes)
     from prefdistill.training import Trainer
 
     model = load_classifier(folder / name, MODELS[name], shard=shard)
-    model = add_adapter(model, LORA | {"targets": TARGETS}, seed=1)
+    model = add_adapter(model, LORAS[name], seed=1)
     targets = np.eye(3, dtype=np.float32)[np.arange(N_PAIRS) % 3]
     objective = objective or label_objective(targets)
     pairs = encoded_pairs(folder / name)
