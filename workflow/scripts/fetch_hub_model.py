@@ -5,10 +5,14 @@ resumes after an interruption; only the manifest, written last, is a declared ou
 A gated model needs a token in the environment variable ``HF_TOKEN``.
 """
 
+import io
 import logging
 import os
+import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from tqdm import tqdm
 
 from prefdistill.bases import TOKENIZER_FILES, write_manifest
 from prefdistill.disk import disk_fault
@@ -26,6 +30,25 @@ ALLOWED_FILES = [
     "generation_config.json",
     *TOKENIZER_FILES,
 ]
+LINE_EVERY_S = 10.0
+
+
+class Lines(tqdm):
+    """A progress bar of whole lines, as other jobs' lines come between its own.
+
+    One every ten seconds, and a last one when it closes.
+    """
+
+    def __init__(self, *args: Any, **settings: Any) -> None:
+        self._due = time.monotonic() + LINE_EVERY_S
+        super().__init__(*args, **settings | {"file": io.StringIO()})
+
+    def display(self, msg: str | None = None, pos: int | None = None) -> bool:
+        """Log where the bar stands; ``close`` disables it before it shows it last."""
+        if self.disable or time.monotonic() >= self._due:
+            self._due = time.monotonic() + LINE_EVERY_S
+            logger.info("%s", msg or str(self).strip())
+        return True
 
 
 def main(repo: str, revision: str | None, manifest_path: Path) -> None:
@@ -44,6 +67,7 @@ def main(repo: str, revision: str | None, manifest_path: Path) -> None:
             local_dir=folder,
             allow_patterns=ALLOWED_FILES,
             token=token,
+            tqdm_class=Lines,
         )
     except Exception as error:  # the client has a dozen kinds, with no common base
         if disk_fault(error):
