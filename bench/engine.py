@@ -339,18 +339,11 @@ def _ticked(clock: Clock, repeats: int, seconds: float) -> Iterator[int]:
 
 def training_settings(amount: Amount) -> dict[str, Any]:
     """A ``training`` section for ``Trainer``."""
-    return {
+    return workload.STEADY | {
         "learning_rate": 1e-5,
         "max_steps": N_WARM + amount.repeats,
         "pairs_per_step": amount.pairs,
         "token_budget": amount.token_budget,
-        "warmup_steps": 0,
-        "schedule": "constant",
-        "min_lr_ratio": 1.0,
-        "weight_decay": 0.0,
-        "max_grad_norm": 1.0,
-        "seed": 0,
-        "checkpoint_steps": 10**9,
         "recompute": amount.recompute,
         "compile": "always",
     }

@@ -41,6 +41,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "workflow/scripts"))
 
+import workload
 from prefdistill.job import hide_unused_imports, set_threads
 from sameness_models import adapt, build, define_fp8, scaled
 
@@ -73,18 +74,11 @@ LAST_STEPS = 30
 LENGTHS = (700, 33, 150, 1, 257, 420)
 # Of four of these rows, made by `begin_alike`: tokens that the row before begins with.
 SHARED = (0, 450, 0, 40)
-TRAINING = {
+TRAINING = workload.STEADY | {
     "learning_rate": 1e-3,
     "pairs_per_step": 16,
     "warmup_steps": 5,
-    "schedule": "constant",
-    "min_lr_ratio": 1.0,
-    "weight_decay": 0.0,
-    "max_grad_norm": 1.0,
-    "seed": 0,
-    "checkpoint_steps": 10**9,
     "recompute": "none",
-    "compile": "auto",
 }
 TEXT = {
     "template": "<prompt>: {prompt}\n\n<response_a>: {response_a}\n\n"

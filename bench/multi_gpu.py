@@ -130,20 +130,11 @@ def measure(shape, precision, *, sharded, tiny, n_pairs=16, rank=64):
     lengths = np.resize(ROW_LENGTHS, n_pairs) // scale
     encoded = workload.random_pairs(lengths, lengths // 8, vocabulary)
     budget = 3840 // scale  # no pass of an 8B is short of memory, so bins are alike
-    settings = {
+    settings = workload.STEADY | {
         "learning_rate": 3e-4,
         "max_steps": N_STEPS,
         "pairs_per_step": n_pairs,
         "token_budget": budget,
-        "warmup_steps": 0,
-        "schedule": "constant",
-        "min_lr_ratio": 1.0,
-        "weight_decay": 0.0,
-        "max_grad_norm": 1.0,
-        "seed": 0,
-        "checkpoint_steps": 10**9,
-        "recompute": "auto",
-        "compile": "auto",
     }
     targets = np.eye(3, dtype=np.float32)[np.arange(n_pairs) % 3]
     with tempfile.TemporaryDirectory() as folder:

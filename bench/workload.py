@@ -8,6 +8,19 @@ from typing import Any
 
 import numpy as np
 
+# A `training` block without warm-up, decay or checkpoints: every step costs the same.
+STEADY: dict[str, Any] = {
+    "warmup_steps": 0,
+    "schedule": "constant",
+    "min_lr_ratio": 1.0,
+    "weight_decay": 0.0,
+    "max_grad_norm": 1.0,
+    "seed": 0,
+    "checkpoint_steps": 10**9,
+    "recompute": "auto",
+    "compile": "auto",
+}
+
 # Shapes as in the models' own config.json; the weights of a benchmark are random.
 SHAPES: dict[str, dict[str, Any]] = {
     "gemma-2-9b": {

@@ -18,6 +18,7 @@ from prefdistill.pooling import (
     TABLE,
     compare_runs,
     pool_parts,
+    pooled_scaling,
     pooled_steps,
 )
 from prefdistill.scaling import read_scaling
@@ -196,3 +197,10 @@ def test_the_judge_is_scaled_by_the_rows_of_all_parts(parts, tmp_path, capsys):
     scaled = fit.apply(logits)
     after = np.exp(scaled) / np.exp(scaled).sum(axis=2, keepdims=True)
     assert log_loss(after.mean(axis=1), LABEL) < before
+
+
+def test_a_final_model_without_a_scaling_is_one_line(tmp_path):
+    found, labels = write_part(tmp_path, 0)
+    found = [one for one in found if one.stage != "merged_calibrated"]
+    with pytest.raises(UserError, match="final model merged has no scaling of its own"):
+        pooled_scaling([tmp_path], found, labels)

@@ -93,17 +93,26 @@ def pooled_scaling(
 
     Returns:
         A record for ``calibration.json``, with its cross-fitted effect.
+
+    Raises:
+        UserError: If a run lacks the final model's logits, or that is no judge of its
+            own.
     """
     model = next(one.model for one in predictions if one.stage == "final")
-    views = next(list(one.probs) for one in predictions if one.model == model
-                 and one.stage != "final")  # fmt: skip
+    judge = [one for one in predictions if one.stage == f"{model}_calibrated"]
+    if not judge:
+        raise UserError(
+            f"{folders[0]}: the final model {model} has no scaling of its own; set "
+            "predict.model to merged, gptq8 or gptq4"
+        )
+    views = list(judge[0].probs)
     parts = []
     for folder in folders:
         paths = [folder / LOGITS / model / f"{view}.parquet" for view in views]
         parts.append(read_predictions(paths, views, splits=["test"]))
-    names = ("ids", "split", "logits")
     columns = [
-        np.concatenate([getattr(part, name) for part in parts]) for name in names
+        np.concatenate([getattr(part, name) for part in parts])
+        for name in ("ids", "split", "logits")
     ]
     scores = Logits(*columns, meta={"views": views})
     return calibrate_judge(scores, labels, views, "vector", split="test")[1]
