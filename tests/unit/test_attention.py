@@ -14,7 +14,7 @@ from torch.nn.attention.flex_attention import (
 )
 
 from prefdistill import attention
-from prefdistill.attention import PackedLayout, packed_attention
+from prefdistill.attention import PackedLayout, attention_of_some, packed_attention
 from prefdistill.block_masks import BLOCK, block_mask, visible_blocks, windowed
 from prefdistill.models import classify, load_classifier
 from prefdistill.packing import collate, sight
@@ -116,6 +116,36 @@ def test_packed_equals_the_definition(
             *(x[0, :, places] for x in (query, key, value)), 0.7, softcap, window
         )
         torch.testing.assert_close(output[places], expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("softcap", [None, 3.0])
+@pytest.mark.parametrize("window", [None, 4, 8, 99])
+@pytest.mark.parametrize(
+    ("lengths", "shared"), [(LENGTHS, None), (SHARED_LENGTHS, SHARED)]
+)
+def test_attention_of_some_is_that_of_all(lengths, shared, window, softcap):
+    """With gradients; some of the tokens lie backwards, one is kept twice."""
+    generator = torch.Generator().manual_seed(0)
+    n_tokens = sum(lengths)
+    states = [
+        torch.randn(n, n_tokens, 8, generator=generator).requires_grad_()
+        for n in (4, 2, 2)
+    ]
+    keep = torch.tensor([0, 7, 35, 36, 44, 45, 90, n_tokens - 1, 44])
+    layout = PackedLayout(np.array(lengths), CPU, shared and np.array(shared), keep)
+    made = layout.attention(window)
+    whole = packed_attention(*(x[None] for x in states), made, 0.7, softcap)[keep]
+    query, key, value = (x.transpose(0, 1) for x in states)
+    seen = layout.seen_by_kept(window)
+    some = attention_of_some(query[keep], key, value, seen, 0.7, softcap)
+    assert some.shape == (len(keep), 4, 8)
+    torch.testing.assert_close(some, whole, atol=1e-5, rtol=1e-5)
+    gradient = torch.randn(some.shape, generator=generator)
+    expected = torch.autograd.grad(whole, states, gradient)
+    for one, other in zip(
+        torch.autograd.grad(some, states, gradient), expected, strict=True
+    ):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
 
 
 def test_flash_attn_needs_rows_whole(monkeypatch):

@@ -54,9 +54,9 @@ SETTINGS = {
     "compile": "auto",
 }
 MODELS = {"llama": "nf4", "gemma2": "fp32"}
-# With dropout, on these alone does a model in parts draw the masks of a whole one.
+# With dropout, on this alone does a model in parts draw the masks of a whole one.
 LORAS = {
-    "llama": LORA | {"targets": ["q_proj", "o_proj"]},
+    "llama": LORA | {"targets": ["q_proj"]},
     "gemma2": LORA | {"dropout": 0.0},
 }
 N_PAIRS = 14

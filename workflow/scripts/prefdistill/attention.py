@@ -20,6 +20,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from prefdistill.block_masks import BLOCK, block_mask
 from prefdistill.packing import sight
+from prefdistill.soft_cap import has_quick_tanh, soft_cap
 from prefdistill.tensors import to_device
 
 ATTENTION = "packed"
@@ -31,10 +32,10 @@ ROWS_STEP = 64
 # keys in a block of the mask leave out more of short rows; FlexAttention measures it
 # against its own choice, which is 128 for other heads.
 FAST_BLOCKS = {
-    128: {"fwd": (64, 64, 3, 4), "bwd": (32, 64, 64, 32, 3, 4), "keys": 128},
-    256: {"fwd": (128, 64, 2, 8), "bwd": (64, 64, 128, 32, 2, 8), "keys": 64},
+    128: {"fwd": (64, 64, 3, 4, False), "bwd": (32, 64, 64, 32, 3, 4), "keys": 128},
+    256: {"fwd": (128, 64, 2, 8, True), "bwd": (64, 64, 128, 32, 2, 8), "keys": 64},
 }
-FORWARD = ("BLOCK_M", "BLOCK_N", "num_stages", "num_warps")
+FORWARD = ("BLOCK_M", "BLOCK_N", "num_stages", "num_warps", "USE_TMA")
 BACKWARD = ("BLOCK_M1", "BLOCK_N1", "BLOCK_M2", "BLOCK_N2", "num_stages", "num_warps")
 
 
@@ -105,6 +106,19 @@ class PackedLayout:
                 else block_mask(self.lengths, self.shared, window, block, self.device)
             )
         return self._masks[window, block]
+
+    def seen_by_kept(self, window: int | None) -> torch.Tensor:
+        """Which places the tokens of ``keep`` see, ``(n_kept, n_tokens)`` bool."""
+        key = ("kept", window)
+        if key not in self._masks:
+            arrays = np.stack(sight(self.lengths, self.shared))
+            position, first, last = to_device(arrays, self.device)
+            place = torch.arange(len(position), device=self.device)
+            seen = (place >= first[self.keep, None]) & (place <= last[self.keep, None])
+            if window is not None:
+                seen &= position[self.keep, None] - position < window
+            self._masks[key] = seen
+        return self._masks[key]
 
     def _grouped(self) -> tuple[list[torch.Tensor], torch.Tensor]:
         """Places of each group's tokens, ``(n, length)``, and the way back.
@@ -178,6 +192,7 @@ def packed_attention(
     softcap: float | None = None,
     dropout: float = 0.0,
     options: dict[str, int] | None = None,
+    quick_tanh: bool = False,
 ) -> torch.Tensor:
     """Attention of one layer.
 
@@ -190,6 +205,7 @@ def packed_attention(
         softcap: Bound of the scores, through ``softcap * tanh(score / softcap)``.
         dropout: Share of attention weights dropped; on the CPU only.
         options: From ``kernel_options``.
+        quick_tanh: From ``soft_cap.has_quick_tanh``.
 
     Returns:
         ``(n_tokens, n_heads, head_dim)``.
@@ -208,13 +224,45 @@ def packed_attention(
         query,
         key,
         value,
-        score_mod=None if softcap is None else _soft_cap(softcap),
+        score_mod=None if softcap is None else soft_cap(softcap, quick_tanh),
         block_mask=attention,
         scale=scaling,
         enable_gqa=query.shape[1] != key.shape[1],
         kernel_options=options,
     )
     return output[0].transpose(0, 1)
+
+
+def attention_of_some(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    seen: torch.Tensor,
+    scaling: float,
+    softcap: float | None = None,
+) -> torch.Tensor:
+    """Attention of few queries, with all scores at once, in float32.
+
+    Args:
+        query: ``(n_queries, n_heads, head_dim)``.
+        key: ``(n_tokens, n_key_heads, head_dim)``.
+        value: Like ``key``.
+        seen: ``(n_queries, n_tokens)`` bool, from ``PackedLayout.seen_by_kept``.
+        scaling: As in ``packed_attention``.
+        softcap: Likewise.
+
+    Returns:
+        ``(n_queries, n_heads, head_dim)``.
+    """
+    # Heads that share keys lie together: (n_key_heads, n_repeats * n_queries, ...).
+    heads = query.unflatten(1, (key.shape[1], -1)).permute(1, 2, 0, 3)
+    scores = heads.flatten(1, 2).float() @ key.permute(1, 2, 0).float() * scaling
+    if softcap is not None:
+        scores = softcap * torch.tanh(scores / softcap)
+    scores = scores.unflatten(1, heads.shape[1:3]).masked_fill(~seen, float("-inf"))
+    weights = torch.softmax(scores, dim=-1).to(value.dtype).flatten(1, 2)
+    states = (weights @ value.transpose(0, 1)).view_as(heads)
+    return states.permute(2, 0, 1, 3).flatten(1, 2)
 
 
 def _layer_attention(
@@ -247,7 +295,10 @@ def _layer_attention(
     missing = int(packed.lengths.sum()) - n_tokens
     if missing:
         states = [torch.nn.functional.pad(x, (0, 0, 0, missing)) for x in states]
-    output = packed_attention(*states, attention, scaling, softcap, dropout, options)
+    quick = has_quick_tanh(query.device, query.dtype)
+    output = packed_attention(
+        *states, attention, scaling, softcap, dropout, options, quick
+    )
     return output[None, :n_tokens], None
 
 
@@ -295,20 +346,6 @@ def _flash_attn() -> Any:
     except ImportError:
         return None
     return flash_attn_varlen_func
-
-
-@cache
-def _soft_cap(bound: float) -> Any:
-    """The same function for the same bound, as another one would be compiled anew.
-
-    ``tanh(x) = 2 sigmoid(2x) - 1`` takes two instructions of the GPU, where its tanh
-    takes many.
-    """
-
-    def capped(score, _batch, _head, _query, _key):
-        return bound * (2 * torch.sigmoid(score * (2 / bound)) - 1)
-
-    return capped
 
 
 def kernel_options(head_dim: int, device: torch.device) -> dict[str, int] | None:

@@ -3,9 +3,9 @@
 Gemma-2, Llama and Qwen2 share one layer here: packed attention, one product for linear
 layers that read the same input, lean LoRA without casts and copies, and on a GPU one
 compiled graph for each half of a layer (attention; MLP) that all layers share. Where
-only some tokens' states are asked for, the last layer's MLP computes no others. It
-computes what transformers and PEFT compute; a layer that it does not know (another
-architecture, GPTQ, a base in parts) goes through them.
+only some tokens' states are asked for, the last layer computes no others but for their
+keys and values. It computes what transformers and PEFT compute; a layer that it does
+not know (another architecture, GPTQ, a base in parts) goes through them.
 
 Dropout of LoRA draws one mask for layers that read the same input.
 """
@@ -26,6 +26,7 @@ from torch.utils.checkpoint import (
 from prefdistill.attention import (
     Attention,
     PackedLayout,
+    attention_of_some,
     kernel_options,
     key_block,
     packed_attention,
@@ -35,6 +36,7 @@ from prefdistill.frozen import Group, gather, kind_of, product, project
 from prefdistill.gated import ACTIVATIONS, project_gated
 from prefdistill.job import UserError
 from prefdistill.sharding import SHARDED
+from prefdistill.soft_cap import has_quick_tanh
 
 CPU = torch.device("cpu")
 ARCHITECTURES = ("gemma2", "llama", "qwen2")
@@ -72,6 +74,7 @@ class Shape:
     activation: str
     is_gemma: bool
     options: dict[str, int] | None = None
+    quick_tanh: bool = False
 
 
 def normalise(x: torch.Tensor, weight: torch.Tensor, shape: Shape) -> torch.Tensor:
@@ -100,6 +103,39 @@ def _recomputed(mlp: Callable, x: torch.Tensor) -> torch.Tensor:
     return checkpoint(mlp, x, use_reentrant=False, context_fn=contexts)
 
 
+def heads_of(
+    x: torch.Tensor,
+    cos: torch.Tensor,
+    sin: torch.Tensor,
+    groups: dict[str, Group],
+    norms: dict[str, torch.Tensor],
+    shape: Shape,
+    training: bool,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """A layer's queries, keys and values, each ``(n, heads, head_dim)``."""
+    states = normalise(x, norms["before_attention"], shape)
+    query, key, value = (
+        part.unflatten(1, (-1, shape.head_dim))
+        for part in project(states, groups["qkv"], training)
+    )
+    return _rotated(query, cos, sin), _rotated(key, cos, sin), value
+
+
+def after_attention(
+    x: torch.Tensor,
+    states: torch.Tensor,
+    groups: dict[str, Group],
+    norms: dict[str, torch.Tensor],
+    shape: Shape,
+    training: bool,
+) -> torch.Tensor:
+    """Residual stream and what attention gives, ``(n, heads, head_dim)``, together."""
+    states = product(states.flatten(1), groups["out"], training)
+    if shape.is_gemma:
+        states = normalise(states, norms["after_attention"], shape)
+    return x + states
+
+
 def attention_half(
     x: torch.Tensor,
     cos: torch.Tensor,
@@ -111,20 +147,16 @@ def attention_half(
     training: bool,
 ) -> torch.Tensor:
     """Residual stream ``(n, hidden)`` after a layer's attention."""
-    states = normalise(x, norms["before_attention"], shape)
-    query, key, value = (
-        part.unflatten(1, (-1, shape.head_dim))
-        for part in project(states, groups["qkv"], training)
-    )
-    query, key = _rotated(query, cos, sin), _rotated(key, cos, sin)
-    heads = tuple(part.transpose(0, 1)[None] for part in (query, key, value))
+    heads = heads_of(x, cos, sin, groups, norms, shape, training)
     states = packed_attention(
-        *heads, attention, shape.scaling, shape.softcap, options=shape.options
+        *(part.transpose(0, 1)[None] for part in heads),
+        attention,
+        shape.scaling,
+        shape.softcap,
+        options=shape.options,
+        quick_tanh=shape.quick_tanh,
     )
-    states = product(states.flatten(1), groups["out"], training)
-    if shape.is_gemma:
-        states = normalise(states, norms["after_attention"], shape)
-    return x + states
+    return after_attention(x, states, groups, norms, shape, training)
 
 
 def mlp_half(
@@ -153,7 +185,7 @@ def mlp_half(
 
 
 @cache
-def _compiled() -> tuple[Callable, Callable]:
+def _compiled() -> tuple[Callable, Callable, Callable]:
     import torch._dynamo
 
     # A build for each of up to sixteen shapes, with and without gradients, of a few
@@ -161,7 +193,7 @@ def _compiled() -> tuple[Callable, Callable]:
     torch._dynamo.config.recompile_limit = 256
     torch._dynamo.config.accumulated_recompile_limit = 1024
     build = partial(torch.compile, dynamic=False, fullgraph=True)
-    return build(attention_half), build(mlp_half)
+    return build(attention_half), build(mlp_half), build(heads_of)
 
 
 class FastLayer:
@@ -221,24 +253,28 @@ class FastLayer:
         """
         x = hidden_states[0]
         cos, sin = (part[0][:, None] for part in position_embeddings)
-        block = key_block(self.shape.head_dim, self.shape.options)
-        attention = packed.attention(self.window, block)
         keep = packed.keep if self.is_last else None
         on_gpu = x.device.type == "cuda"
-        compiled = on_gpu and self.compiled
-        halves = _compiled() if compiled else (attention_half, mlp_half)
+        plain = attention_half, mlp_half, heads_of
+        attend, feed, look = _compiled() if on_gpu and self.compiled else plain
         with_gradient = torch.is_grad_enabled()
         selective = with_gradient and self.recompute == "selective"
         common = self.groups, self.norms, self.shape, self.layer.training
 
         def first(x: torch.Tensor) -> torch.Tensor:
-            return halves[0](x, cos, sin, attention, *common)
+            if keep is None:
+                block = key_block(self.shape.head_dim, self.shape.options)
+                attention = packed.attention(self.window, block)
+                return attend(x, cos, sin, attention, *common)
+            query, key, value = look(x, cos, sin, *common)
+            seen = packed.seen_by_kept(self.window)
+            capped = self.shape.scaling, self.shape.softcap
+            states = attention_of_some(query[keep], key, value, seen, *capped)
+            return after_attention(x[keep], states, *common)
 
         def second(x: torch.Tensor) -> torch.Tensor:
-            if keep is None:
-                return halves[1](x, *common, selective)
-            # So few tokens are not worth a graph of their own.
-            return mlp_half(x[keep], *common, selective)
+            # So few tokens as are kept are not worth a graph of their own.
+            return (feed if keep is None else mlp_half)(x, *common, selective)
 
         if with_gradient and self.recompute == "full":
             x = checkpoint(lambda x: second(first(x)), x, use_reentrant=False)
@@ -275,7 +311,9 @@ def _has_lora(module: nn.Module) -> bool:
     return hasattr(module, "lora_A")
 
 
-def shape_of(config: Any, device: torch.device = CPU) -> Shape | None:
+def shape_of(
+    config: Any, device: torch.device = CPU, dtype: torch.dtype = torch.float32
+) -> Shape | None:
     """What a model's layers have in common; None if they are not known here."""
     if config.model_type not in ARCHITECTURES:
         return None
@@ -296,6 +334,7 @@ def shape_of(config: Any, device: torch.device = CPU) -> Shape | None:
         activation,
         is_gemma,
         kernel_options(head_dim, device),
+        has_quick_tanh(device, dtype),
     )
 
 
@@ -339,7 +378,7 @@ def attach(core: nn.Module) -> bool:
     sharded = getattr(core, SHARDED, False)
     fast = not sharded and all(_is_fast(layer) for layer in layers)
     if fast:
-        shape = shape_of(core.config, core.device)
+        shape = shape_of(core.config, core.device, core.dtype)
         has_gradient = False
         for layer in layers:
             has_gradient |= any(weight.requires_grad for weight in layer.parameters())
