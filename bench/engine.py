@@ -118,7 +118,7 @@ class Amount:
     shorten: int = 1
     lengths_from: Path | None = None
     token_budget: int = 8192
-    infer_budget: int = 16384
+    infer_budget: int = 16896
     recompute: str = "auto"
     attention: str = "eager"
     checkpointing: bool = True

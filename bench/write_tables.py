@@ -1,10 +1,10 @@
 """Write the tables of GPU results into docs/performance.md.
 
-    python bench/write_tables.py             # after `make bench` on an H100
+    python bench/write_tables.py             # after `make bench`
     python bench/write_tables.py --table     # print them only
 
-They come from `bench/results/h100.json`, and the predicted hours also from
-`config/config.yaml`; a test compares the document with them.
+They come from `bench/results/h100.json` and `h200.json`, and the predicted hours from
+the first and `config/config.yaml`; a test compares the document with them.
 """
 
 import argparse
@@ -32,7 +32,7 @@ from rows import Row, find_row, markdown_table, read_rows, speed_table
 from workload import PUBLISHED
 
 ROOT = Path(__file__).resolve().parents[1]
-RESULTS = ROOT / "bench/results/h100.json"
+RESULTS = {card: ROOT / f"bench/results/{card}.json" for card in ("h100", "h200")}
 DOCUMENT = ROOT / "docs/performance.md"
 BASES = {"auto": "bf16"}
 # Pairs of the published configuration's files, as its comments have them; those of
@@ -43,7 +43,6 @@ PUBLISHED_PAIRS = {
     "n_ultra": 60_000,
     "n_test": 25_000,
 }
-NOT_YET = "Not measured yet."
 # What `gpu_tflops` is in the column of the cost model: about what an H100 sustains.
 MODELLED_TFLOPS = 400
 
@@ -165,42 +164,44 @@ def fill_in(text: str, tables: dict[str, str]) -> str:
     return text
 
 
-def render(text: str, rows: list[Row]) -> str:
-    """The document with its tables as the results have them."""
-    tables = {"speed": NOT_YET, "machine": NOT_YET}
-    if rows:
-        tables = {"speed": speed_table(rows), "machine": describe_runs(rows)}
-    tables["hours"] = hours_table(*published(), rows)
+def render(text: str) -> str:
+    """The document with its tables as the stored results have them."""
+    tables = {}
+    for card, path in RESULTS.items():
+        rows = read_rows(path)
+        tables[f"speed {card}"] = speed_table(rows)
+        tables[f"machine {card}"] = describe_runs(rows)
+    tables["hours"] = hours_table(*published(), read_rows(RESULTS["h100"]))
     return fill_in(text, tables)
 
 
 def describe_runs(rows: list[Row]) -> str:
-    """Machines, versions and peaks of the runs, one line each."""
-    lines = set()
+    """Machines, versions and peaks of the runs, one line for those of a day."""
+    peaks: dict[str, dict[str, list[float]]] = {}
     for row in rows:
         versions = ", ".join(f"{k} {v}" for k, v in row["versions"].items() if v)
-        peaks = row["matmul_tflops"].items()
-        said = ", ".join(f"{kind} {rate:.0f}" for kind, rate in peaks)
-        lengths = f"; lengths: {row['lengths']}" if "lengths" in row else ""
-        lines.add(
-            f"- {row['date']}, {row['machine']}: {versions}; "
-            f"matrix products, TFLOP/s: {said}{lengths}"
-        )
-    return "\n".join(sorted(lines))
+        said = f"- {row['date']}, {row['machine']}: {versions}"
+        said += f"; lengths: {row['lengths']}" if "lengths" in row else ""
+        for kind, rate in row["matmul_tflops"].items():
+            peaks.setdefault(said, {}).setdefault(kind, []).append(rate)
+    lines = []
+    for said, kinds in sorted(peaks.items()):
+        spans = [f"{k} {min(v):.0f} to {max(v):.0f}" for k, v in kinds.items()]
+        lines.append(f"{said}; matrix products, TFLOP/s: {', '.join(spans)}")
+    return "\n".join(lines)
 
 
 def main() -> None:
     """Fill the document, or print its tables."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--table", action="store_true", help="print, write nothing")
-    arguments = parser.parse_args()
-    rows = read_rows(arguments.results)
-    if arguments.table:
-        print(speed_table(rows), describe_runs(rows), sep="\n\n", end="\n\n")
-        print(hours_table(*published(), rows))
+    if not parser.parse_args().table:
+        DOCUMENT.write_text(render(DOCUMENT.read_text("utf-8")), encoding="utf-8")
         return
-    DOCUMENT.write_text(render(DOCUMENT.read_text("utf-8"), rows), encoding="utf-8")
+    for path in RESULTS.values():
+        rows = read_rows(path)
+        print(speed_table(rows), describe_runs(rows), sep="\n\n", end="\n\n")
+    print(hours_table(*published(), read_rows(RESULTS["h100"])))
 
 
 if __name__ == "__main__":

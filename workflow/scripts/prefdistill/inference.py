@@ -44,7 +44,7 @@ def score_pairs(
     encoded: EncodedPairs,
     *,
     views: Sequence[str] = VIEWS,
-    token_budget: int = 16384,
+    token_budget: int = 16896,
     progress_batches: int = 5,
     checkpoints: Checkpoints | None = None,
 ) -> np.ndarray:

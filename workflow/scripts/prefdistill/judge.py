@@ -40,7 +40,7 @@ logger = logging.getLogger(__name__)
 
 Text = str | Sequence[str]
 
-GPU_TOKENS = 16384
+GPU_TOKENS = 16896
 # Pairs between two reports of progress; packing loses next to nothing by the cut.
 CHUNK_PAIRS = 1024
 
