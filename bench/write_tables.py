@@ -122,7 +122,8 @@ def list_work(config: dict[str, Any], pairs: Pairs) -> list[dict[str, Any]]:
 def hours_table(config: dict[str, Any], pairs: Pairs, rows: list[Row]) -> str:
     """GPU hours of a configuration by measured speeds; blank where one is missing.
 
-    Beside them the hours of the cost model, which `make plan` shows, less loading.
+    Beside them the hours of the cost model, which `make plan` shows, less loading; in
+    the sum they stand for those that are missing.
     """
     lines, hours, modelled = [], [], []
     for each in list_work(config, pairs):
@@ -141,8 +142,9 @@ def hours_table(config: dict[str, Any], pairs: Pairs, rows: list[Row]) -> str:
                 f"{modelled[-1]:.1f}",
             )
         )
-    total = "" if None in hours else f"{sum(hours):.1f}"
-    lines.append(("all", "", "", "", "", "", total, f"{sum(modelled):.1f}"))
+    both = zip(hours, modelled, strict=True)
+    total = sum(model if hour is None else hour for hour, model in both)
+    lines.append(("all", "", "", "", "", "", f"{total:.1f}", f"{sum(modelled):.1f}"))
     head = ("model", "stage", "base", "pairs", "M tokens", "tokens/s", "GPU hours")
     head += (f"by the cost model at {MODELLED_TFLOPS}",)
     return markdown_table(head, lines)
