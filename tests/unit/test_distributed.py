@@ -16,9 +16,11 @@ import two_processes
 from safetensors.numpy import load_file
 from two_processes import MODELS
 
-from prefdistill.distributed import own_share, share_out, sum_over_processes
+from prefdistill import training
+from prefdistill.distributed import own_share, sum_over_processes
 from prefdistill.job import UserError
 from prefdistill.memory import place
+from prefdistill.packing import pack_shares
 
 ADAPTER = "adapter_model.safetensors"
 TIMEOUT_S = 120
@@ -50,6 +52,21 @@ def wait_for(process, text):
     raise AssertionError(f"the job ended without {text!r}")
 
 
+def train_alone(folder, name, run):
+    """One process; with dropout, which is seeded by the bin, on the bins of two."""
+
+    def bins_of_two(lengths, token_budget, common, n_shares):
+        assert n_shares == 1
+        shares = pack_shares(lengths, token_budget, common, 2)
+        return [[members for share in shares for members in share]]
+
+    trainer = two_processes.trainer_of(folder, name, folder / "scratch" / run)
+    with pytest.MonkeyPatch.context() as patch:
+        if two_processes.LORAS[name]["dropout"]:
+            patch.setattr(training, "pack_shares", bins_of_two)
+        two_processes.outcome_of(folder, trainer, run)
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, tiny_model_folder):
     """Results of two processes, and beside them, as ``{name}-alone``, of this one."""
@@ -58,9 +75,7 @@ def folder(tmp_path_factory, tiny_model_folder):
         shutil.copytree(tiny_model_folder(name), folder / name)
     process = start(folder, "work")
     for name in MODELS:
-        scratch = folder / "scratch" / f"{name}-alone"
-        trainer = two_processes.trainer_of(folder, name, scratch)
-        two_processes.outcome_of(folder, trainer, f"{name}-alone")
+        train_alone(folder, name, f"{name}-alone")
     status, output = end(process)
     assert status == 0, output
     return folder
@@ -83,7 +98,6 @@ def assert_same_training(folder, run, other):
 
 @pytest.mark.parametrize("run", RUNS)
 def test_two_processes_take_the_steps_of_one(folder, run):
-    """With dropout, as it is seeded by the bin."""
     assert len(curve(folder, run)) == 10
     assert_same_training(folder, run, f"{run.partition('-')[0]}-alone")
 
@@ -109,8 +123,7 @@ def test_a_resumed_run_is_byte_identical(folder):
 def test_one_process_goes_on_from_the_checkpoint_of_two(folder):
     scratch = folder / "scratch" / "left"
     assert (scratch / "abc-step-000000005.safetensors").exists()
-    trainer = two_processes.trainer_of(folder, "llama", scratch)
-    two_processes.outcome_of(folder, trainer, "left")
+    train_alone(folder, "llama", "left")
     assert_same_training(folder, "left", "llama-alone")
 
 
@@ -175,23 +188,14 @@ def test_workers_save_when_their_launcher_is_killed(tmp_path):
     process.stdout.close()
 
 
-def test_bins_are_shared_out_evenly():
-    assert share_out([3, 8, 4, 7, 8], 2) == [[1, 3], [0, 2, 4]]
-    assert share_out([5], 3) == [[0], [], []]
-    sizes = np.random.default_rng(0).integers(1, 100, 40).tolist()
-    shares = share_out(sizes, 3)
-    assert sorted(index for share in shares for index in share) == list(range(40))
-    loads = [sum(sizes[i] for i in share) for share in shares]
-    assert max(loads) - min(loads) <= max(sizes)
-
-
-@pytest.mark.parametrize("rank", [0, 1, 2])
-def test_in_step_every_process_makes_as_many_passes(monkeypatch, rank):
-    monkeypatch.setattr("prefdistill.distributed.n_processes", lambda: 3)
+@pytest.mark.parametrize(
+    ("rank", "own", "again"), [(0, [0, 1], 0), (1, [2], 1), (2, [], 2)]
+)
+def test_in_step_every_process_makes_as_many_passes(monkeypatch, rank, own, again):
     monkeypatch.setattr("prefdistill.distributed.rank", lambda: rank)
-    own = own_share([9, 8, 7, 2], in_step=True)
-    assert own == [(rank, 1.0), (3, 1.0 if rank == 2 else 0.0)]
-    assert own_share([9, 8, 7, 2], in_step=False) == [w for w in own if w[1]]
+    own = [(index, 1.0) for index in own]
+    assert own_share([9, 2, 7], [2, 1, 0], in_step=False) == own
+    assert own_share([9, 2, 7], [2, 1, 0], in_step=True) == own + again * [(1, 0.0)]
 
 
 def test_large_sums_go_in_several_buckets(monkeypatch):

@@ -3,7 +3,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prefdistill.packing import collate, pack, shape_step, shared_tokens, sight
+from prefdistill.packing import (
+    collate,
+    pack,
+    pack_shares,
+    shape_step,
+    shared_tokens,
+    sight,
+)
 
 
 def slow_pack(lengths, budget):
@@ -31,18 +38,28 @@ def test_pack_agrees_with_its_slow_twin(lengths, budget):
     assert sorted(fill) == sorted(sum(lengths[r] for r in rows) for rows in slow)
 
 
-@given(
-    pairs=st.lists(
-        st.integers(1, 70).flatmap(
-            lambda length: st.tuples(st.just(length), st.integers(0, length - 1))
-        ),
-        max_size=20,
+PAIRS = st.lists(
+    st.integers(1, 70).flatmap(
+        lambda length: st.tuples(st.just(length), st.integers(0, length - 1))
     ),
-    budget=st.integers(1, 100),
+    max_size=20,
 )
-def test_pairs_that_fit_a_bin_go_together(pairs, budget):
+
+
+def rows_of(pairs):
+    """Lengths of both rows of pairs, and tokens shared with the row before."""
     lengths = np.repeat(np.array([length for length, _ in pairs], dtype=int), 2)
     common = np.array([n for _, n_common in pairs for n in (0, n_common)], dtype=int)
+    return lengths, common
+
+
+def bin_size(rows, lengths, common):
+    return int((lengths[rows] - shared_tokens(rows, common)).sum())
+
+
+@given(pairs=PAIRS, budget=st.integers(1, 100))
+def test_pairs_that_fit_a_bin_go_together(pairs, budget):
+    lengths, common = rows_of(pairs)
     bins = pack(lengths, budget, common)
     assert sorted(r for b in bins for r in b.tolist()) == list(range(len(lengths)))
     n_shared = np.zeros_like(lengths)
@@ -58,6 +75,40 @@ def test_pairs_that_fit_a_bin_go_together(pairs, budget):
     fits = 2 * lengths[1::2] - common[1::2] <= budget
     assert (n_shared[1::2] == common[1::2] * fits).all()
     assert not n_shared[::2].any()
+
+
+@given(pairs=PAIRS, budget=st.integers(1, 100), n_shares=st.integers(1, 5))
+def test_shares_are_even_and_packed(pairs, budget, n_shares):
+    lengths, common = rows_of(pairs)
+    shares = pack_shares(lengths, budget, common, n_shares)
+    assert len(shares) == n_shares
+    bins = [rows for share in shares for rows in share]
+    assert sorted(r for b in bins for r in b.tolist()) == list(range(len(lengths)))
+    loads = [sum(bin_size(b, lengths, common) for b in share) for share in shares]
+    for rows in bins:
+        assert len(rows) == 1 or bin_size(rows, lengths, common) <= budget
+    if len(lengths):
+        both = 2 * lengths - common
+        assert max(loads) - min(loads) <= max(both)
+    (alone,) = pack_shares(lengths, budget, common, 1)
+    packed = pack(lengths, budget, common)
+    assert [b.tolist() for b in alone] == [b.tolist() for b in packed]
+
+
+def test_shares_of_a_step():
+    """Of pairs of 7, 7, 3 and 3 tokens 10 and 10, where whole bins leave 13 and 7."""
+    lengths, common = np.repeat([4, 4, 2, 2], 2), np.tile([0, 1], 4)
+    first, second = pack_shares(lengths, 8, common, 2)
+    assert [rows.tolist() for rows in first] == [[0, 1], [4, 5]]
+    assert [rows.tolist() for rows in second] == [[2, 3], [6, 7]]
+    # A pair of more than an even share is two rows.
+    (first,), (second,) = pack_shares(np.array([5, 5]), 16, np.array([0, 2]), 2)
+    assert (first.tolist(), second.tolist()) == ([0], [1])
+    # Fewer rows than processes.
+    assert [len(share) for share in pack_shares(lengths[:1], 8, common[:1], 2)] == [
+        1,
+        0,
+    ]
 
 
 def test_real_lengths_fill_the_bins():
@@ -149,11 +200,15 @@ def test_compiled_shapes_are_few_for_a_budget(budget, n_shapes):
 
 
 @pytest.mark.parametrize(
-    ("n_pairs", "n_shapes", "least"), [(64, 4, 0.97), (32, 16, 0.98)]
+    ("n_pairs", "n_shapes", "n_gpus", "least"),
+    [(64, 4, 1, 0.97), (32, 16, 1, 0.98), (32, 4, 2, 0.93), (32, 16, 4, 0.94)],
 )
 @pytest.mark.parametrize("share", [0.0, 0.13])
-def test_real_lengths_fill_the_shapes_of_a_gpu(share, n_pairs, n_shapes, least):
-    """Steps of pairs in both orders; what padding adds counts as computed."""
+def test_real_lengths_fill_the_shapes_of_gpus(share, n_pairs, n_shapes, n_gpus, least):
+    """Steps of pairs in both orders; what padding adds counts as computed.
+
+    Of several GPUs, what the slowest computes, as if all did.
+    """
     rng = np.random.default_rng(0)
     budget = 8192
     step = shape_step(budget, "cuda", n_shapes)
@@ -165,10 +220,11 @@ def test_real_lengths_fill_the_shapes_of_a_gpu(share, n_pairs, n_shapes, least):
         common = np.repeat((share * lengths).astype(int), 2) * np.tile([0, 1], n_pairs)
         lengths = np.repeat(lengths, 2)
         sizes = [
-            (lengths[rows] - shared_tokens(rows, common)).sum()
-            for rows in pack(lengths, budget, common)
+            np.array([bin_size(rows, lengths, common) for rows in bins])
+            for bins in pack_shares(lengths, budget, common, n_gpus)
         ]
-        assert sum(sizes) == lengths.sum() - common.sum()
-        computed = sum(-(-size // step) * step for size in sizes)
-        fill.append(sum(sizes) / computed)
+        n_tokens = lengths.sum() - common.sum()
+        assert sum(size.sum() for size in sizes) == n_tokens
+        slowest = max(int((-(-size // step) * step).sum()) for size in sizes)
+        fill.append(n_tokens / (n_gpus * slowest))
     assert np.mean(fill) >= least

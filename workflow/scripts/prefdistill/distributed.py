@@ -110,36 +110,20 @@ def wait_for_all() -> None:
     any_process(False)
 
 
-def share_out(sizes: Sequence[int], n_shares: int) -> list[list[int]]:
-    """Share out bins: the largest first, each to the least loaded.
-
-    Args:
-        sizes: Tokens of each bin.
-        n_shares: Number of processes.
-
-    Returns:
-        Indices of each process's bins, in order.
-    """
-    shares: list[list[int]] = [[] for _ in range(n_shares)]
-    loads = [0] * n_shares
-    for index in sorted(range(len(sizes)), key=lambda i: -sizes[i]):
-        least = loads.index(min(loads))
-        shares[least].append(index)
-        loads[least] += sizes[index]
-    return [sorted(share) for share in shares]
-
-
-def own_share(sizes: Sequence[int], *, in_step: bool) -> list[tuple[int, float]]:
+def own_share(
+    sizes: Sequence[int], counts: Sequence[int], *, in_step: bool
+) -> list[tuple[int, float]]:
     """The bins that this process works on, each with its weight in the sum.
 
     Args:
-        sizes: Tokens of each bin.
+        sizes: Tokens of each bin, those of the first process first.
+        counts: Number of each process's bins.
         in_step: Whether all processes must do equally many, as those of a sharded
             model; those with fewer then do the smallest again, with weight 0.
     """
-    shares = share_out(sizes, n_processes())
-    own = [(index, 1.0) for index in shares[rank()]]
+    first, n_own = sum(counts[: rank()]), counts[rank()]
+    own = [(index, 1.0) for index in range(first, first + n_own)]
     if in_step:
         smallest = min(range(len(sizes)), key=lambda i: sizes[i])
-        own += [(smallest, 0.0)] * (max(map(len, shares)) - len(own))
+        own += [(smallest, 0.0)] * (max(counts) - n_own)
     return own

@@ -85,6 +85,23 @@ def sight(lengths: np.ndarray, shared: np.ndarray) -> Sight:
     )
 
 
+def _units(
+    lengths: np.ndarray, common: np.ndarray, most: int
+) -> tuple[list[np.ndarray], np.ndarray]:
+    """Rows, two with a common beginning as one if together at most ``most`` tokens.
+
+    Returns:
+        Row indices of each unit; ``(n_units,)`` int64 tokens, common ones counted once.
+    """
+    lengths = np.asarray(lengths, dtype=np.int64)
+    with_next = np.append(common, 0)[1:]
+    of_both = lengths + np.append(lengths, 0)[1:] - with_next
+    takes_next = (with_next > 0) & (of_both <= most)
+    heads = np.flatnonzero(~np.append(False, takes_next)[:-1])
+    units = np.split(np.arange(len(lengths)), heads[1:])
+    return units, np.where(takes_next, of_both, lengths)[heads]
+
+
 def pack(
     lengths: np.ndarray, token_budget: int, common: np.ndarray | None = None
 ) -> list[np.ndarray]:
@@ -105,27 +122,56 @@ def pack(
         One int64 array of row indices a bin, such as ``collate`` takes with
         ``shared_tokens``; together every row once.
     """
-    lengths = np.asarray(lengths, dtype=np.int64)
     common = np.zeros_like(lengths) if common is None else common
-    with_next = np.append(common, 0)[1:]
-    of_both = lengths + np.append(lengths, 0)[1:] - with_next
-    takes_next = (with_next > 0) & (of_both <= token_budget)
-    sizes = np.where(takes_next, of_both, lengths)
-    heads = np.flatnonzero(~np.append(False, takes_next)[:-1])
+    units, sizes = _units(lengths, common, token_budget)
     bins: list[list[int]] = []
     space: list[tuple[int, int]] = []  # (room left, bin), sorted
-    for row in heads[np.argsort(-sizes[heads], kind="stable")].tolist():
-        size = int(sizes[row])
+    for index in np.argsort(-sizes, kind="stable").tolist():
+        size = int(sizes[index])
         place = bisect_left(space, (size, -1))
         if place < len(space):
             room, target = space.pop(place)
         else:
             room, target = max(token_budget, size), len(bins)
             bins.append([])
-        bins[target] += [row, row + 1] if takes_next[row] else [row]
+        bins[target] += units[index].tolist()
         left = (room - size, target)
         space.insert(bisect_left(space, left), left)
     return [np.array(rows, dtype=np.int64) for rows in bins]
+
+
+def pack_shares(
+    lengths: np.ndarray, token_budget: int, common: np.ndarray, n_shares: int
+) -> list[list[np.ndarray]]:
+    """Share out rows to processes by tokens, then ``pack`` each share.
+
+    The longest come first, each to the share with the fewest tokens. Two rows with a
+    common beginning go together unless they exceed the budget or an even share. (Whole
+    bins cannot be shared out as evenly: a step has few.) Deterministic.
+
+    Args:
+        lengths: ``(n,)`` integer tokens of each row.
+        token_budget: Most tokens a bin may hold, as for ``pack``.
+        common: ``(n,)`` integer tokens shared with the row before, as for ``pack``.
+        n_shares: Number of processes; of one, the bins are those of ``pack``.
+
+    Returns:
+        Bins of each share, together every row once; none where rows are too few.
+    """
+    even = int(lengths.sum() - common.sum()) // n_shares
+    units, sizes = _units(lengths, common, min(token_budget, even))
+    shares: list[list[int]] = [[] for _ in range(n_shares)]
+    loads = [0] * n_shares
+    for index in np.argsort(-sizes, kind="stable").tolist():
+        least = loads.index(min(loads))
+        shares[least] += units[index].tolist()
+        loads[least] += int(sizes[index])
+    packed = []
+    for share in shares:
+        rows = np.array(sorted(share), dtype=np.int64)
+        bins = pack(lengths[rows], token_budget, shared_tokens(rows, common))
+        packed.append([rows[members] for members in bins])
+    return packed
 
 
 def shared_tokens(rows: np.ndarray, common: np.ndarray) -> np.ndarray:

@@ -2,8 +2,9 @@
 
 Nothing depends on the state of a random generator: the order of the data comes from
 (seed, epoch) and dropout from (seed, step, bin), so a resumed run repeats the
-uninterrupted one bit for bit on a CPU. Several processes share out the bins of a step
-and add up their gradients: the step is the same for any number of them, up to rounding.
+uninterrupted one bit for bit on a CPU. Several processes share out the rows of a step
+and add up their gradients: the step is the same for any number of them, up to rounding
+and the draws of dropout.
 
 A bin that has both orders of a pair has their common prompt once (see ``packing``), so
 dropout of LoRA draws one mask for it.
@@ -44,7 +45,7 @@ from prefdistill.memory import (
     note_short_memory,
 )
 from prefdistill.models import core_model, device_of, is_sharded, shares_prompts
-from prefdistill.packing import collate, pack, shape_step, shared_tokens
+from prefdistill.packing import collate, pack_shares, shape_step, shared_tokens
 from prefdistill.prompts import EncodedPairs
 from prefdistill.step_plan import Plan
 
@@ -214,7 +215,8 @@ class Trainer:
         """Mean loss of a step's rows, its gradient added up; None if memory ran out."""
         lengths = self.encoded.lengths[rows]
         common = self.common[rows] * views  # with the row before: AB of the same pair
-        bins = pack(lengths, self.token_budget, common)
+        shares = pack_shares(lengths, self.token_budget, common, n_processes())
+        bins = [members for share in shares for members in share]
         shared = [shared_tokens(members, common) for members in bins]
         step = self.shape_step()
         sizes = [
@@ -224,7 +226,8 @@ class Trainer:
         loss = torch.zeros((), device=device_of(self.model))
         out_of_memory = False
         try:
-            for index, weight in own_share(sizes, in_step=is_sharded(self.model)):
+            counts, in_step = list(map(len, shares)), is_sharded(self.model)
+            for index, weight in own_share(sizes, counts, in_step=in_step):
                 self._seed_dropout(index)
                 members = bins[index]
                 tokens = [
