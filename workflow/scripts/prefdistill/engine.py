@@ -188,7 +188,7 @@ def mlp_half(
 def _compiled() -> tuple[Callable, Callable, Callable]:
     import torch._dynamo
 
-    # A build for each of up to sixteen shapes, with and without gradients, of a few
+    # A build for each of up to eight shapes, with and without gradients, of a few
     # masks.
     torch._dynamo.config.recompile_limit = 256
     torch._dynamo.config.accumulated_recompile_limit = 1024
