@@ -59,16 +59,18 @@ TOLERANCES = {
 }
 EXACT = (1e-4, 1e-4)  # in float32
 # Of the losses of a few steps, relative to their fall, and of the logits after them,
-# relative to their change: about 0.4 and 1 where the engine keeps the B that it began
-# with. In these dtypes on a CPU they were two fifths of each tolerance or less.
+# relative to their change: 0.8 or more and 1 where the engine keeps the B that it began
+# with. In these dtypes on a CPU they were two fifths of each tolerance or less; in fp8
+# for all of ten seeds of weights and pairs, and as much between two runs of fp8 by its
+# definition whose embeddings differ by the last bit of bf16 (0.021 and 0.059).
 STEP_TOLERANCES = {
     "bf16": (0.05, 0.1),
     "nf4": (0.05, 0.1),
     "fp16": (0.02, 0.03),
-    "fp8": (0.1, 0.2),
+    "fp8": (0.06, 0.15),
 }
 LEAST_FALL = 0.05  # nats
-N_STEPS, STEP_PAIRS = 4, 8
+N_STEPS, STEP_PAIRS = 6, 8
 CURVE_TOLERANCE = 0.02  # nats, besides two standard errors
 LAST_STEPS = 30
 LENGTHS = (700, 33, 150, 1, 257, 420)
@@ -314,6 +316,9 @@ def compare_steps(
 
     The head stays as it is and B begins at zero: all that changes is what the engine
     computes with the B that the optimiser has changed, and the loss must fall by it.
+    Each step takes the same pairs at so low a rate that the loss falls with every one:
+    where it overshoots, the last bit of an input can change a loss by a fifth of the
+    fall.
     """
     from prefdistill import models
     from prefdistill.io import VIEWS
@@ -323,13 +328,12 @@ def compare_steps(
     from prefdistill.training import FP16_LOSS_SCALE
 
     started = time.perf_counter()
-    n_pairs = N_STEPS * STEP_PAIRS // 2
-    encoded, targets = random_pairs(options, n_pairs)
+    encoded, targets = random_pairs(options, STEP_PAIRS)
     settings = TRAINING | {"max_steps": N_STEPS, "pairs_per_step": STEP_PAIRS}
     settings |= {"token_budget": batch_shape(options), "warmup_steps": 2}
-    if options.tiny:
-        settings["learning_rate"] = 1e-2  # narrow layers change less
-    plan = Plan.from_settings(settings, n_pairs, 100.0)
+    # Narrow layers change less.
+    settings["learning_rate"] = 1e-2 if options.tiny else 5e-4
+    plan = Plan.from_settings(settings, STEP_PAIRS, 100.0)
     scale = FP16_LOSS_SCALE if base == "fp16" else 1.0
 
     def start() -> torch.nn.Module:
@@ -339,30 +343,24 @@ def compare_steps(
         models.core_model(model).score.requires_grad_(False)
         return model.train()
 
-    def judge(
-        model: torch.nn.Module, pairs: np.ndarray
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Logits and mean loss of pairs in both orders."""
-        rows = [encoded.tokens(pair, view) for pair in pairs for view in VIEWS]
-        bins = pack(np.array([len(row) for row in rows]), settings["token_budget"])
-        logits = torch.cat(
-            [
-                models.classify(
-                    model, collate([rows[i] for i in members], batch_shape(options))
-                )
-                for members in bins
-            ]
-        )[np.argsort(np.concatenate(bins))]
-        wanted = torch.from_numpy(targets[pairs]).to(logits.device)
-        wanted = torch.stack([wanted, wanted[:, [1, 0, 2]]], 1).flatten(0, 1)
-        return logits, cross_entropy(logits, wanted).mean()
+    rows = [encoded.tokens(pair, view) for pair in range(STEP_PAIRS) for view in VIEWS]
+    wanted = np.stack([targets, targets[:, [1, 0, 2]]], 1).reshape(-1, 3)
+    bins = pack(np.array([len(row) for row in rows]), settings["token_budget"])
+
+    def judge(model: torch.nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits and mean loss of the pairs in both orders."""
+        batches = [collate([rows[i] for i in b], batch_shape(options)) for b in bins]
+        logits = torch.cat([models.classify(model, batch) for batch in batches])
+        logits = logits[np.argsort(np.concatenate(bins))]
+        target = torch.from_numpy(wanted).to(logits.device)
+        return logits, cross_entropy(logits, target).mean()
 
     def take_steps(model: torch.nn.Module) -> list[float]:
         weights = [weight for weight in model.parameters() if weight.requires_grad]
         optimizer = torch.optim.AdamW(weights, weight_decay=0.0, fused=False)
         losses = []
         for step in range(N_STEPS):
-            loss = judge(model, plan.pairs(step))[1]
+            loss = judge(model)[1]
             (scale * loss).backward()
             for weight in weights:
                 weight.grad /= scale
@@ -373,17 +371,16 @@ def compare_steps(
             losses.append(loss.item())
         return losses
 
-    every = np.arange(n_pairs)
     trained = start()
     losses = run_trainer(options, trained, encoded, targets, settings)
-    logits, _ = judge(trained.train(), every)
+    logits, _ = judge(trained.train())
     model = start()
     if base == "fp8":
         define_fp8(models.core_model(model))
     with mock.patch.object(models, "attach", return_value=False):
-        before, loss_before = judge(model, every)
+        before, loss_before = judge(model)
         other_losses = take_steps(model)
-        after, loss_after = judge(model, every)
+        after, loss_after = judge(model)
     fall = (loss_before - loss_after).item()
     gaps = np.array(losses, dtype=np.float64) - other_losses
     errors = [

@@ -4,13 +4,15 @@ import json
 
 import numpy as np
 import pytest
+import torch
 
 import engine
 import gpu_sameness
 import rows
+import sameness_models
 import workload
 from prefdistill import engine as fast
-from prefdistill import training
+from prefdistill import fp8, training
 
 GEMMA = workload.SHAPES["gemma-2-9b"]
 
@@ -41,7 +43,6 @@ def test_linear_parameters_of_the_real_shapes():
 
 
 def test_shapes_are_those_that_transformers_builds():
-    import torch
     from transformers import AutoModelForSequenceClassification
 
     for name in (*workload.PUBLISHED, *workload.TINY, "smollm2-135m"):
@@ -214,7 +215,6 @@ def test_tiny_run(tmp_path, capsys):
 
 
 def test_a_failure_is_a_row_and_the_rest_goes_on(tmp_path, monkeypatch):
-    import torch
 
     real = engine.measure
 
@@ -248,6 +248,16 @@ def test_sameness_of_steps_misses_an_engine_that_keeps_b(monkeypatch):
     line = gpu_sameness.compare_steps(gpu_sameness.parse(["--tiny"]), "llama", "bf16")
     assert not line["ok"]
     assert line["errors"]["logits"] == pytest.approx(1, abs=0.01)
+
+
+@pytest.mark.parametrize("architecture", ["gemma2", "qwen2"])
+def test_steps_on_fp8_are_exact_but_for_its_rounding(monkeypatch, architecture):
+    monkeypatch.setattr(fp8, "FP8", torch.float32)
+    monkeypatch.setattr(sameness_models, "rounded", lambda values: values)
+    options = gpu_sameness.parse(["--tiny"])
+    line = gpu_sameness.compare_steps(options, architecture, "fp8")
+    assert max(line["errors"].values()) < 1e-4
+    assert line["fall_of_loss"] > 0.05
 
 
 def test_curves_are_compared_in_pairs():
