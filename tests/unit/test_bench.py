@@ -215,7 +215,6 @@ def test_tiny_run(tmp_path, capsys):
 
 
 def test_a_failure_is_a_row_and_the_rest_goes_on(tmp_path, monkeypatch):
-
     real = engine.measure
 
     def measure(case, amount, device):
