@@ -317,7 +317,7 @@ def test_a_backward_after_a_change_is_an_error(judge):
         loss.backward()
 
 
-# --- the last layer's MLP ------------------------------------------------------------
+# --- the last layer ------------------------------------------------------------------
 
 MANY_ROWS = [np.random.default_rng(n).integers(4, 400, 2 + n % 5) for n in range(70)]
 BATCHES = {
@@ -334,12 +334,15 @@ def classify_from_all(model, batch):
     return core_model(model).score(states[batch.last].float())
 
 
+@pytest.mark.parametrize("at_once", [False, True], ids=["by rows", "at once"])
 @pytest.mark.parametrize("how", engine.RECOMPUTE)
 @pytest.mark.parametrize("base", BASES)
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_the_last_mlp_of_last_tokens_alone_changes_nothing(
-    judge, architecture, base, how
+def test_the_last_layer_of_last_tokens_alone_changes_nothing(
+    judge, architecture, base, how, at_once, monkeypatch
 ):
+    """With attention as on the CPU, and as on a GPU."""
+    monkeypatch.setattr(engine, "all_scores_at_once", lambda _: at_once)
     model = judge(architecture, base)
     engine.set_recompute(core_model(model), how)
     for rows, shared in BATCHES.values():

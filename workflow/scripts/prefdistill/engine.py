@@ -121,6 +121,29 @@ def heads_of(
     return _rotated(query, cos, sin), _rotated(key, cos, sin), value
 
 
+def attention_of_kept(
+    heads: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+    packed: PackedLayout,
+    window: int | None,
+    shape: Shape,
+) -> torch.Tensor:
+    """Attention of the layout's ``keep`` alone, ``(n_kept, n_heads, head_dim)``."""
+    query, key, value = heads
+    if all_scores_at_once(query.device):
+        seen = packed.seen_by_kept(window)
+        query = query[packed.keep]
+        return attention_of_some(query, key, value, seen, shape.scaling, shape.softcap)
+    batch = [part.transpose(0, 1)[None] for part in heads]
+    attention = packed.attention(window)
+    states = packed_attention(*batch, attention, shape.scaling, shape.softcap)
+    return states[packed.keep]
+
+
+def all_scores_at_once(device: torch.device) -> bool:
+    """Whether few tokens' scores of a whole batch cost less than rows one by one."""
+    return device.type != "cpu"
+
+
 def after_attention(
     x: torch.Tensor,
     states: torch.Tensor,
@@ -266,10 +289,8 @@ class FastLayer:
                 block = key_block(self.shape.head_dim, self.shape.options)
                 attention = packed.attention(self.window, block)
                 return attend(x, cos, sin, attention, *common)
-            query, key, value = look(x, cos, sin, *common)
-            seen = packed.seen_by_kept(self.window)
-            capped = self.shape.scaling, self.shape.softcap
-            states = attention_of_some(query[keep], key, value, seen, *capped)
+            heads = look(x, cos, sin, *common)
+            states = attention_of_kept(heads, packed, self.window, self.shape)
             return after_attention(x[keep], states, *common)
 
         def second(x: torch.Tensor) -> torch.Tensor:
