@@ -59,6 +59,10 @@ GEMMA_NORMS = {
 RECOMPUTE = ("none", "selective", "full")
 # Compiling takes a minute, in which an H100 does so much.
 COMPILE_FLOP = 1e16
+# Tokens kept of the last layer whose attention to all is cheap; a batch of real rows
+# keeps 64.
+AT_ONCE = 128
+Heads = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -75,6 +79,11 @@ class Shape:
     is_gemma: bool
     options: dict[str, int] | None = None
     quick_tanh: bool = False
+
+    @property
+    def key_block(self) -> int:
+        """Keys in a block of attention's mask."""
+        return key_block(self.head_dim, self.options)
 
 
 def normalise(x: torch.Tensor, weight: torch.Tensor, shape: Shape) -> torch.Tensor:
@@ -111,7 +120,7 @@ def heads_of(
     norms: dict[str, torch.Tensor],
     shape: Shape,
     training: bool,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+) -> Heads:
     """A layer's queries, keys and values, each ``(n, heads, head_dim)``."""
     states = normalise(x, norms["before_attention"], shape)
     query, key, value = (
@@ -121,27 +130,34 @@ def heads_of(
     return _rotated(query, cos, sin), _rotated(key, cos, sin), value
 
 
+def attend(heads: Heads, attention: Attention, shape: Shape) -> torch.Tensor:
+    """Attention of all tokens, ``(n, n_heads, head_dim)``."""
+    return packed_attention(
+        *(part.transpose(0, 1)[None] for part in heads),
+        attention,
+        shape.scaling,
+        shape.softcap,
+        options=shape.options,
+        quick_tanh=shape.quick_tanh,
+    )
+
+
 def attention_of_kept(
-    heads: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
-    packed: PackedLayout,
-    window: int | None,
-    shape: Shape,
+    heads: Heads, packed: PackedLayout, window: int | None, shape: Shape
 ) -> torch.Tensor:
     """Attention of the layout's ``keep`` alone, ``(n_kept, n_heads, head_dim)``."""
     query, key, value = heads
-    if all_scores_at_once(query.device):
+    if all_scores_at_once(packed.keep):
         seen = packed.seen_by_kept(window)
         query = query[packed.keep]
         return attention_of_some(query, key, value, seen, shape.scaling, shape.softcap)
-    batch = [part.transpose(0, 1)[None] for part in heads]
-    attention = packed.attention(window)
-    states = packed_attention(*batch, attention, shape.scaling, shape.softcap)
+    states = attend(heads, packed.attention(window, shape.key_block), shape)
     return states[packed.keep]
 
 
-def all_scores_at_once(device: torch.device) -> bool:
-    """Whether few tokens' scores of a whole batch cost less than rows one by one."""
-    return device.type != "cpu"
+def all_scores_at_once(keep: torch.Tensor) -> bool:
+    """Whether the scores of few tokens with all cost less than attention of all."""
+    return keep.device.type != "cpu" and len(keep) <= AT_ONCE
 
 
 def after_attention(
@@ -171,14 +187,7 @@ def attention_half(
 ) -> torch.Tensor:
     """Residual stream ``(n, hidden)`` after a layer's attention."""
     heads = heads_of(x, cos, sin, groups, norms, shape, training)
-    states = packed_attention(
-        *(part.transpose(0, 1)[None] for part in heads),
-        attention,
-        shape.scaling,
-        shape.softcap,
-        options=shape.options,
-        quick_tanh=shape.quick_tanh,
-    )
+    states = attend(heads, attention, shape)
     return after_attention(x, states, groups, norms, shape, training)
 
 
@@ -279,16 +288,15 @@ class FastLayer:
         keep = packed.keep if self.is_last else None
         on_gpu = x.device.type == "cuda"
         plain = attention_half, mlp_half, heads_of
-        attend, feed, look = _compiled() if on_gpu and self.compiled else plain
+        half, feed, look = _compiled() if on_gpu and self.compiled else plain
         with_gradient = torch.is_grad_enabled()
         selective = with_gradient and self.recompute == "selective"
         common = self.groups, self.norms, self.shape, self.layer.training
 
         def first(x: torch.Tensor) -> torch.Tensor:
             if keep is None:
-                block = key_block(self.shape.head_dim, self.shape.options)
-                attention = packed.attention(self.window, block)
-                return attend(x, cos, sin, attention, *common)
+                attention = packed.attention(self.window, self.shape.key_block)
+                return half(x, cos, sin, attention, *common)
             heads = look(x, cos, sin, *common)
             states = attention_of_kept(heads, packed, self.window, self.shape)
             return after_attention(x[keep], states, *common)
