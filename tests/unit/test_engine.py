@@ -17,7 +17,7 @@ from torch import nn
 from torch.nn.functional import linear
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from prefdistill import engine, fp8, frozen, models, nf4
+from prefdistill import decoder_layer, engine, fp8, frozen, models, nf4
 from prefdistill.averaging import WeightAverage
 from prefdistill.models import classify, core_model, load_classifier
 from prefdistill.packing import collate
@@ -342,7 +342,7 @@ def test_the_last_layer_of_last_tokens_alone_changes_nothing(
     judge, architecture, base, how, at_once, monkeypatch
 ):
     """With attention as on the CPU, and as on a GPU."""
-    monkeypatch.setattr(engine, "all_scores_at_once", lambda _: at_once)
+    monkeypatch.setattr(decoder_layer, "all_scores_at_once", lambda _: at_once)
     model = judge(architecture, base)
     engine.set_recompute(core_model(model), how)
     for rows, shared in BATCHES.values():
@@ -386,9 +386,9 @@ def test_the_last_mlp_is_of_last_tokens_alone(judge, batch, how):
 def test_few_tokens_attend_to_all_at_once_on_a_gpu():
     meta = torch.device("meta")
     few, many = (torch.empty(n, dtype=torch.int64, device=meta) for n in (128, 192))
-    assert engine.all_scores_at_once(few)
-    assert not engine.all_scores_at_once(many)
-    assert not engine.all_scores_at_once(torch.zeros(64, dtype=torch.int64))
+    assert decoder_layer.all_scores_at_once(few)
+    assert not decoder_layer.all_scores_at_once(many)
+    assert not decoder_layer.all_scores_at_once(torch.zeros(64, dtype=torch.int64))
 
 
 @pytest.mark.parametrize("is_known", [True, False])
