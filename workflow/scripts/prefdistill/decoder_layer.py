@@ -1,4 +1,4 @@
-"""What a decoder layer of Gemma-2, Llama or Qwen2 computes, as functions of its weights.
+"""What a decoder layer of Gemma-2, Llama or Qwen2 computes, from its weights.
 
 ``attention_half`` and ``mlp_half`` are the layer; of a model's last layer, where only
 some tokens' states are asked for, ``heads_of``, ``attention_of_kept`` and
