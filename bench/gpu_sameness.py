@@ -2,12 +2,13 @@
 
 Small models of the three architectures with random weights, on bases of bf16, fp16, NF4
 and fp8, give logits and gradients of their adapter: packed, a row at a time, with half
-the token budget, with what rows begin with computed once, with each kind of
-recomputation, in inference mode, and through transformers and PEFT (for fp8, which they
-lack, with linear layers as its definition says). A few steps of the trainer follow,
-with the fused optimiser of GPUs, beside those of an ordinary one through transformers
-and PEFT. A JSON line a comparison is printed, with norms of differences over norms of
-what is compared; the exit status is 1 if one exceeds its tolerance.
+the token budget, many short rows at once and in two batches, with what rows begin with
+computed once, with each kind of recomputation, in inference mode, and through
+transformers and PEFT (for fp8, which they lack, with linear layers as its definition
+says). A few steps of the trainer follow, with the fused optimiser of GPUs, beside those
+of an ordinary one through transformers and PEFT. A JSON line a comparison is printed,
+with norms of differences over norms of what is compared; the exit status is 1 if one
+exceeds its tolerance.
 
     python bench/gpu_sameness.py                            # each base in a process
     python bench/gpu_sameness.py --curves                   # and train on each base
@@ -75,6 +76,7 @@ N_STEPS, STEP_PAIRS = 6, 8
 CURVE_TOLERANCE = 0.02  # nats, besides two standard errors
 LAST_STEPS = 30
 LENGTHS = (700, 33, 150, 1, 257, 420)
+N_SHORT = 140  # rows; so many last tokens attend with all others, half of them alone
 # Of four of these rows, made by `begin_alike`: tokens that the row before begins with.
 SHARED = (0, 450, 0, 40)
 TRAINING = workload.STEADY | {
@@ -197,6 +199,10 @@ def compare(
     yield error("packed twice", compute([rows]), packed)
     yield error("packed and a row at a time", packed, compute([[row] for row in rows]))
     yield error("token budget halved", compute([rows[:2], rows[2:]]), packed)
+    n_short = min(N_SHORT, shape // 8)
+    short = np.split(draw.integers(5, 495, n_short * (shape // n_short)), n_short)
+    halves = compute([short[: n_short // 2], short[n_short // 2 :]])
+    yield error(f"{n_short} short rows at once and in two", compute([short]), halves)
     alike, shared = begin_alike(options, rows)
     yield error(
         "common tokens once and a row at a time",

@@ -236,7 +236,7 @@ def test_a_failure_is_a_row_and_the_rest_goes_on(tmp_path, monkeypatch):
 def test_sameness_of_tiny_models(base):
     options = gpu_sameness.parse(["--tiny"])
     lines = list(gpu_sameness.compare(options, "llama", base))
-    assert len(lines) == 8
+    assert len(lines) == 9
     lines.append(gpu_sameness.compare_steps(options, "llama", base))
     assert all(line["ok"] for line in lines)
     assert lines[-1]["fall_of_loss"] > 0.2
