@@ -60,16 +60,15 @@ TOLERANCES = {
 }
 EXACT = (1e-4, 1e-4)  # in float32
 # Of the losses of a few steps, relative to their fall, and of the logits after them,
-# relative to their change: 0.8 or more and 1 where the engine keeps the B that it began
-# with. In these dtypes on a CPU (fp16 in tiny shapes) they were two fifths of each
-# tolerance or less. In fp8 that is the largest of ten seeds of Qwen2 and its pairs; as
-# much lies between two runs of fp8 by its definition whose embeddings differ by about
-# the last bit of bf16: 0.021 and 0.059.
+# relative to their change. An engine that keeps the B it began with is 0.8 and 1 off,
+# one whose gradients in fp8 see an old B 0.24 and 0.61. In bf16, fp16 and NF4 they were
+# two fifths of each tolerance or less on a CPU and on an H200. Rounding to fp8 makes
+# much of the last bit of bf16: up to 0.061 and 0.156 (Llama, H200).
 STEP_TOLERANCES = {
     "bf16": (0.05, 0.1),
     "nf4": (0.05, 0.1),
     "fp16": (0.02, 0.03),
-    "fp8": (0.06, 0.15),
+    "fp8": (0.12, 0.3),
 }
 LEAST_FALL = 0.05  # nats
 N_STEPS, STEP_PAIRS = 6, 8

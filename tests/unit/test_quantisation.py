@@ -139,6 +139,7 @@ def test_8_bits_change_logits_little(quantised, merged):
     assert gap["mean_kl"] < 1e-3
     assert gap["agreement"] >= 0.9
     assert report["n_calibration_rows"] == 48
+    assert 0 < report["kernel_error"] < 1e-3
     expected = row_logits(load_plain(merged), ROWS)
     reloaded = row_logits(load_plain(quantised / "8bit"), ROWS)
     np.testing.assert_allclose(reloaded, expected, atol=0.1 * np.abs(expected).max())
@@ -207,11 +208,27 @@ def test_misread_zero_points_are_noticed(quantised, merged, monkeypatch):
     for module in damaged.modules():
         if hasattr(module, "qzeros"):
             module.qzeros += 0x01010101
+    monkeypatch.setattr("prefdistill.gptq_check.load_plain", lambda _: damaged)
+    with pytest.raises(UserError, match="dequantised weights"):
+        compare(merged, quantised / "8bit", ROWS, 8)
+
+
+def test_one_misread_layer_is_named(quantised, merged, monkeypatch):
+    damaged = load_plain(quantised / "8bit")
+    damaged.model.layers[1].mlp.up_proj.qzeros += 0x01010101
+    monkeypatch.setattr("prefdistill.gptq_check.load_plain", lambda _: damaged)
+    with pytest.raises(UserError, match=r"layers\.1\.mlp\.up_proj of the reloaded"):
+        compare(merged, quantised / "8bit", ROWS, 8)
+
+
+def test_a_lost_head_is_noticed(quantised, merged, monkeypatch):
+    damaged = load_plain(quantised / "8bit")
+    damaged.score.weight.data.zero_()
     loaders = {merged: load_plain, quantised / "8bit": lambda _: damaged}
     monkeypatch.setattr(
         "prefdistill.gptq_check.load_plain", lambda folder: loaders[folder](folder)
     )
-    with pytest.raises(UserError, match="dequantised weights"):
+    with pytest.raises(UserError, match=r"score\.weight of the reloaded model is not"):
         compare(merged, quantised / "8bit", ROWS, 8)
 
 

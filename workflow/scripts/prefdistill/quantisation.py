@@ -246,7 +246,9 @@ def export_quantised(
         token_budget=token_budget,
         **{key: settings[key] for key in (*GPTQ_OPTIONS, "seed")},
     )
-    gap, difference = compare(source, target, rows_of("select", N_COMPARED_PAIRS), bits)
+    gap, kernel_error = compare(
+        source, target, rows_of("select", N_COMPARED_PAIRS), bits
+    )
     n_bytes = (target / "model.safetensors").stat().st_size
     n_bytes_before = (source / "model.safetensors").stat().st_size
     logger.info("logit gap %s, size %.2f", gap, n_bytes / n_bytes_before)
@@ -258,7 +260,7 @@ def export_quantised(
             "n_calibration_rows": len(rows),
             "n_calibration_tokens": sum(map(len, rows)),
             "gap_to_16_bit": asdict(gap),
-            "reload_difference": difference,
+            "kernel_error": kernel_error,
             "n_bytes": n_bytes,
             "n_bytes_16_bit": n_bytes_before,
             "size_ratio": n_bytes / n_bytes_before,
