@@ -178,7 +178,8 @@ def build_engine(case: Case, device: Any) -> Any:
     model.score.to(torch.float32)
     model.score.weight.data.copy_(seeded_head(config.hidden_size, 0))
     model.eval()
-    return add_adapter(model, case.lora, seed=0) if case.lora else model
+    model = add_adapter(model, case.lora, seed=0) if case.lora else model
+    return model if case.mode == "train" else model.requires_grad_(False)
 
 
 def fill(model: Any, base: str, dtype: Any, device: Any) -> None:

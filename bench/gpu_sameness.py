@@ -63,7 +63,7 @@ EXACT = (1e-4, 1e-4)  # in float32
 # relative to their change. An engine that keeps the B it began with is 0.8 and 1 off,
 # one whose gradients in fp8 see an old B 0.24 and 0.61. In bf16, fp16 and NF4 they were
 # two fifths of each tolerance or less on a CPU and on an H200. Rounding to fp8 makes
-# much of the last bit of bf16: up to 0.061 and 0.156 (Llama, H200).
+# much of the last bit of bf16: up to 0.060 and 0.156 (Llama, H200).
 STEP_TOLERANCES = {
     "bf16": (0.05, 0.1),
     "nf4": (0.05, 0.1),

@@ -124,6 +124,14 @@ CHANGES = {
         | {"calibrate_judge": 1, "calibrate_quantised_judge": 2},
         DATA | BASES | TEACHERS | {"distill_student", "predict_view"},
     ),
+    "trees beside the judge": (
+        {"predict": {"trees_weight": 0.5}},
+        {"fit_baselines": 1, "symmetrise": 1, "evaluate": 1, "write_submission": 1},
+        DATA
+        | BASES
+        | TEACHERS
+        | {"distill_student", "predict_view", "calibrate_judge"},
+    ),
     "final model": (
         {"predict": {"model": "merged"}},
         {"write_submission": 1, "evaluate": 1},

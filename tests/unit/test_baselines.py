@@ -112,7 +112,7 @@ def test_script(tmp_path):
     table = fold_table(200)
     write_table(paths[0], table, FOLD_SCHEMA)
     write_table(paths[1], table.take(np.arange(200)[::-1]), FOLD_SCHEMA)
-    fit_baselines_script(paths, tmp_path / "baselines.parquet", seed=0)
+    fit_baselines_script(paths, None, tmp_path / "baselines.parquet", seed=0)
     rows = read_table(tmp_path / "baselines.parquet").to_pandas()
     assert list(rows.columns[:4]) == ["stage", "fold", "split", "id"]
     assert set(rows.stage) == set(STAGES)
@@ -124,3 +124,31 @@ def test_script(tmp_path):
     }
     assert not rows.duplicated(["stage", "fold", "id"]).any()
     assert np.allclose(rows[["p_a", "p_b", "p_tie"]].sum(axis=1), 1)
+
+
+def test_pairs_to_predict_are_scored_as_test_is(tmp_path):
+    table = fold_table(200)
+    write_table(tmp_path / "fold0.parquet", table, FOLD_SCHEMA)
+    ids = [f"new:{i}" for i in range(200)]
+    new = table.set_column(0, "id", pa.array(ids))
+    new = new.set_column(2, "split", pa.array(["unlabelled"] * 200))
+    for place, name in enumerate(FOLD_SCHEMA.names[-3:]):
+        new = new.set_column(7 + place, name, pa.nulls(200, FOLD_SCHEMA.types[-1]))
+    write_table(tmp_path / "new.parquet", new, FOLD_SCHEMA)
+    found = []
+    for number, path in enumerate((None, tmp_path / "new.parquet")):
+        output = tmp_path / f"{number}.parquet"
+        fit_baselines_script([tmp_path / "fold0.parquet"], path, output, seed=0)
+        found.append(read_table(output).to_pandas())
+    columns = ["p_a", "p_b", "p_tie"]
+    without, both = (rows.set_index(["stage", "fold", "id"])[columns] for rows in found)
+    assert np.allclose(both.loc[without.index], without)
+    added = found[1][found[1].split == "unlabelled"]
+    assert sorted(added[added.stage == "trees"].id) == sorted(ids)
+    assert set(added.fold) == {-1}
+    # The same texts get the same answer, whether they are there to score or to predict.
+    split = dict(zip(table["id"].to_pylist(), table["split"].to_pylist(), strict=True))
+    for stage, fold, name in without.index:
+        if split[name] in ("select", "test"):
+            twin = (stage, fold, name.replace("train:", "new:"))
+            assert np.allclose(both.loc[twin], both.loc[stage, fold, name])

@@ -163,7 +163,7 @@ def toy(tmp_path_factory):
     symmetrised = toy.path("gptq8.parquet")
     symmetrise_script(toy.views("gptq8"), toy.path("gptq8.json"), symmetrised, VIEWS)
     folds = [toy.path(f"fold{k}.parquet") for k in range(N_FOLDS)]
-    fit_baselines(folds, toy.path("baselines.parquet"), seed=0)
+    fit_baselines(folds, None, toy.path("baselines.parquet"), seed=0)
     run_evaluate(toy, folds)
     return toy
 
@@ -188,6 +188,7 @@ def run_evaluate(toy, folds):
         predictions_path=toy.path("results/report/predictions.parquet"),
         final_model="gptq8",
         views=VIEWS,
+        is_pooled=False,
         calibration=CALIBRATION,
         evaluation=EVALUATION,
     )
@@ -316,6 +317,9 @@ def test_steps_are_differences_of_the_scores(toy):
 def test_step_pairs_lead_to_the_final_model():
     assert ("gptq4", "final") in step_pairs(["merged", "gptq8", "gptq4"], "gptq4")
     assert ("adapters", "final") in step_pairs(["merged"], "adapters_nf4")
+    pooled = step_pairs(["gptq4"], "gptq4", is_pooled=True)
+    added = [("gptq4_calibrated", "final"), ("trees", "final")]
+    assert sorted(pooled) == sorted(step_pairs(["gptq4"], "gptq4") + added)
 
 
 def test_models_are_joined_by_id_and_steps_use_common_rows():

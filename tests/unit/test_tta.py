@@ -1,14 +1,22 @@
 import numpy as np
+import pyarrow as pa
 import pytest
 from scipy.special import softmax
+from symmetrise import main as symmetrise_script
 
-from prefdistill.io import Logits
+from prefdistill.baselines import BASELINES_SCHEMA
+from prefdistill.calibration import Scaling
+from prefdistill.io import Logits, read_table, write_json, write_table
 from prefdistill.job import UserError
 from prefdistill.tta import (
+    PROBABILITY_COLUMNS,
+    RAW_COLUMNS,
     as_answers,
     average_logits,
     average_orders,
     average_probabilities,
+    columns_of,
+    pool_opinions,
     read_predictions,
     swap_classes,
     symmetrise,
@@ -109,3 +117,45 @@ def test_average_probabilities_is_the_mean_of_each_models_softmax():
             first, second = (softmax(m.logits[row, view].astype(float)) for m in models)
             expected = first / 4 + second * 3 / 4
             assert softmax(mean.logits[row, view]) == pytest.approx(expected, abs=1e-6)
+
+
+def test_opinions_are_pooled_by_hand():
+    probs, others = np.array([[0.5, 0.3, 0.2]]), np.array([[0.2, 0.2, 0.6]])
+    assert pool_opinions(probs, others, 0.0) == pytest.approx(probs)
+    odds = np.sqrt([[0.5 * 0.2, 0.3 * 0.2, 0.2 * 0.6]])
+    assert pool_opinions(probs, others, 0.5) == pytest.approx(odds / odds.sum())
+    sure = pool_opinions(np.array([[1.0, 0.0, 0.0]]), others, 0.3)
+    assert np.isfinite(sure).all()
+    assert sure.sum() == pytest.approx(1)
+
+
+def test_symmetrise_pools_with_the_trees_by_id(tmp_path):
+    ids = np.array(["a", "b", "c"])
+    rng = np.random.default_rng(0)
+    logits = rng.normal(size=(3, 2, 3)).astype(np.float32)
+    paths = [tmp_path / f"{view}.parquet" for view in VIEWS]
+    write_views(
+        paths, Logits(ids, np.array(["select", "test", "unlabelled"]), logits, {})
+    )
+    write_json(tmp_path / "c.json", Scaling("none", True))
+    trees = rng.dirichlet([1, 1, 1], 3)
+    rows = [("trees", -1, "test", i, *p) for i, p in zip(ids, trees, strict=True)][::-1]
+    rows += [
+        ("trees", 0, "dev", "a", 1.0, 0.0, 0.0),
+        ("prior", -1, "test", "a", *trees[1]),
+    ]
+    table = pa.Table.from_pylist(
+        [dict(zip(BASELINES_SCHEMA.names, row, strict=True)) for row in rows]
+    )
+    write_table(tmp_path / "baselines.parquet", table, BASELINES_SCHEMA)
+    more = {"trees_path": tmp_path / "baselines.parquet", "trees_weight": 0.25}
+    output = tmp_path / "out.parquet"
+    symmetrise_script(paths, tmp_path / "c.json", output, VIEWS, **more)
+    found = read_table(output)
+    own = symmetrise(logits, VIEWS)
+    pooled = pool_opinions(own, trees, 0.25)
+    assert columns_of(found, PROBABILITY_COLUMNS) == pytest.approx(pooled)
+    assert columns_of(found, RAW_COLUMNS) == pytest.approx(own)
+    write_table(tmp_path / "baselines.parquet", table.slice(1), BASELINES_SCHEMA)
+    with pytest.raises(UserError, match="the trees lack row id c"):
+        symmetrise_script(paths, tmp_path / "c.json", output, VIEWS, **more)

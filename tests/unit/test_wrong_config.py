@@ -91,7 +91,7 @@ KEYS = {
     "nested key": ("student: {training: {learnrate: 1}}", "config: unknown key 'learnrate' at student.training; did you mean 'learning_rate'?"),
     "key without a neighbour": ("calibration: {zzz: 1}", "config: unknown key 'zzz' at calibration; known: method, tied, judge"),
     "key of a hub entry": ("data: {extra: [{hub: a/b, splt: x}]}", "config: unknown key 'splt' at data.extra.0; did you mean 'split'?"),
-    "number as a key": ("predict: {4: true}", "config: unknown key 4 at predict; known: model, base, folds, views, second_view_share, known_priors, token_budget"),
+    "number as a key": ("predict: {4: true}", "config: unknown key 4 at predict; known: model, base, folds, views, second_view_share, trees_weight, known_priors, token_budget"),
     "column of a hub entry": ("data: {extra: [{hub: a/b, columns: {winner: x}}]}", "config: data.extra: columns: 'winner' is no column of the Kaggle schema; it must be one of id, model_a, model_b, prompt, response_a, response_b, winner_model_a, winner_model_b, winner_tie"),
     "no student": ("student: null", "config: the top level: the key 'student' is missing"),
     "no base": ("teachers: {llama: {base: null}}", "config: teachers.llama: the key 'base' is missing"),

@@ -99,6 +99,8 @@ KNOWN_PRIORS = (
     if config["predict"]["known_priors"]["apply"]
     else None
 )
+# The share of the boosted trees in the final prediction.
+TREES_WEIGHT = config["predict"]["trees_weight"]
 SUBMISSION = ["results/submission.csv"] if config["data"]["test"] else []
 
 ADAPTER_BASES = "bf16|nf4|gptq4"

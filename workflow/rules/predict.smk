@@ -90,6 +90,7 @@ rule symmetrise:
         calibration=judge_calibration,
         budget=second_view_choice,
         tables=prediction_tables if KNOWN_PRIORS else [],
+        trees=["<results>/predictions/baselines.parquet"] if TREES_WEIGHT else [],
     output:
         "<results>/predictions/{model}/symmetrised.parquet",
     log:
@@ -105,6 +106,7 @@ rule symmetrise:
     params:
         views=VIEWS,
         known_priors=KNOWN_PRIORS,
+        trees_weight=TREES_WEIGHT,
         code=code_digest("symmetrise.py"),
     script:
         "../scripts/symmetrise.py"

@@ -11,6 +11,7 @@ rule fit_baselines:
     """Fit the class prior, a length model and surface-feature trees."""
     input:
         folds=expand("<results>/folds/fold{fold}.parquet", fold=FOLDS),
+        unlabelled=["<results>/folds/unlabelled.parquet"] if TREES_WEIGHT else [],
     output:
         "<results>/predictions/baselines.parquet",
     log:
@@ -91,6 +92,7 @@ rule evaluate:
         judges=JUDGES,
         final=FINAL,
         views=VIEWS,
+        trees_weight=TREES_WEIGHT,
         calibration=TEACHER_SCALING,
         evaluation=config["evaluation"],
         code=code_digest("evaluate.py"),

@@ -24,6 +24,7 @@ def main(
     predictions_path: Path,
     final_model: str,
     views: list[str],
+    is_pooled: bool,
     calibration: dict[str, Any],
     evaluation: dict[str, Any],
 ) -> None:
@@ -45,6 +46,7 @@ def main(
         predictions_path: Where the predictions that were scored go, with their labels.
         final_model: Name of the model that makes the submission.
         views: The views of the judges' predictions.
+        is_pooled: Whether the final predictions are pooled with the trees'.
         calibration: The settings of the teachers' calibration.
         evaluation: Number of bootstrap draws, seed, number of bins.
     """
@@ -87,7 +89,7 @@ def main(
     settings = {k: evaluation[k] for k in ("n_bootstrap", "seed")}
     table = score_rows(found, labels, n_bins=evaluation["n_bins"], **settings)
     write_csv(scores_path, table, SCORE_COLUMNS)
-    pairs = step_pairs(list(judge_paths), final_model)
+    pairs = step_pairs(list(judge_paths), final_model, is_pooled=is_pooled)
     write_csv(steps_path, paired_steps(found, labels, pairs, **settings), STEP_COLUMNS)
 
 
@@ -131,6 +133,7 @@ if __name__ == "__main__":
             predictions_path=Path(snakemake.output.predictions),
             final_model=params.final,
             views=list(params.views),
+            is_pooled=params.trees_weight > 0,
             calibration=params.calibration,
             evaluation=params.evaluation,
         )

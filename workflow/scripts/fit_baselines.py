@@ -12,8 +12,20 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-def main(fold_paths: list[Path], baselines_path: Path, seed: int) -> None:
-    """Fit per fold for dev, and once on all but select and test for those two."""
+def main(
+    fold_paths: list[Path],
+    unlabelled_path: Path | None,
+    baselines_path: Path,
+    seed: int,
+) -> None:
+    """Fit per fold for dev, and once on all but select and test for those two.
+
+    Args:
+        fold_paths: The fold files.
+        unlabelled_path: Pairs to predict, scored as select and test are; or None.
+        baselines_path: ``baselines.parquet``.
+        seed: Seed of the trees.
+    """
     import numpy as np
     import pyarrow as pa
 
@@ -24,7 +36,7 @@ def main(fold_paths: list[Path], baselines_path: Path, seed: int) -> None:
         pair_features,
     )
     from prefdistill.io import FOLD_SCHEMA, read_table, write_table
-    from prefdistill.metrics import labels_of, null_rows
+    from prefdistill.metrics import labels_of, null_rows, with_unlabelled
 
     tables = []
     for fold, path in enumerate(fold_paths):
@@ -32,10 +44,14 @@ def main(fold_paths: list[Path], baselines_path: Path, seed: int) -> None:
         labels = labels_of(table)
         used = null_rows(labels) | (labels.split != "train")
         table, labels = table.filter(pa.array(used)), labels.rows(used)
+        if fold == 0 and unlabelled_path is not None:
+            unlabelled = read_table(unlabelled_path, FOLD_SCHEMA)
+            table = pa.concat_tables([table, unlabelled])
+            labels = with_unlabelled(labels, unlabelled)
         features = pair_features(table)
         parts = [(fold, labels.split == "train", labels.split == "dev")]
         if fold == 0:
-            kept_aside = np.isin(labels.split, ["select", "test"])
+            kept_aside = ~np.isin(labels.split, ["train", "dev"])
             parts.append((-1, ~kept_aside, kept_aside))
         for number, train, scored in parts:
             probs = fit_baselines(features, labels, train, scored, seed)
@@ -48,6 +64,7 @@ if __name__ == "__main__":
     with run_job(snakemake):
         main(
             fold_paths=[Path(path) for path in snakemake.input.folds],
+            unlabelled_path=next(map(Path, snakemake.input.unlabelled), None),
             baselines_path=Path(snakemake.output[0]),
             seed=snakemake.params.seed,
         )

@@ -21,6 +21,8 @@ def main(
     budget_path: Path | None = None,
     tables: list[Path] | None = None,
     priors: dict[str, Any] | None = None,
+    trees_path: Path | None = None,
+    trees_weight: float = 0.0,
 ) -> None:
     """Join the views by id, average calibrated and raw probabilities, write both.
 
@@ -33,6 +35,9 @@ def main(
         tables: Tables with the texts of all rows, for ``priors``.
         priors: ``predict.known_priors``; replaces the calibrated probabilities of rows
             with an empty answer or two equal ones. None leaves them to the model.
+        trees_path: ``baselines.parquet``, whose trees are pooled with the calibrated
+            probabilities; or None.
+        trees_weight: ``predict.trees_weight``, the share of the trees.
     """
     import numpy as np
     import pyarrow as pa
@@ -40,7 +45,7 @@ def main(
     from prefdistill.budget import combine_views
     from prefdistill.io import read_json, write_table
     from prefdistill.scaling import read_scaling
-    from prefdistill.tta import SYMMETRISED_SCHEMA, read_predictions
+    from prefdistill.tta import SYMMETRISED_SCHEMA, pool_opinions, read_predictions
     from prefdistill.tta import symmetrise as average_views
 
     fit = read_scaling(calibration_path)
@@ -55,12 +60,39 @@ def main(
         both = both.replace_logits(np.concatenate([both.logits, second.logits], axis=1))
         record = read_json(budget_path)
         calibrated, raw = combine_views(scores, both, fit, views, record)
+    if trees_path is not None:
+        trees = trees_of(scores.ids, trees_path)
+        calibrated = pool_opinions(calibrated, trees, trees_weight)
     if priors is not None:
         calibrated = with_priors(scores.ids, calibrated, tables, priors)
     probs = np.hstack([calibrated, raw])
     columns = [scores.ids.tolist(), scores.split.tolist(), *probs.T]
     table = pa.Table.from_arrays(list(map(pa.array, columns)), SYMMETRISED_SCHEMA.names)
     write_table(output_path, table, SYMMETRISED_SCHEMA)
+
+
+def trees_of(ids: "np.ndarray", path: Path) -> "np.ndarray":
+    """The trees' probabilities of rows kept aside from their training, ``(n, 3)``.
+
+    Raises:
+        UserError: If the file lacks one of the rows.
+    """
+    import numpy as np
+
+    from prefdistill.io import read_table
+    from prefdistill.job import UserError
+    from prefdistill.tta import PROBABILITY_COLUMNS, columns_of
+
+    keys = ("stage", "fold", "id")
+    table = read_table(path, columns=[*keys, *PROBABILITY_COLUMNS])
+    stage, fold, names = (np.array(table.column(name).to_pylist()) for name in keys)
+    probs = columns_of(table, PROBABILITY_COLUMNS)
+    rows = np.flatnonzero((stage == "trees") & (fold < 0))
+    place = dict(zip(names[rows].tolist(), rows, strict=True))
+    missing = [name for name in ids.tolist() if name not in place]
+    if missing:
+        raise UserError(f"{path}: the trees lack row id {missing[0]}")
+    return probs[[place[name] for name in ids.tolist()]]
 
 
 def with_priors(
@@ -93,4 +125,6 @@ if __name__ == "__main__":
             budget_path=next(map(Path, snakemake.input.budget), None),
             tables=[Path(path) for path in snakemake.input.tables],
             priors=snakemake.params.known_priors,
+            trees_path=next(map(Path, snakemake.input.trees), None),
+            trees_weight=snakemake.params.trees_weight,
         )

@@ -139,14 +139,24 @@ def score_rows(
     return table
 
 
-def step_pairs(judges: Sequence[str], final_model: str) -> list[tuple[str, str]]:
-    """Which stages are compared, in the order of the pipeline."""
+def step_pairs(
+    judges: Sequence[str], final_model: str, *, is_pooled: bool = False
+) -> list[tuple[str, str]]:
+    """Which stages are compared, in the order of the pipeline.
+
+    Args:
+        judges: Exported models.
+        final_model: The one behind ``final``, or fold adapters.
+        is_pooled: Whether ``final`` pools its judge with the trees.
+    """
     chain = ["prior", "length", "trees", "teacher", "teacher_calibrated"]
     chain += ["student", "adapters", *judges]
     pairs = list(pairwise(chain))
     pairs.append(("student_labels_only", "student"))
     pairs += [(judge, f"{judge}_calibrated") for judge in judges]
     source = final_model if final_model in judges else "adapters"
+    if is_pooled:
+        pairs += [(f"{source}_calibrated", "final"), ("trees", "final")]
     return [*pairs, (source, "final"), ("prior", "final"), ("bayes", "final")]
 
 

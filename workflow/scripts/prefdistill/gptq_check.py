@@ -24,7 +24,7 @@ N_CHECKED_ROWS = 2
 # Relative error of a layer's output. Rounding gave SmolLM2's 0.004 at most, in either
 # dtype; zero points off by one 0.08 in 8 bits and 15 in 4. Logits tell less: through
 # 30 layers, bf16 moves them as much as GPTQ-8 does, a thirtieth of their deviation.
-KERNEL_TOLERANCE = {torch.float32: 0.005, torch.bfloat16: 0.01}
+KERNEL_TOLERANCE = {torch.float32: 0.005, torch.bfloat16: 0.02}
 
 
 @dataclass(frozen=True)

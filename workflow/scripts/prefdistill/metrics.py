@@ -94,6 +94,19 @@ def _unicode(table: pa.Table, name: str) -> np.ndarray:
     return np.array(table.column(name).to_pylist(), dtype=np.str_)
 
 
+def with_unlabelled(labels: Labels, table: pa.Table) -> Labels:
+    """The labels, and after them a table's rows, to which class 0 is no answer."""
+    columns = [_unicode(table, name) for name in ("id", "split", "group", "source")]
+    ids, split, group, source = columns
+    return Labels(
+        ids=np.concatenate([labels.ids, ids]),
+        split=np.concatenate([labels.split, split]),
+        label=np.concatenate([labels.label, np.zeros(len(ids), np.int64)]),
+        group=np.concatenate([labels.group, group]),
+        source=np.concatenate([labels.source, source]),
+    )
+
+
 def null_rows(labels: Labels) -> np.ndarray:
     """Mask of the rows that null models are fitted on: the train side, ``(n,)`` bool.
 

@@ -65,7 +65,7 @@ STAGES = {
     "merged": "one model, the students' weight changes averaged into it",
     "gptq8": "that model in 8 bits",
     "gptq4": "that model in 4 bits",
-    "final": "the judge that predicts: calibrated, both orders averaged",
+    "final": "what is predicted: the judge, calibrated, both orders averaged",
     "bayes": "the simulated judge itself: nobody can do better",
 }
 

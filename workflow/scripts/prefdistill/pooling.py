@@ -165,6 +165,7 @@ def pooled_pairs(predictions: Sequence[Predictions]) -> list[tuple[str, str]]:
         ("teacher_calibrated", "final"),
         ("length", "final"),
         ("trees", "final"),
+        *([(scored, "final")] if final in judges else []),
     ]
 
 

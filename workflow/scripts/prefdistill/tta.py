@@ -73,6 +73,19 @@ def symmetrise(logits: np.ndarray, views: Sequence[str]) -> np.ndarray:
     return (odds / odds.sum(axis=2, keepdims=True)).mean(axis=1)
 
 
+def pool_opinions(probs: np.ndarray, others: np.ndarray, weight: float) -> np.ndarray:
+    """Logarithmic opinion pool: p^(1 - w) q^w of each row, scaled to sum to one.
+
+    Args:
+        probs: ``(n, 3)``.
+        others: ``(n, 3)`` of the same rows.
+        weight: Share of the others, from 0 (they do not count) to 1.
+    """
+    logs = [np.log(np.maximum(each, LEAST_PROBABILITY)) for each in (probs, others)]
+    odds = np.exp((1 - weight) * logs[0] + weight * logs[1])
+    return odds / odds.sum(axis=1, keepdims=True)
+
+
 def columns_of(table: pa.Table, names: Sequence[str]) -> np.ndarray:
     """Numeric columns side by side, ``(n, n_names)``."""
     return np.stack([table.column(name).to_numpy() for name in names], axis=1)
