@@ -62,13 +62,15 @@ EXACT = (1e-4, 1e-4)  # in float32
 # Of the losses of a few steps, relative to their fall, and of the logits after them,
 # relative to their change. An engine that keeps the B it began with is 0.8 and 1 off,
 # one whose gradients in fp8 see an old B 0.24 and 0.61. In bf16, fp16 and NF4 they were
-# two fifths of each tolerance or less on a CPU and on an H200. Rounding to fp8 makes
-# much of the last bit of bf16: up to 0.060 and 0.156 (Llama, H200).
+# two fifths of each tolerance or less on a CPU and on an H200. In fp8 that is so on a
+# CPU, over ten seeds of Qwen2 and four of Llama; as much lies between two runs of fp8
+# by its definition whose embeddings differ by about the last bit of bf16: 0.021 and
+# 0.059. Llama on an H200 gave 0.0605 and 0.156, and is not within them.
 STEP_TOLERANCES = {
     "bf16": (0.05, 0.1),
     "nf4": (0.05, 0.1),
     "fp16": (0.02, 0.03),
-    "fp8": (0.12, 0.3),
+    "fp8": (0.06, 0.15),
 }
 LEAST_FALL = 0.05  # nats
 N_STEPS, STEP_PAIRS = 6, 8

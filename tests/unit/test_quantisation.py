@@ -232,6 +232,31 @@ def test_a_lost_head_is_noticed(quantised, merged, monkeypatch):
         compare(merged, quantised / "8bit", ROWS, 8)
 
 
+def test_a_layer_that_gives_no_numbers_is_named(quantised, merged, monkeypatch):
+    damaged = load_plain(quantised / "8bit")
+    damaged.model.layers[0].mlp.down_proj.scales[:] = torch.nan
+    monkeypatch.setattr("prefdistill.gptq_check.load_plain", lambda _: damaged)
+    with pytest.raises(UserError, match=r"layers\.0\.mlp\.down_proj of .* is nan off"):
+        compare(merged, quantised / "8bit", ROWS, 8)
+
+
+def test_a_lost_setting_is_noticed(quantised, merged, monkeypatch):
+    changed = load_plain(quantised / "8bit")
+    changed.config.attn_logit_softcapping = 7.0
+    loaders = {merged: load_plain, quantised / "8bit": lambda _: changed}
+    monkeypatch.setattr(
+        "prefdistill.gptq_check.load_plain", lambda folder: loaders[folder](folder)
+    )
+    with pytest.raises(UserError, match="attn_logit_softcapping in config"):
+        compare(merged, quantised / "8bit", ROWS, 8)
+
+
+def test_a_model_without_gptq_layers_is_refused(quantised, merged, monkeypatch):
+    monkeypatch.setattr("prefdistill.gptq_check.kernel_errors", lambda *_: {})
+    with pytest.raises(UserError, match="no layer of the reloaded model is a GPTQ one"):
+        compare(merged, quantised / "8bit", ROWS, 8)
+
+
 def test_an_adapter_on_the_gptq_base_agrees_with_the_16_bit_base(
     quantised, base, tmp_path
 ):

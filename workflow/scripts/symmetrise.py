@@ -79,20 +79,17 @@ def trees_of(ids: "np.ndarray", path: Path) -> "np.ndarray":
     """
     import numpy as np
 
-    from prefdistill.io import read_table
     from prefdistill.job import UserError
-    from prefdistill.tta import PROBABILITY_COLUMNS, columns_of
+    from prefdistill.stages import from_baselines
 
-    keys = ("stage", "fold", "id")
-    table = read_table(path, columns=[*keys, *PROBABILITY_COLUMNS])
-    stage, fold, names = (np.array(table.column(name).to_pylist()) for name in keys)
-    probs = columns_of(table, PROBABILITY_COLUMNS)
-    rows = np.flatnonzero((stage == "trees") & (fold < 0))
-    place = dict(zip(names[rows].tolist(), rows, strict=True))
-    missing = [name for name in ids.tolist() if name not in place]
+    probs: dict[str, np.ndarray] = {}
+    for each in from_baselines(path, ("select", "test", "unlabelled")):
+        if each.stage == "trees":
+            probs |= zip(each.ids.tolist(), each.averaged(), strict=True)
+    missing = [name for name in ids.tolist() if name not in probs]
     if missing:
         raise UserError(f"{path}: the trees lack row id {missing[0]}")
-    return probs[[place[name] for name in ids.tolist()]]
+    return np.array([probs[name] for name in ids.tolist()])
 
 
 def with_priors(

@@ -26,6 +26,8 @@ N_CHECKED_ROWS = 2
 # through 30 layers, bf16 moves them as much as GPTQ-8 does, a thirtieth of their
 # deviation.
 KERNEL_TOLERANCE = 0.02
+# What a quantised model's configuration has of its own.
+UNCOMPARED = {"_name_or_path", "quantization_config", "transformers_version"}
 
 
 @dataclass(frozen=True)
@@ -164,7 +166,8 @@ def kernel_errors(
 
     Returns:
         For each layer the largest relative error of a row: norm of the difference from
-        the product with our own dequantised weight, in float32, over the norm.
+        the product with our own dequantised weight, in float32, over the norm; NaN if
+        one is.
     """
     errors: dict[str, float] = {}
     with ExitStack() as stack:
@@ -179,8 +182,8 @@ def kernel_errors(
             }
             bias = None if module.bias is None else module.bias.float()
             exact = linear(inputs[0].float(), dequantise(packed, bits), bias)
-            error = float((output.float() - exact).norm() / exact.norm())
-            errors[name] = max(error, errors.get(name, 0.0))
+            error = (output.float() - exact).norm() / exact.norm().clamp(min=1e-12)
+            errors[name] = float(np.maximum(float(error), errors.get(name, 0.0)))
 
         for key in archive.keys():  # noqa: SIM118
             if key.endswith(".qweight"):
@@ -198,8 +201,8 @@ def compare(
     """Reload a quantised model and compare it with the model that it came from.
 
     Each layer is held against its weight as dequantised from the files by our own
-    arithmetic, and all other weights against the source's: a difference there is a
-    broken file or kernel, not rounding.
+    arithmetic, and all other weights and settings against the source's: a difference
+    there is a broken file or kernel, not rounding.
 
     Args:
         source: The 16-bit classifier.
@@ -216,19 +219,30 @@ def compare(
     quantised = load_plain(target)
     logits = row_logits(quantised, rows)
     errors = kernel_errors(quantised, target, rows[:N_CHECKED_ROWS], bits)
-    worst = max(errors, key=lambda name: errors[name])
+    if not errors:
+        raise UserError(f"{target}: no layer of the reloaded model is a GPTQ one")
+    worst = list(errors)[int(np.argmax(list(errors.values())))]  # a NaN, if any
     if not errors[worst] <= KERNEL_TOLERANCE:
         raise UserError(
             f"{target}: {worst} of the reloaded model is {errors[worst]:.2g} off its "
             "dequantised weights; check the versions of gptqmodel and transformers"
         )
     plain = load_plain(source)
-    reloaded = quantised.state_dict()
-    for name, weight in plain.state_dict().items():
-        is_packed = name.removesuffix(".weight") in errors
-        if not is_packed and not torch.equal(weight, reloaded[name]):
-            raise UserError(
-                f"{target}: {name} of the reloaded model is not that of {source}; "
-                "check the versions of gptqmodel and transformers"
-            )
+    changed = [
+        name
+        for name, weight in plain.state_dict().items()
+        if name.removesuffix(".weight") not in errors
+        and not torch.equal(weight, quantised.state_dict().get(name, torch.empty(0)))
+    ]
+    settings = [model.config.to_dict() for model in (plain, quantised)]
+    changed += [
+        f"{key} in config.json"
+        for key in sorted({*settings[0], *settings[1]} - UNCOMPARED)
+        if settings[0].get(key) != settings[1].get(key)
+    ]
+    if changed:
+        raise UserError(
+            f"{target}: {changed[0]} of the reloaded model is not that of {source}; "
+            "check the versions of gptqmodel and transformers"
+        )
     return logit_gap(row_logits(plain, rows), logits), errors[worst]

@@ -95,7 +95,7 @@ def _unicode(table: pa.Table, name: str) -> np.ndarray:
 
 
 def with_unlabelled(labels: Labels, table: pa.Table) -> Labels:
-    """The labels, and after them a table's rows, to which class 0 is no answer."""
+    """The labels, and after them a table's rows, whose label 0 stands for none."""
     columns = [_unicode(table, name) for name in ("id", "split", "group", "source")]
     ids, split, group, source = columns
     return Labels(

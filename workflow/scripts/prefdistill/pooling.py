@@ -157,15 +157,13 @@ def pooled_pairs(predictions: Sequence[Predictions]) -> list[tuple[str, str]]:
     final = next(one.model for one in predictions if one.stage == "final")
     scored = f"{final}_calibrated" if final in judges else "adapters"
     return [
-        *step_pairs(judges, final),
+        *step_pairs(judges, final, is_pooled=True),
         (ONE_FOLD + "student", "student"),
         (ONE_FOLD + "student", "adapters"),
         (ONE_FOLD + "student", "merged"),
         (ONE_VIEW + scored, scored),
         ("teacher_calibrated", "final"),
         ("length", "final"),
-        ("trees", "final"),
-        *([(scored, "final")] if final in judges else []),
     ]
 
 

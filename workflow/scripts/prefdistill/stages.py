@@ -201,8 +201,8 @@ def score_judge(
     ]
 
 
-def from_baselines(path: Path) -> list[Predictions]:
-    """The predictions of ``baselines.parquet``."""
+def from_baselines(path: Path, splits: Sequence[str] = SPLITS) -> list[Predictions]:
+    """The predictions of ``baselines.parquet`` for rows of these splits."""
     keys = ("stage", "fold", "split", "id")
     table = read_table(path, columns=[*keys, *PROBABILITY_COLUMNS])
     stage, fold, split, ids = (
@@ -212,7 +212,7 @@ def from_baselines(path: Path) -> list[Predictions]:
     found = []
     for name in dict.fromkeys(stage.tolist()):
         for k in np.unique(fold):
-            for part in SPLITS:
+            for part in splits:
                 rows = (stage == name) & (fold == k) & (split == part)
                 if rows.any():
                     number = None if k < 0 else int(k)
