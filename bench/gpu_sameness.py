@@ -50,22 +50,24 @@ ARCHITECTURES = ("gemma2", "llama", "qwen2")
 BASES = ("bf16", "fp16", "nf4", "fp8")
 # Relative errors of logits and of gradients: of the engine against itself, where sums
 # are ordered and fused otherwise, and against transformers and PEFT, which round in
-# other places. Tiny shapes in these dtypes on a CPU give half of each or less; in fp8,
-# where the last bit of bf16 moves a value to the next of e4m3, two thirds.
+# other places. Tiny shapes in these dtypes on a CPU give half of each or less. In fp8
+# the last bit of bf16 moves a value to the next of e4m3: two runs of it by its
+# definition whose embeddings differ by about that bit are up to 0.096 and 0.111 apart
+# (seven seeds each of Llama and Qwen2 on a CPU).
 TOLERANCES = {
     "bf16": {"itself": (0.02, 0.03), "others": (0.03, 0.04)},
     "nf4": {"itself": (0.02, 0.03), "others": (0.03, 0.04)},
     "fp16": {"itself": (0.003, 0.004), "others": (0.004, 0.008)},
-    "fp8": {"itself": (0.06, 0.10), "others": (0.12, 0.15)},
+    "fp8": {"itself": (0.12, 0.15), "others": (0.12, 0.15)},
 }
 EXACT = (1e-4, 1e-4)  # in float32
 # Of the losses of a few steps, relative to their fall, and of the logits after them,
 # relative to their change. An engine that keeps the B it began with is 0.8 and 1 off,
-# one whose gradients in fp8 see an old B 0.24 and 0.61. In bf16, fp16 and NF4 they were
-# two fifths of each tolerance or less on a CPU and on an H200. In fp8 that is so on a
-# CPU, over ten seeds of Qwen2 and four of Llama; as much lies between two runs of fp8
-# by its definition whose embeddings differ by about the last bit of bf16: 0.021 and
-# 0.059. Llama on an H200 gave 0.0605 and 0.156, and is not within them.
+# one whose gradients in fp8 see an old B 0.15 and 0.37 or more. In bf16, fp16 and NF4
+# they were two fifths of each tolerance or less on a CPU and on an H200. In fp8 eight
+# seeds of Llama and seven of Qwen2 gave 0.019 and 0.077 at most on an H200, as two runs
+# of its definition do whose embeddings differ by about the last bit of bf16 (0.027 and
+# 0.068); products with fast sums, which the engine had, gave 0.086 and 0.156.
 STEP_TOLERANCES = {
     "bf16": (0.05, 0.1),
     "nf4": (0.05, 0.1),
