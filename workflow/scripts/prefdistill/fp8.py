@@ -78,9 +78,9 @@ def fp8_product(
 ) -> torch.Tensor:
     """``(n, k)`` by ``(m, k)``, both e4m3 with scales of rows.
 
-    Sums are in float32: with a GPU's fast ones (``use_fast_accum``) training errs three
-    times as much as rounding explains (docs/results.md). The CPU, which has no such
-    product with scales for rows, multiplies in ``dtype``.
+    Sums are in float32: with a GPU's fast ones (``use_fast_accum``) the losses of a few
+    steps err three times as much as rounding explains (docs/results.md). The CPU, which
+    has no such product with scales for rows, multiplies in ``dtype``.
     """
     if x.device.type == "cuda":
         return torch._scaled_mm(
