@@ -51,15 +51,15 @@ BASES = ("bf16", "fp16", "nf4", "fp8")
 # Relative errors of logits and of gradients: of the engine against itself, where sums
 # are ordered and fused otherwise, and against transformers and PEFT, which round in
 # other places. Tiny shapes in these dtypes on a CPU give half of each or less; in fp8,
-# where the last bit of bf16 moves a value to the next of e4m3, two thirds. Qwen2 in
-# fp8, packed and a row at a time, gave 0.066 on an H200 and is not within them; two
-# runs of fp8 by its definition whose embeddings differ by about the last bit of bf16
-# are up to 0.096 and 0.111 apart on a CPU (seven seeds each of Llama and Qwen2).
+# where the last bit of bf16 moves a value to the next of e4m3, two thirds. On an H100,
+# eight seeds each of Llama and Qwen2 gave 0.066 and 0.073 at most in fp8 packed and a
+# row at a time, 0.114 and 0.114 beside its definition; two runs of that whose
+# embeddings differ by about the last bit of bf16 are 0.165 and 0.119 apart at most.
 TOLERANCES = {
     "bf16": {"itself": (0.02, 0.03), "others": (0.03, 0.04)},
     "nf4": {"itself": (0.02, 0.03), "others": (0.03, 0.04)},
     "fp16": {"itself": (0.003, 0.004), "others": (0.004, 0.008)},
-    "fp8": {"itself": (0.06, 0.10), "others": (0.12, 0.15)},
+    "fp8": {"itself": (0.10, 0.10), "others": (0.12, 0.15)},
 }
 EXACT = (1e-4, 1e-4)  # in float32
 # Of the losses of a few steps, relative to their fall, and of the logits after them,

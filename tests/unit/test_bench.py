@@ -1,6 +1,7 @@
 """The benchmarks' pure parts, and one tiny run of the engine's."""
 
 import json
+from itertools import islice, pairwise
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ import rows
 import sameness_models
 import workload
 from prefdistill import engine as fast
-from prefdistill import fp8, training
+from prefdistill import fp8, packing, training
 
 GEMMA = workload.SHAPES["gemma-2-9b"]
 
@@ -242,7 +243,23 @@ def test_sameness_of_tiny_models(base):
     assert lines[-1]["fall_of_loss"] > 0.2
 
 
-def test_sameness_of_steps_misses_an_engine_that_keeps_b(monkeypatch):
+@pytest.mark.parametrize("base", ["bf16", "fp8"])
+def test_sameness_finds_rows_that_see_a_token_of_the_row_before(monkeypatch, base):
+    def leaky(rows, step=1, shared=None):
+        seen = [rows[0], *(np.append(a[-1:], b) for a, b in pairwise(rows))]
+        return collate(rows if shared is not None else seen, step, shared)
+
+    collate = packing.collate
+    monkeypatch.setattr(packing, "collate", leaky)
+    monkeypatch.setattr(gpu_sameness, "EXACT", gpu_sameness.TOLERANCES[base]["itself"])
+    options = gpu_sameness.parse(["--tiny"])
+    twice, alone = islice(gpu_sameness.compare(options, "llama", base), 2)
+    assert twice["ok"]
+    assert not alone["ok"]
+    assert alone["errors"]["logits"] > 0.2
+
+
+def test_sameness_of_steps_finds_an_engine_that_keeps_b(monkeypatch):
     monkeypatch.setattr(training, "increment_version", lambda _: None)
     line = gpu_sameness.compare_steps(gpu_sameness.parse(["--tiny"]), "llama", "bf16")
     assert not line["ok"]
