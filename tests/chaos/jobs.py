@@ -48,7 +48,7 @@ import yaml  # noqa: E402
 from running import snakemake  # noqa: E402
 
 import prefdistill.job  # noqa: E402
-from prefdistill.job import Progress  # noqa: E402
+from prefdistill.progress import Progress  # noqa: E402
 
 RULES = (
     "simulate_pairs",

@@ -46,10 +46,11 @@ from prefdistill import checkpoints, inference, training  # noqa: E402
 from prefdistill.checkpoints import Checkpoints  # noqa: E402
 from prefdistill.inference import score_pairs  # noqa: E402
 from prefdistill.io import Logits, write_logits  # noqa: E402
-from prefdistill.job import Progress, run_job  # noqa: E402
+from prefdistill.job import run_job  # noqa: E402
 from prefdistill.losses import label_objective  # noqa: E402
 from prefdistill.models import load_classifier, load_tokenizer  # noqa: E402
 from prefdistill.peft_adapters import add_adapter, save_adapter  # noqa: E402
+from prefdistill.progress import Progress  # noqa: E402
 from prefdistill.prompts import EncodedPairs, encode_pairs  # noqa: E402
 from prefdistill.tiny import (  # noqa: E402
     build_model,

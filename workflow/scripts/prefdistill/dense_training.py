@@ -14,7 +14,7 @@ from torch.nn.functional import cross_entropy, layer_norm
 from transformers import PreTrainedModel
 
 from prefdistill.dense_labels import N_TAGS, DenseLabels
-from prefdistill.job import Progress
+from prefdistill.progress import Progress
 from prefdistill.prompts import EncodedPairs
 from prefdistill.simulate import FORMAT_NAMES, QUALITIES, TOPIC_NAMES
 

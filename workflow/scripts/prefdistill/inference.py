@@ -20,7 +20,7 @@ from prefdistill.distributed import (
 )
 from prefdistill.engine import set_compiled
 from prefdistill.io import VIEWS
-from prefdistill.job import Interrupted, Progress, UserError, stop_requested
+from prefdistill.job import Interrupted, UserError, stop_requested
 from prefdistill.memory import count_parameters, halved_budget, note_short_memory
 from prefdistill.models import (
     classify,
@@ -30,6 +30,7 @@ from prefdistill.models import (
     shares_prompts,
 )
 from prefdistill.packing import collate, pack, shape_step, shared_tokens
+from prefdistill.progress import Progress
 from prefdistill.prompts import EncodedPairs
 
 logger = logging.getLogger(__name__)

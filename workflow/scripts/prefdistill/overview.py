@@ -196,12 +196,8 @@ def state_of(job: Job) -> State:
     share, progress = _progress(lines)
     if _is_held(job.log.with_name(f".{job.log.stem}.lock")):
         return State("running", progress or "started", share)
-    ends = [
-        place
-        for place, line in enumerate(lines)
-        if " prefdistill.job: " in line and not PROGRESS.search(line)
-    ]
-    end = lines[ends[-1]] if ends else ""
+    of_job = [line for line in lines if " prefdistill.job: " in line]
+    end = of_job[-1] if of_job else ""
     if "ERROR prefdistill.job: failed" in end:
         return State("failed", f"{lines[-1].strip()} (log: {job.log})")
     if "prefdistill.job: done in" in end or not lines:

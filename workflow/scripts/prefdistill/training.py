@@ -36,7 +36,7 @@ from prefdistill.distributed import (
 from prefdistill.engine import set_compiled, set_recompute
 from prefdistill.files import write_text
 from prefdistill.io import VIEWS
-from prefdistill.job import Interrupted, Progress, UserError, stop_requested
+from prefdistill.job import Interrupted, UserError, stop_requested
 from prefdistill.losses import RowLosses
 from prefdistill.memory import (
     count_parameters,
@@ -46,6 +46,7 @@ from prefdistill.memory import (
 )
 from prefdistill.models import core_model, device_of, is_sharded, shares_prompts
 from prefdistill.packing import collate, pack_shares, shape_step, shared_tokens
+from prefdistill.progress import Progress
 from prefdistill.prompts import EncodedPairs
 from prefdistill.step_plan import Plan
 
