@@ -24,7 +24,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "workflow/scripts"))
 
 from engine import Amount, Case, measure
-from prefdistill.job import hide_unused_imports, set_threads
+from prefdistill.running.job import hide_unused_imports, set_threads
 from rows import Row, markdown_table
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -44,16 +44,16 @@ KINDS = {
     "data": ("make_folds.py", ""),
     "model": (
         "train_teacher.py",
-        "from prefdistill.imports import import_model_libraries\n"
+        "from prefdistill.models.quick_imports import import_model_libraries\n"
         "import_model_libraries('fp32')\n"
         "from transformers import AutoModelForSequenceClassification\n"
         "import peft",
     ),
     "GPTQ": (
         "quantise_model.py",
-        "from prefdistill.imports import import_quantiser\n"
+        "from prefdistill.models.quick_imports import import_quantiser\n"
         "import_quantiser()\n"
-        "import prefdistill.quantisation, gptqmodel",
+        "import prefdistill.export.gptq, gptqmodel",
     ),
 }
 # What ``job.run_job`` does for the end of a job.
@@ -63,7 +63,7 @@ MODEL_RULES = {
     *("distill_student", "predict_view"),
 }
 LOADING = """
-from prefdistill.imports import import_model_libraries
+from prefdistill.models.quick_imports import import_model_libraries
 import_model_libraries("fp32")
 from pathlib import Path
 from time import process_time
@@ -73,11 +73,11 @@ import peft
 from transformers import AutoModelForSequenceClassification
 import workload
 from engine import training_settings, Amount
-from prefdistill.checkpoints import Checkpoints
-from prefdistill.losses import label_objective
-from prefdistill.models import load_classifier
-from prefdistill.peft_adapters import add_adapter
-from prefdistill.training import Trainer
+from prefdistill.storage.checkpoints import Checkpoints
+from prefdistill.training.objectives import label_objective
+from prefdistill.models.loading import load_classifier
+from prefdistill.models.lora import add_adapter
+from prefdistill.training.trainer import Trainer
 folder = Path(sys.argv[1])
 encoded = workload.random_pairs(np.full(4, 64), np.full(4, 8), 800)
 settings = training_settings(Amount(pairs=4)) | {"max_steps": 1}

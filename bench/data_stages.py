@@ -16,7 +16,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "workflow/scripts"))
 
-from prefdistill.job import set_threads
+from prefdistill.running.job import set_threads
 from rows import markdown_table
 
 SCRIPTS = Path(__file__).resolve().parents[1] / "workflow/scripts"

@@ -42,8 +42,8 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "workflow/scripts"))
 
 import workload
-from prefdistill.job import UserError, hide_unused_imports, set_threads
-from prefdistill.launch import run_workers
+from prefdistill.running.job import UserError, hide_unused_imports, set_threads
+from prefdistill.running.workers import run_workers
 from rows import Row, gpu_name, ratio_to_recipe, store_row
 
 MODES = ("train", "infer")
@@ -161,11 +161,11 @@ def build_engine(case: Case, device: Any) -> Any:
     import torch
     from transformers import AutoModelForSequenceClassification
 
-    from prefdistill import engine
-    from prefdistill.attention import register
-    from prefdistill.models import seeded_head
-    from prefdistill.peft_adapters import add_adapter
-    from prefdistill.sharding import empty_model
+    from prefdistill.engine import engine
+    from prefdistill.engine.attention import register
+    from prefdistill.models.loading import seeded_head
+    from prefdistill.models.lora import add_adapter
+    from prefdistill.models.sharding import empty_model
 
     engine.COMPILE_FLOP = 0.0  # short as the work is here
     register()
@@ -184,8 +184,8 @@ def build_engine(case: Case, device: Any) -> Any:
 
 def fill(model: Any, base: str, dtype: Any, device: Any) -> None:
     """Give an empty model of the engine random weights, stored as the base says."""
-    from prefdistill.engine import quantise_to_fp8
-    from prefdistill.sharding import materialise
+    from prefdistill.engine.engine import quantise_to_fp8
+    from prefdistill.models.sharding import materialise
 
     def tensor_of(name: str, size: Any) -> Any:
         return random_weight(name, size, device, dtype)
@@ -271,7 +271,7 @@ class Clock:
     """
 
     def __init__(self, model: Any, n_warm: int, profiler: Any = None) -> None:
-        from prefdistill.models import core_model
+        from prefdistill.models.loading import core_model
 
         self.n_warm, self.profiler = n_warm, profiler
         self.token_budget: int | None = None  # that the work chose
@@ -325,7 +325,7 @@ def synchronise() -> None:
 
 def _ticked(clock: Clock, repeats: int, seconds: float) -> Iterator[int]:
     """Numbers of timed repeats, with a tick before each and after the last."""
-    from prefdistill.distributed import any_process
+    from prefdistill.running.processes import any_process
 
     for repeat in range(repeats):
         clock.tick()
@@ -363,8 +363,8 @@ def step_rows(pairs: np.ndarray, seed: int) -> np.ndarray:
 
 def warm_shapes(trainer: Any) -> None:
     """Compile for every length that the passes of a training run may have."""
-    from prefdistill.models import classify
-    from prefdistill.packing import collate
+    from prefdistill.engine.packing import collate
+    from prefdistill.models.loading import classify
 
     step = trainer.shape_step()
     if step == 1:
@@ -377,10 +377,10 @@ def warm_shapes(trainer: Any) -> None:
 
 def train_engine(model: Any, encoded: Any, amount: Amount, clock: Clock) -> list:
     """Train through ``Trainer``; returns the pairs of each timed step."""
-    from prefdistill import training
-    from prefdistill.checkpoints import Checkpoints
-    from prefdistill.losses import label_objective
-    from prefdistill.models import core_model
+    from prefdistill.models.loading import core_model
+    from prefdistill.storage.checkpoints import Checkpoints
+    from prefdistill.training import trainer as training
+    from prefdistill.training.objectives import label_objective
 
     def asked_to_stop() -> bool:  # the trainer asks before every step
         clock.tick()
@@ -420,7 +420,7 @@ def train_recipe(model: Any, encoded: Any, amount: Amount, clock: Clock) -> list
     """Train on padded batches of the same steps' pairs; returns those of each."""
     import torch
 
-    from prefdistill.step_plan import Plan
+    from prefdistill.training.steps import Plan
 
     settings = training_settings(amount)
     plan = Plan.from_settings(settings, len(encoded.ids), 1.0)
@@ -448,7 +448,7 @@ def train_recipe(model: Any, encoded: Any, amount: Amount, clock: Clock) -> list
 
 def infer_engine(model: Any, encoded: Any, amount: Amount, clock: Clock) -> list:
     """Score through ``score_pairs``; returns the pairs of each timed repeat."""
-    from prefdistill.inference import score_pairs
+    from prefdistill.models.scoring import score_pairs
 
     def score() -> None:
         score_pairs(model, encoded, token_budget=amount.infer_budget)
@@ -516,7 +516,7 @@ def measure(case: Case, amount: Amount, device: Any) -> Row:
     """
     import torch
 
-    from prefdistill.distributed import n_processes, sum_over_processes
+    from prefdistill.running.processes import n_processes, sum_over_processes
 
     cuda = device.type == "cuda"
     started = time.perf_counter()
@@ -770,7 +770,7 @@ def run(arguments: argparse.Namespace) -> bool:
     """Measure all cases that time allows; returns whether none failed."""
     import torch
 
-    from prefdistill.distributed import connect, disconnect, is_first
+    from prefdistill.running.processes import connect, disconnect, is_first
 
     if arguments.gpus > 1:
         connect()

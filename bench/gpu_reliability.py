@@ -14,14 +14,14 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "workflow/scripts"))
 
-from prefdistill import training
-from prefdistill.checkpoints import Checkpoints
-from prefdistill.job import Interrupted
-from prefdistill.losses import label_objective
-from prefdistill.models import load_classifier
-from prefdistill.peft_adapters import add_adapter
-from prefdistill.prompts import EncodedPairs
-from prefdistill.training import Trainer
+from prefdistill.data.prompts import EncodedPairs
+from prefdistill.models.loading import load_classifier
+from prefdistill.models.lora import add_adapter
+from prefdistill.running.job import Interrupted
+from prefdistill.storage.checkpoints import Checkpoints
+from prefdistill.training import trainer as training
+from prefdistill.training.objectives import label_objective
+from prefdistill.training.trainer import Trainer
 
 N_PAIRS, N_STEPS, STOP_AT = 256, 24, 11
 SETTINGS = {

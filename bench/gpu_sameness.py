@@ -43,7 +43,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "workflow/scripts"))
 
 import workload
-from prefdistill.job import hide_unused_imports, set_threads
+from prefdistill.running.job import hide_unused_imports, set_threads
 from sameness_models import adapt, build, define_fp8, scaled
 
 ARCHITECTURES = ("gemma2", "llama", "qwen2")
@@ -144,10 +144,11 @@ def compare(
     adapter of Qwen2 leaves out the lowest layer; as it differs from Llama in nothing
     but biases, it goes without selective recomputation, and only Llama is scored.
     """
-    from prefdistill import engine, models
-    from prefdistill.models import classify, core_model
-    from prefdistill.packing import collate
-    from prefdistill.training import FP16_LOSS_SCALE
+    from prefdistill.engine import engine
+    from prefdistill.engine.packing import collate
+    from prefdistill.models import loading as models
+    from prefdistill.models.loading import classify, core_model
+    from prefdistill.training.trainer import FP16_LOSS_SCALE
 
     lengths = [scaled(options, length) for length in LENGTHS]
     draw = np.random.default_rng(0)
@@ -268,7 +269,7 @@ def turns_of(cell: str) -> list[str]:
 
 def random_pairs(options: argparse.Namespace, n_pairs: int) -> tuple[Any, np.ndarray]:
     """Random tokens, after a prompt of one token that tells the label."""
-    from prefdistill.prompts import FIELDS, EncodedPairs
+    from prefdistill.data.prompts import FIELDS, EncodedPairs
 
     draw = np.random.default_rng(0)
     labels = draw.integers(0, 3, n_pairs)
@@ -301,9 +302,10 @@ def run_trainer(
 
     The optimiser is fused on the CPU too, as it is on GPUs.
     """
-    from prefdistill import engine, training
-    from prefdistill.checkpoints import Checkpoints
-    from prefdistill.losses import label_objective
+    from prefdistill.engine import engine
+    from prefdistill.storage.checkpoints import Checkpoints
+    from prefdistill.training import trainer as training
+    from prefdistill.training.objectives import label_objective
 
     with (
         tempfile.TemporaryDirectory() as folder,
@@ -332,12 +334,12 @@ def compare_steps(
     where it overshoots, the last bit of an input can change a loss by a fifth of the
     fall.
     """
-    from prefdistill import models
-    from prefdistill.io import VIEWS
-    from prefdistill.losses import cross_entropy
-    from prefdistill.packing import collate, pack
-    from prefdistill.step_plan import Plan
-    from prefdistill.training import FP16_LOSS_SCALE
+    from prefdistill.engine.packing import collate, pack
+    from prefdistill.models import loading as models
+    from prefdistill.storage.tables import VIEWS
+    from prefdistill.training.objectives import cross_entropy
+    from prefdistill.training.steps import Plan
+    from prefdistill.training.trainer import FP16_LOSS_SCALE
 
     started = time.perf_counter()
     encoded, targets = random_pairs(options, STEP_PAIRS)
@@ -418,8 +420,8 @@ def compare_steps(
 
 def train(options: argparse.Namespace, base: str) -> list[float | None]:
     """Losses of every step on a base."""
-    from prefdistill.models import load_classifier, load_tokenizer
-    from prefdistill.prompts import encode_pairs
+    from prefdistill.data.prompts import encode_pairs
+    from prefdistill.models.loading import load_classifier, load_tokenizer
 
     settings = TRAINING | {
         "learning_rate": 2e-4 if options.model else 1e-3,

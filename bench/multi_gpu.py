@@ -26,8 +26,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "workflow/scripts"))
 
 import workload
-from prefdistill.job import hide_unused_imports, set_threads
-from prefdistill.launch import run_workers
+from prefdistill.running.job import hide_unused_imports, set_threads
+from prefdistill.running.workers import run_workers
 
 N_PROCESSES = 2
 N_STEPS, N_WARM = 6, 2
@@ -66,11 +66,11 @@ def build(shape, precision, sharded, device, rank):
     import torch
     from transformers import AutoModelForSequenceClassification, LlamaConfig
 
-    from prefdistill import engine
-    from prefdistill.attention import register
-    from prefdistill.models import seeded_head
-    from prefdistill.peft_adapters import add_adapter
-    from prefdistill.sharding import empty_model, materialise
+    from prefdistill.engine import engine
+    from prefdistill.engine.attention import register
+    from prefdistill.models.loading import seeded_head
+    from prefdistill.models.lora import add_adapter
+    from prefdistill.models.sharding import empty_model, materialise
 
     engine.COMPILE_FLOP = 0.0  # short as the work is here
     register()
@@ -109,11 +109,11 @@ def measure(shape, precision, *, sharded, tiny, n_pairs=16, rank=64):
     import numpy as np
     import torch
 
-    from prefdistill.checkpoints import Checkpoints
-    from prefdistill.distributed import is_first, n_processes
-    from prefdistill.inference import score_pairs
-    from prefdistill.losses import label_objective
-    from prefdistill.training import Trainer
+    from prefdistill.models.scoring import score_pairs
+    from prefdistill.running.processes import is_first, n_processes
+    from prefdistill.storage.checkpoints import Checkpoints
+    from prefdistill.training.objectives import label_objective
+    from prefdistill.training.trainer import Trainer
 
     cuda = torch.cuda.is_available()
     device = torch.device("cpu")
@@ -199,7 +199,7 @@ def work(tiny, only):
     """One process's share: the first is alone for a while, before the other joins."""
     import torch
 
-    from prefdistill.distributed import connect, disconnect, is_first
+    from prefdistill.running.processes import connect, disconnect, is_first
 
     hide_unused_imports()
     tolerance = LOSS_TOLERANCE["cuda" if torch.cuda.is_available() else "cpu"]

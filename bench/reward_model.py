@@ -15,8 +15,8 @@ import torch
 from scipy.optimize import minimize
 from scipy.special import expit
 
-from prefdistill.io import table_targets
-from prefdistill.metrics import row_log_loss
+from prefdistill.scores.metrics import row_log_loss
+from prefdistill.storage.tables import table_targets
 
 BATCH_ROWS = 32
 

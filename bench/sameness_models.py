@@ -49,10 +49,10 @@ def build(options: argparse.Namespace, architecture: str, base: str) -> torch.nn
     """A judge with random weights, the same for all bases but for their rounding."""
     from transformers import AutoModelForSequenceClassification
 
-    from prefdistill.attention import register
-    from prefdistill.engine import quantise_to_fp8
-    from prefdistill.models import seeded_head
-    from prefdistill.sharding import empty_model, materialise
+    from prefdistill.engine.attention import register
+    from prefdistill.engine.engine import quantise_to_fp8
+    from prefdistill.models.loading import seeded_head
+    from prefdistill.models.sharding import empty_model, materialise
 
     def tensor_of(name: str, shape: torch.Size) -> torch.Tensor:
         generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
@@ -79,7 +79,7 @@ def adapt(
     model: torch.nn.Module, *, rank: int, lowest_layer: int, fresh: bool
 ) -> torch.nn.Module:
     """With an adapter, as it begins or with random B."""
-    from prefdistill.peft_adapters import add_adapter
+    from prefdistill.models.lora import add_adapter
 
     lora = {"r": rank, "alpha": 2 * rank, "dropout": 0.0, "targets": TARGETS}
     model = add_adapter(model, lora | {"lowest_layer": lowest_layer}, seed=0)

@@ -21,9 +21,9 @@ import pyarrow as pa
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "workflow/scripts"))
 
-from prefdistill.calibration import calibrate_judge
-from prefdistill.io import FOLD_SCHEMA, read_table, table_targets
-from prefdistill.metrics import (
+from prefdistill.report.tables import markdown_table
+from prefdistill.scores.calibration import calibrate_judge
+from prefdistill.scores.metrics import (
     Labels,
     accuracy,
     ece,
@@ -31,8 +31,8 @@ from prefdistill.metrics import (
     labels_of,
     row_log_loss,
 )
-from prefdistill.summary import markdown_table
-from prefdistill.tta import read_predictions, symmetrise
+from prefdistill.scores.views import read_predictions, symmetrise
+from prefdistill.storage.tables import FOLD_SCHEMA, read_table, table_targets
 from reward_model import (
     fit_margin,
     preferences,

@@ -41,13 +41,18 @@ import import_pairs
 import make_folds
 
 import reward_model
-from prefdistill.baselines import fit_baselines, pair_features
-from prefdistill.calibration import fit_scaling
-from prefdistill.checkpoints import Checkpoints
-from prefdistill.config import fill_defaults
-from prefdistill.files import write_text
-from prefdistill.inference import score_pairs
-from prefdistill.io import (
+from prefdistill.data.prompts import encode_pairs
+from prefdistill.models.loading import load_classifier, load_tokenizer
+from prefdistill.models.lora import add_adapter
+from prefdistill.models.scoring import score_pairs
+from prefdistill.pipeline.validation import fill_defaults
+from prefdistill.running.job import UserError
+from prefdistill.scores.baselines import fit_baselines, pair_features
+from prefdistill.scores.calibration import fit_scaling
+from prefdistill.scores.metrics import Labels, labels_of, log_loss
+from prefdistill.scores.views import as_answers, symmetrise
+from prefdistill.storage.checkpoints import Checkpoints
+from prefdistill.storage.tables import (
     FOLD_SCHEMA,
     VIEWS,
     read_json,
@@ -55,14 +60,9 @@ from prefdistill.io import (
     table_targets,
     write_json,
 )
-from prefdistill.job import UserError
-from prefdistill.losses import label_objective
-from prefdistill.metrics import Labels, labels_of, log_loss
-from prefdistill.models import load_classifier, load_tokenizer
-from prefdistill.peft_adapters import add_adapter
-from prefdistill.prompts import encode_pairs
-from prefdistill.training import Trainer
-from prefdistill.tta import as_answers, symmetrise
+from prefdistill.storage.whole_files import write_text
+from prefdistill.training.objectives import label_objective
+from prefdistill.training.trainer import Trainer
 from trl_scores import SYSTEMS, lines_to_write, page, score_systems
 
 ROOT = Path(__file__).resolve().parents[1]

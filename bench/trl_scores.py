@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 import reward_model
-from prefdistill.metrics import (
+from prefdistill.report.tables import markdown_table
+from prefdistill.scores.metrics import (
     accuracy,
     brier,
     ece,
@@ -17,7 +18,6 @@ from prefdistill.metrics import (
     log_loss,
     row_log_loss,
 )
-from prefdistill.summary import markdown_table
 
 SYSTEMS = ("TRL reward model", "student")
 

@@ -255,7 +255,7 @@ def random_pairs(
         vocabulary: Tokens are drawn from 5 up to this.
         seed: Of the draw.
     """
-    from prefdistill.prompts import FIELDS, EncodedPairs
+    from prefdistill.data.prompts import FIELDS, EncodedPairs
 
     draw = np.random.default_rng(seed)
     segments: dict[str, list[np.ndarray]] = {field: [] for field in FIELDS}

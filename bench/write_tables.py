@@ -18,8 +18,8 @@ import yaml
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "workflow/scripts"))
 
-from prefdistill.config import validate_config
-from prefdistill.estimates import (
+from prefdistill.pipeline.costs import Size, scoring_work, training_work
+from prefdistill.pipeline.sizes import (
     SIMULATED_FOLDER,
     Pairs,
     base_parameters,
@@ -27,7 +27,7 @@ from prefdistill.estimates import (
     scored_pairs,
     trained_pairs,
 )
-from prefdistill.resources import Size, scoring_work, training_work
+from prefdistill.pipeline.validation import validate_config
 from rows import Row, find_row, markdown_table, read_rows, speed_table
 from workload import PUBLISHED
 

@@ -106,6 +106,6 @@ def render() -> str:
 
 if __name__ == "__main__":
     sys.path.insert(0, str(ROOT / "workflow/scripts"))
-    from prefdistill.files import write_text
+    from prefdistill.storage.whole_files import write_text
 
     write_text(TARGET, render())

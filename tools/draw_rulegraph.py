@@ -134,7 +134,7 @@ if __name__ == "__main__":
     except ValueError as error:
         sys.exit(f"error: {error}")
     sys.path.insert(0, str(SCRIPTS))
-    from prefdistill.files import write_text
+    from prefdistill.storage.whole_files import write_text
 
     write_text(sys.argv[1], svg)
     print(f"drawn: {sys.argv[1]}")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "workflow/scripts"))
 
-from prefdistill.driver import main
+from prefdistill.pipeline.driver import main
 
 if __name__ == "__main__":
     main(sys.argv[1:])

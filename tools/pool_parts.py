@@ -18,16 +18,16 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "workflow/scripts"))
 
-from prefdistill.evaluation import SCORE_COLUMNS, STEP_COLUMNS, score_rows
-from prefdistill.files import write_csv
-from prefdistill.io import write_json
-from prefdistill.job import UserError
-from prefdistill.pooling import (
+from prefdistill.report.pooling import (
     compare_runs,
     pool_parts,
     pooled_scaling,
     pooled_steps,
 )
+from prefdistill.report.score_table import SCORE_COLUMNS, STEP_COLUMNS, score_rows
+from prefdistill.running.job import UserError
+from prefdistill.storage.tables import write_json
+from prefdistill.storage.whole_files import write_csv
 
 SHOWN = [name for name in SCORE_COLUMNS if name not in ("fold", "split")]
 

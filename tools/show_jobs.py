@@ -20,8 +20,8 @@ import snakemake.api  # noqa: F401 (before snakemake.dag, which needs it)
 from snakemake.cli import main as run_snakemake
 from snakemake.dag import DAG
 
-from prefdistill.driver import driver_at_work
-from prefdistill.overview import Job, plan_text, status_text
+from prefdistill.pipeline.driver import driver_at_work
+from prefdistill.pipeline.overview import Job, plan_text, status_text
 
 
 def jobs_of(dag: DAG) -> list[Job]:

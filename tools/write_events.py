@@ -26,9 +26,9 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "workflow/scripts"))
 
-from prefdistill.files import atomic_path, reading
-from prefdistill.job import UserError
-from prefdistill.run_record import read_times
+from prefdistill.report.run_record import read_times
+from prefdistill.running.job import UserError
+from prefdistill.storage.whole_files import atomic_path, reading
 
 # TensorBoard finds event files by "tfevents" in the name.
 FILE_NAME = "events.out.tfevents.0.prefdistill"

@@ -47,8 +47,8 @@ import numpy as np  # noqa: E402
 import yaml  # noqa: E402
 from running import snakemake  # noqa: E402
 
-import prefdistill.job  # noqa: E402
-from prefdistill.progress import Progress  # noqa: E402
+import prefdistill.running.job  # noqa: E402
+from prefdistill.running.progress import Progress  # noqa: E402
 
 RULES = (
     "simulate_pairs",
@@ -161,15 +161,8 @@ def warm_up(finished: Path) -> None:
     """Import what the jobs import, by loading a model once."""
     import scipy.optimize  # noqa: F401
 
-    from prefdistill import (  # noqa: F401
-        calibration,
-        inference,
-        merging,
-        tiny,
-        training,
-    )
-    from prefdistill.models import load_classifier
-    from prefdistill.peft_adapters import add_adapter
+    from prefdistill.models.loading import load_classifier
+    from prefdistill.models.lora import add_adapter
 
     lora = {"r": 1, "alpha": 1, "dropout": 0.0, "targets": ["q_proj"]}
     for manifest in finished.glob("results/base/*/manifest.json"):
@@ -297,8 +290,8 @@ class Trials:
                 real_replace(source, target, **named)
                 note(str(Path(folder, target).relative_to(folder)))
 
-            real_copy, real_replace = prefdistill.job._only_copy, os.replace
-            prefdistill.job._only_copy, os.replace = only_copy, replace
+            real_copy, real_replace = prefdistill.running.job._only_copy, os.replace
+            prefdistill.running.job._only_copy, os.replace = only_copy, replace
             job.run(folder)
 
         return Child(body, folder / "terminal")

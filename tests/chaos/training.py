@@ -42,24 +42,26 @@ prepare()
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
-from prefdistill import checkpoints, inference, training  # noqa: E402
-from prefdistill.checkpoints import Checkpoints  # noqa: E402
-from prefdistill.inference import score_pairs  # noqa: E402
-from prefdistill.io import Logits, write_logits  # noqa: E402
-from prefdistill.job import run_job  # noqa: E402
-from prefdistill.losses import label_objective  # noqa: E402
-from prefdistill.models import load_classifier, load_tokenizer  # noqa: E402
-from prefdistill.peft_adapters import add_adapter, save_adapter  # noqa: E402
-from prefdistill.progress import Progress  # noqa: E402
-from prefdistill.prompts import EncodedPairs, encode_pairs  # noqa: E402
-from prefdistill.tiny import (  # noqa: E402
+from prefdistill.data.prompts import EncodedPairs, encode_pairs  # noqa: E402
+from prefdistill.models import scoring as inference  # noqa: E402
+from prefdistill.models.loading import load_classifier, load_tokenizer  # noqa: E402
+from prefdistill.models.lora import add_adapter, save_adapter  # noqa: E402
+from prefdistill.models.scoring import score_pairs  # noqa: E402
+from prefdistill.running.job import run_job  # noqa: E402
+from prefdistill.running.progress import Progress  # noqa: E402
+from prefdistill.simulation.tiny_models import (  # noqa: E402
     build_model,
     draw_pairs,
     save_base,
     tokenizer_corpus,
     train_tokenizer,
 )
-from prefdistill.training import Trainer  # noqa: E402
+from prefdistill.storage import checkpoints  # noqa: E402
+from prefdistill.storage.checkpoints import Checkpoints  # noqa: E402
+from prefdistill.storage.tables import Logits, write_logits  # noqa: E402
+from prefdistill.training import trainer as training  # noqa: E402
+from prefdistill.training.objectives import label_objective  # noqa: E402
+from prefdistill.training.trainer import Trainer  # noqa: E402
 
 N_PAIRS = 14
 TEXT = {

@@ -8,10 +8,16 @@ import pytest
 import torch
 from writers import WRITERS
 
-from prefdistill.adapters import read_adapter, write_adapter
-from prefdistill.bases import base_folder, tensor_header, write_manifest
 from prefdistill.disk import disk_fault
-from prefdistill.io import (
+from prefdistill.export.averaging import read_adapter, write_adapter
+from prefdistill.export.merging import write_classifier
+from prefdistill.models.loading import load_classifier, load_tokenizer
+from prefdistill.models.lora import load_adapter, save_adapter
+from prefdistill.models.manifests import base_folder, tensor_header, write_manifest
+from prefdistill.report.tables import read_curve, read_rows
+from prefdistill.running.job import UserError
+from prefdistill.scores.metrics import read_labels
+from prefdistill.storage.tables import (
     FOLD_SCHEMA,
     Logits,
     open_table,
@@ -23,13 +29,7 @@ from prefdistill.io import (
     write_predictions,
     write_table,
 )
-from prefdistill.job import UserError
-from prefdistill.merging import write_classifier
-from prefdistill.metrics import read_labels
-from prefdistill.models import load_classifier, load_tokenizer
-from prefdistill.peft_adapters import load_adapter, save_adapter
-from prefdistill.summary import read_curve, read_rows
-from prefdistill.tensors import read_tensors, write_tensors
+from prefdistill.storage.tensors import read_tensors, write_tensors
 
 ADAPTER, MODEL = "adapter_model.safetensors", "model.safetensors"
 

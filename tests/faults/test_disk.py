@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 import torch
 
-from prefdistill.checkpoints import Checkpoints
-from prefdistill.files import atomic_path, temporary_folder
-from prefdistill.io import Logits, read_logits, write_json, write_logits
-from prefdistill.job import run_job
+from prefdistill.running.job import run_job
+from prefdistill.storage.checkpoints import Checkpoints
+from prefdistill.storage.tables import Logits, read_logits, write_json, write_logits
+from prefdistill.storage.whole_files import atomic_path, temporary_folder
 
 INTACT = "and run the same command: earlier results are intact"
 NOBODY = 65534

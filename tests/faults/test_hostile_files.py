@@ -21,12 +21,23 @@ import torch
 from calibrate_logits import main as calibrate_logits
 from safetensors.torch import save_file
 
-from prefdistill import files
-from prefdistill.adapters import delta_mean, read_adapter
-from prefdistill.bases import base_folder, extract_gguf, weight_files, write_manifest
-from prefdistill.distillation import TeacherFiles, check_made_with, teacher_logits
-from prefdistill.files import check_unpacked
-from prefdistill.io import (
+from prefdistill.data.prompts import text_digest
+from prefdistill.export.averaging import delta_mean, read_adapter
+from prefdistill.models.loading import load_classifier, load_tokenizer
+from prefdistill.models.lora import load_adapter
+from prefdistill.models.manifests import (
+    base_folder,
+    extract_gguf,
+    weight_files,
+    write_manifest,
+)
+from prefdistill.running.job import UserError
+from prefdistill.scores.fold_weights import read_weights
+from prefdistill.scores.metrics import read_labels
+from prefdistill.scores.scaling import read_scaling
+from prefdistill.scores.views import read_predictions
+from prefdistill.storage import whole_files as files
+from prefdistill.storage.tables import (
     FOLD_SCHEMA,
     PAIRS_SCHEMA,
     file_digest,
@@ -36,15 +47,9 @@ from prefdistill.io import (
     write_json,
     write_predictions,
 )
-from prefdistill.job import UserError
-from prefdistill.metrics import read_labels
-from prefdistill.models import load_classifier, load_tokenizer
-from prefdistill.peft_adapters import load_adapter
-from prefdistill.prompts import text_digest
-from prefdistill.scaling import read_scaling
-from prefdistill.tensors import read_tensors
-from prefdistill.tta import read_predictions
-from prefdistill.weights import read_weights
+from prefdistill.storage.tensors import read_tensors
+from prefdistill.storage.whole_files import check_unpacked
+from prefdistill.training.teachers import TeacherFiles, check_made_with, teacher_logits
 
 TEXT = {"template": "{prompt}", "max_length": 64}
 IDS = np.array(["train:1", "train:2", "train:3"])

@@ -20,16 +20,31 @@ import write_submission
 from matplotlib.figure import Figure
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from prefdistill import quantisation
-from prefdistill.adapters import Adapter, read_adapter, write_adapter
-from prefdistill.bases import base_folder, copy_tokenizer, extract_gguf, read_manifest
-from prefdistill.checkpoints import Checkpoints
-from prefdistill.evaluation import SCORE_COLUMNS
-from prefdistill.figures import save_figure
-from prefdistill.files import write_csv, write_text
-from prefdistill.folds import write_splits
-from prefdistill.gptq_check import dequantise
-from prefdistill.io import (
+from prefdistill.data.folds import write_splits
+from prefdistill.export import gptq as quantisation
+from prefdistill.export.averaging import Adapter, read_adapter, write_adapter
+from prefdistill.export.gptq_check import dequantise
+from prefdistill.export.judge_settings import read_judge_settings, write_judge_settings
+from prefdistill.export.merging import write_classifier
+from prefdistill.export.release import RELEASE_FILES, write_release
+from prefdistill.models.loading import load_classifier, load_tokenizer
+from prefdistill.models.lora import add_adapter, load_adapter, save_adapter
+from prefdistill.models.manifests import (
+    base_folder,
+    copy_tokenizer,
+    extract_gguf,
+    read_manifest,
+)
+from prefdistill.pipeline.code_digests import code_digest
+from prefdistill.predict import write_scores
+from prefdistill.report.figures import save_figure
+from prefdistill.report.score_table import SCORE_COLUMNS
+from prefdistill.report.tables import read_rows
+from prefdistill.scores.views import SYMMETRISED_SCHEMA, read_predictions, write_views
+from prefdistill.simulation.simulated_files import write_simulation
+from prefdistill.simulation.tiny_models import save_base
+from prefdistill.storage.checkpoints import Checkpoints
+from prefdistill.storage.tables import (
     CLEAN_SCHEMA,
     FOLD_SCHEMA,
     Logits,
@@ -41,18 +56,8 @@ from prefdistill.io import (
     write_logits,
     write_table,
 )
-from prefdistill.judge_settings import read_judge_settings, write_judge_settings
-from prefdistill.merging import write_classifier
-from prefdistill.models import load_classifier, load_tokenizer
-from prefdistill.peft_adapters import add_adapter, load_adapter, save_adapter
-from prefdistill.predict import write_scores
-from prefdistill.provenance import code_digest
-from prefdistill.release import RELEASE_FILES, write_release
-from prefdistill.simulated_files import write_simulation
-from prefdistill.summary import read_rows
-from prefdistill.tensors import read_tensors, write_tensors
-from prefdistill.tiny import save_base
-from prefdistill.tta import SYMMETRISED_SCHEMA, read_predictions, write_views
+from prefdistill.storage.tensors import read_tensors, write_tensors
+from prefdistill.storage.whole_files import write_csv, write_text
 
 N_ROWS = 40
 CHECKPOINT = "job-step-000000003"

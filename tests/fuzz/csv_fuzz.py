@@ -23,17 +23,17 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from prefdistill.cleaning import (
+from prefdistill.data.cleaning import (
     RowKeys,
     choose_rows,
     clean_batch,
     describe_rows,
     summarise,
 )
-from prefdistill.io import PAIRS_SCHEMA
-from prefdistill.job import UserError
-from prefdistill.pairs import FIELDS, ImportedFile, PairsWriter
-from prefdistill.readers import read_file_rows
+from prefdistill.data.pairs import FIELDS, ImportedFile, PairsWriter
+from prefdistill.data.readers import read_file_rows
+from prefdistill.running.job import UserError
+from prefdistill.storage.tables import PAIRS_SCHEMA
 
 KINDS = ("csv", "csv.gz", "csv.zst", "jsonl", "parquet")
 WEIGHTS = (12, 1, 1, 4, 1)

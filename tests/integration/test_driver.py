@@ -12,8 +12,8 @@ import time
 import pytest
 from running import ROOT, snakemake, snakemake_command
 
-from prefdistill.driver import LOCK, OWNER, recover
-from prefdistill.job import UserError
+from prefdistill.pipeline.driver import LOCK, OWNER, recover
+from prefdistill.running.job import UserError
 
 TARGET = "results/data/clean.parquet"
 
@@ -230,7 +230,7 @@ def test_without_a_lock_no_job_is_cancelled(tmp_path, slurm):
 
 
 def test_jobs_that_do_not_end_stop_the_command(locked, slurm, monkeypatch):
-    monkeypatch.setattr("prefdistill.driver.SLURM_PATIENCE_S", 0)
+    monkeypatch.setattr("prefdistill.pipeline.driver.SLURM_PATIENCE_S", 0)
     (slurm / "scancel").write_text("#!/bin/sh\n")
     root = locked(pid=1)
     (slurm / "queue").write_text(f"7|rule_evaluate|{root}\n")

@@ -12,7 +12,7 @@ import pytest
 import yaml
 from running import ROOT, planned, snakemake
 
-from prefdistill.io import FOLD_SCHEMA, read_json, read_logits
+from prefdistill.storage.tables import FOLD_SCHEMA, read_json, read_logits
 
 TARGETS = (
     "folds",

@@ -9,7 +9,7 @@ import pytest
 import yaml
 from running import ROOT, snakemake
 
-from prefdistill.producers import producing_rules
+from prefdistill.running.rule_lookup import producing_rules
 
 RULES_ON_GPUS = {
     *("post_pretrain", "train_teacher", "infer_logits", "distill_student"),

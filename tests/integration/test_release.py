@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from running import planned, snakemake
 
-from prefdistill.io import read_json, read_table
+from prefdistill.data.pairs import TEXT_COLUMNS
 from prefdistill.judge import Judge
-from prefdistill.pairs import TEXT_COLUMNS
-from prefdistill.scaling import read_scaling
-from prefdistill.tta import read_predictions, symmetrise
+from prefdistill.scores.scaling import read_scaling
+from prefdistill.scores.views import read_predictions, symmetrise
+from prefdistill.storage.tables import read_json, read_table
 
 JUDGES = {"merged": "merged", "gptq8bit": "gptq8", "gptq4bit": "gptq4"}
 VIEWS = ["AB", "BA"]

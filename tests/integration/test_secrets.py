@@ -15,7 +15,7 @@ import yaml
 from running import snakemake
 from safetensors.numpy import save
 
-from prefdistill.bases import read_manifest
+from prefdistill.models.manifests import read_manifest
 
 CANARY = "hf_canaryNeverToBeSeenAnywhere0123456789"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -192,7 +192,7 @@ def test_the_token_is_in_no_output_and_no_command_line(fetched):
 
 PRINT_ENVIRONMENT = """
 import json, os, sys, types
-from prefdistill.job import run_job
+from prefdistill.running.job import run_job
 job = types.SimpleNamespace(
     log=sys.argv[1:2], threads=1, input=[], output=[], params={}
 )

@@ -177,7 +177,7 @@ def test_an_edited_comment_costs_nothing(finished, tmp_path):
 
 def test_an_edited_function_reruns_the_stages_that_use_it(finished, tmp_path):
     root = checkout(tmp_path)
-    path = root / "workflow/scripts/prefdistill/metrics.py"
+    path = root / "workflow/scripts/prefdistill/scores/metrics.py"
     text = path.read_text()
     assert "def brier(" in text
     path.write_text(text.replace("def brier(", "def brier(unused, /, ", 1))

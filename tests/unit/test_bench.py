@@ -12,8 +12,9 @@ import gpu_sameness
 import rows
 import sameness_models
 import workload
-from prefdistill import engine as fast
-from prefdistill import fp8, packing, training
+from prefdistill.engine import engine as fast
+from prefdistill.engine import fp8, packing
+from prefdistill.training import trainer as training
 
 GEMMA = workload.SHAPES["gemma-2-9b"]
 

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from prefdistill.gptq_check import load_plain, row_logits
-from prefdistill.io import write_json
-from prefdistill.judge_settings import write_judge_settings
-from prefdistill.merging import write_classifier
+from prefdistill.export.gptq_check import load_plain, row_logits
+from prefdistill.export.judge_settings import write_judge_settings
+from prefdistill.export.merging import write_classifier
+from prefdistill.storage.tables import write_json
 
 TOOL = Path(__file__).resolve().parents[2] / "tools/check_served.py"
 TEXT = {

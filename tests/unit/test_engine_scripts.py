@@ -17,9 +17,15 @@ import two_processes
 from safetensors.numpy import load_file
 from two_processes import SETTINGS, TEXT
 
-from prefdistill.distillation import TeacherFiles
-from prefdistill.io import FOLD_SCHEMA, read_json, read_logits, write_json, write_table
-from prefdistill.job import UserError
+from prefdistill.running.job import UserError
+from prefdistill.storage.tables import (
+    FOLD_SCHEMA,
+    read_json,
+    read_logits,
+    write_json,
+    write_table,
+)
+from prefdistill.training.teachers import TeacherFiles
 
 LORA = two_processes.LORA | {"dropout": 0.0}
 STEPS = SETTINGS | {"max_steps": 3, "token_budget": 256, "checkpoint_steps": 100}
@@ -276,7 +282,7 @@ def test_student_and_predictions(world, teacher):
 
 
 def test_predicting_with_a_whole_model(world, tmp_path):
-    from prefdistill.models import load_classifier, load_tokenizer
+    from prefdistill.models.loading import load_classifier, load_tokenizer
 
     model = load_classifier(world["gemma2"].parent, "fp32", head_seed=1)
     model.save_pretrained(tmp_path)

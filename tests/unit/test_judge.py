@@ -14,16 +14,27 @@ import symmetrise
 import torch
 
 from prefdistill import judge as judge_module
-from prefdistill.card import CardFacts, card_text
-from prefdistill.checkpoints import Checkpoints
-from prefdistill.cleaning import clean_batch
-from prefdistill.io import FOLD_SCHEMA, read_json, read_table, write_json, write_table
-from prefdistill.job import Interrupted, UserError
+from prefdistill.data.cleaning import clean_batch
+from prefdistill.export.card import CardFacts, card_text
+from prefdistill.export.judge_settings import write_judge_settings
+from prefdistill.export.merging import write_classifier
+from prefdistill.export.release import (
+    EXAMPLE,
+    EXAMPLE_FILE,
+    RELEASE_FILES,
+    write_release,
+)
 from prefdistill.judge import Judge, Verdict, pairs_table
-from prefdistill.judge_settings import write_judge_settings
-from prefdistill.merging import write_classifier
-from prefdistill.release import EXAMPLE, EXAMPLE_FILE, RELEASE_FILES, write_release
-from prefdistill.tta import PROBABILITY_COLUMNS, SYMMETRISED_SCHEMA, columns_of
+from prefdistill.running.job import Interrupted, UserError
+from prefdistill.scores.views import PROBABILITY_COLUMNS, SYMMETRISED_SCHEMA, columns_of
+from prefdistill.storage.checkpoints import Checkpoints
+from prefdistill.storage.tables import (
+    FOLD_SCHEMA,
+    read_json,
+    read_table,
+    write_json,
+    write_table,
+)
 
 TEXT = {
     "template": "<prompt>: {prompt}\n\n<response_a>: {response_a}\n\n"
@@ -199,7 +210,7 @@ def test_a_stopped_second_view_goes_on(folder, judge, tmp_path, monkeypatch):
         n_passes.append(1)
         return len(n_passes) > 2 * len(PAIRS) - 2
 
-    monkeypatch.setattr("prefdistill.inference.stop_requested", stop_requested)
+    monkeypatch.setattr("prefdistill.models.scoring.stop_requested", stop_requested)
     one_row_a_pass = replace(on_budget, token_budget=64)
     with pytest.raises(Interrupted):
         one_row_a_pass.score(table_of(PAIRS), kept)

@@ -11,14 +11,18 @@ import transformers
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from prefdistill.adapters import read_adapter
-from prefdistill.inference import score_pairs
-from prefdistill.io import VIEWS
-from prefdistill.job import UserError
-from prefdistill.merging import classifier_config, write_classifier
-from prefdistill.models import load_classifier, load_language_model, load_tokenizer
-from prefdistill.peft_adapters import add_adapter, load_adapter, save_adapter
-from prefdistill.prompts import FIELDS, encode_pairs
+from prefdistill.data.prompts import FIELDS, encode_pairs
+from prefdistill.export.averaging import read_adapter
+from prefdistill.export.merging import classifier_config, write_classifier
+from prefdistill.models.loading import (
+    load_classifier,
+    load_language_model,
+    load_tokenizer,
+)
+from prefdistill.models.lora import add_adapter, load_adapter, save_adapter
+from prefdistill.models.scoring import score_pairs
+from prefdistill.running.job import UserError
+from prefdistill.storage.tables import VIEWS
 
 TEXT = {
     "template": "<prompt>: {prompt} <response_a>: {response_a} "

@@ -15,13 +15,13 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from prefdistill.io import write_json
-from prefdistill.job import UserError
+from prefdistill.export.judge_settings import write_judge_settings
+from prefdistill.export.merging import write_classifier
 from prefdistill.judge import Judge
-from prefdistill.judge_settings import write_judge_settings
-from prefdistill.merging import write_classifier
-from prefdistill.metrics import accuracy, log_loss
 from prefdistill.predict import OUTPUT_COLUMNS, predict, read_pairs
+from prefdistill.running.job import UserError
+from prefdistill.scores.metrics import accuracy, log_loss
+from prefdistill.storage.tables import write_json
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "workflow/scripts"
 TEXT = {
@@ -171,7 +171,8 @@ def test_another_kind_of_output_is_refused_before_any_work(tmp_path):
 
 SLOW = """
 import time
-from prefdistill import inference, predict
+from prefdistill import predict
+from prefdistill.models import scoring as inference
 real = inference.classify
 inference.classify = lambda *given: time.sleep(0.1) or real(*given)
 predict.main()

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save
 
-from prefdistill.release import OPTIONAL_FILES, RELEASE_FILES
+from prefdistill.export.release import OPTIONAL_FILES, RELEASE_FILES
 
 ROOT = Path(__file__).resolve().parents[2]
 CANARY = "hf_canaryNeverToBeSeenAnywhere0123456789"

@@ -9,9 +9,9 @@ import pytest
 import reward_model
 import trl_real
 import trl_scores
-from prefdistill.io import write_json
-from prefdistill.job import UserError
-from prefdistill.metrics import labels_of, log_loss
+from prefdistill.running.job import UserError
+from prefdistill.scores.metrics import labels_of, log_loss
+from prefdistill.storage.tables import write_json
 
 COLUMNS = (
     "id", "model_a", "model_b", "prompt", "response_a", "response_b",

@@ -12,9 +12,9 @@ import pytest
 import torch
 import yaml
 
-from prefdistill.io import write_json
-from prefdistill.judge_settings import write_judge_settings
-from prefdistill.merging import write_classifier
+from prefdistill.export.judge_settings import write_judge_settings
+from prefdistill.export.merging import write_classifier
+from prefdistill.storage.tables import write_json
 from prefdistill.version import __version__
 
 ROOT = Path(__file__).resolve().parents[2]

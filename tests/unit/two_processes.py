@@ -14,7 +14,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "workflow/scripts"))
 
-from prefdistill.job import (
+from prefdistill.running.job import (
     Interrupted,
     UserError,
     hide_unused_imports,
@@ -65,8 +65,8 @@ N_PAIRS = 14
 def encoded_pairs(folder):
     import pyarrow as pa
 
-    from prefdistill.models import load_tokenizer
-    from prefdistill.prompts import encode_pairs
+    from prefdistill.data.prompts import encode_pairs
+    from prefdistill.models.loading import load_tokenizer
 
     words = ["river ", "list ", "poem "]
     table = {
@@ -82,11 +82,11 @@ def trainer_of(folder, name, scratch, *, shard=False, objective=None, **changes)
     """A trainer on a fresh model; its scratch folder is shared by the processes."""
     import numpy as np
 
-    from prefdistill.checkpoints import Checkpoints
-    from prefdistill.losses import label_objective
-    from prefdistill.models import load_classifier
-    from prefdistill.peft_adapters import add_adapter
-    from prefdistill.training import Trainer
+    from prefdistill.models.loading import load_classifier
+    from prefdistill.models.lora import add_adapter
+    from prefdistill.storage.checkpoints import Checkpoints
+    from prefdistill.training.objectives import label_objective
+    from prefdistill.training.trainer import Trainer
 
     model = load_classifier(folder / name, MODELS[name], shard=shard)
     model = add_adapter(model, LORAS[name], seed=1)
@@ -101,9 +101,9 @@ def outcome_of(folder, trainer, name):
     """Train to the end, score, and write what came out, as the first process."""
     import numpy as np
 
-    from prefdistill.distributed import is_first
-    from prefdistill.inference import score_pairs
-    from prefdistill.peft_adapters import save_adapter
+    from prefdistill.models.lora import save_adapter
+    from prefdistill.models.scoring import score_pairs
+    from prefdistill.running.processes import is_first
 
     trainer.run(folder / name / "train.jsonl")
     logits = score_pairs(trainer.model, trainer.encoded, token_budget=100)
@@ -119,8 +119,8 @@ def out_of_memory_once():
     import numpy as np
     import torch
 
-    from prefdistill.distributed import rank
-    from prefdistill.losses import label_objective
+    from prefdistill.running.processes import rank
+    from prefdistill.training.objectives import label_objective
 
     good = label_objective(np.eye(3, dtype=np.float32)[np.arange(N_PAIRS) % 3])
     calls = iter(range(1000))
@@ -135,8 +135,8 @@ def out_of_memory_once():
 
 def work(folder):
     """Every way to train, one after the other."""
-    from prefdistill import training
-    from prefdistill.distributed import rank
+    from prefdistill.running.processes import rank
+    from prefdistill.training import trainer as training
 
     for name in MODELS:
         for shard in (False, True):
@@ -162,7 +162,7 @@ def work(folder):
 
 def loop(folder, n_steps):
     """Count steps, kept in a file; the request to stop reaches one process first."""
-    from prefdistill.distributed import any_process, is_first, wait_for_all
+    from prefdistill.running.processes import any_process, is_first, wait_for_all
 
     state = folder / "state.txt"
     first = step = int(state.read_text()) if state.exists() else 0
@@ -188,7 +188,7 @@ def main():
     )
     with run_job(job, processes=2):
         hide_unused_imports()
-        from prefdistill.distributed import rank, wait_for_all
+        from prefdistill.running.processes import rank, wait_for_all
 
         if what == "work":
             work(folder)

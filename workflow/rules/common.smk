@@ -8,20 +8,20 @@ from snakemake.logging import logger
 
 sys.path.insert(0, str(Path(workflow.basedir) / "scripts"))
 
-from prefdistill.ablations import Students
-from prefdistill.config import result_settings, validate_config
-from prefdistill.config_files import check_config_file
-from prefdistill.driver import hold_folder, write_owner
-from prefdistill.ensembles import Ensembles
-from prefdistill.estimates import (
+from prefdistill.pipeline.students import Students
+from prefdistill.pipeline.validation import result_settings, validate_config
+from prefdistill.pipeline.config_files import check_config_file
+from prefdistill.pipeline.driver import hold_folder, write_owner
+from prefdistill.pipeline.ensembles import Ensembles
+from prefdistill.pipeline.sizes import (
     SIMULATED_FOLDER,
     base_parameters,
     count_pairs,
     scored_pairs,
 )
-from prefdistill.failures import FailedJobs
-from prefdistill.job import UserError
-from prefdistill.judges import (
+from prefdistill.pipeline.failed_jobs import FailedJobs
+from prefdistill.running.job import UserError
+from prefdistill.pipeline.scored_models import (
     calibration_of,
     judge_calibration,
     prediction_precision,
@@ -29,8 +29,8 @@ from prefdistill.judges import (
     prediction_tables,
     prediction_weights,
 )
-from prefdistill.provenance import code_digest
-from prefdistill.resources import (
+from prefdistill.pipeline.code_digests import code_digest
+from prefdistill.pipeline.costs import (
     Size,
     average_work,
     base_work,

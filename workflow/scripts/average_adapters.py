@@ -9,8 +9,8 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from prefdistill.io import file_digest, write_json
-from prefdistill.job import UserError, run_job
+from prefdistill.running.job import UserError, run_job
+from prefdistill.storage.tables import file_digest, write_json
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
@@ -36,14 +36,14 @@ def main(
         adapter_out: The adapter's weights; its configuration is written beside them.
         report: ``average.json``.
     """
-    from prefdistill.adapters import (
+    from prefdistill.export.averaging import (
         delta_mean,
         factor_mean,
         read_adapter,
         relative_errors,
         write_adapter,
     )
-    from prefdistill.weights import read_weights
+    from prefdistill.scores.fold_weights import read_weights
 
     weights = read_weights(weights_path, folds)
     parts = [read_adapter(path.parent) for path in adapters]

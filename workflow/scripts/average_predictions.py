@@ -4,7 +4,7 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from prefdistill.job import run_job
+from prefdistill.running.job import run_job
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
@@ -31,9 +31,9 @@ def main(
         folds: The folds of ``prediction_paths``.
         views: The views of ``prediction_paths`` and ``output_paths``.
     """
-    from prefdistill.metrics import read_labels
-    from prefdistill.tta import average_logits, read_predictions, write_views
-    from prefdistill.weights import best_fold, read_weights
+    from prefdistill.scores.fold_weights import best_fold, read_weights
+    from prefdistill.scores.metrics import read_labels
+    from prefdistill.scores.views import average_logits, read_predictions, write_views
 
     models = {
         fold: read_predictions(

@@ -8,7 +8,7 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prefdistill.job import run_job
+from prefdistill.running.job import run_job
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
@@ -38,11 +38,11 @@ def main(
         known_priors: ``predict.known_priors`` for ``judge.json``; None if not in use.
         budget_path: ``second_view.json``, if only uncertain rows use the second view.
     """
-    from prefdistill.calibration import calibrate_judge
-    from prefdistill.io import read_json, write_json
-    from prefdistill.judge_settings import write_judge_settings
-    from prefdistill.metrics import read_labels
-    from prefdistill.tta import read_predictions
+    from prefdistill.export.judge_settings import write_judge_settings
+    from prefdistill.scores.calibration import calibrate_judge
+    from prefdistill.scores.metrics import read_labels
+    from prefdistill.scores.views import read_predictions
+    from prefdistill.storage.tables import read_json, write_json
 
     scores = read_predictions(prediction_paths, views, splits=["select"])
     _, record = calibrate_judge(scores, read_labels(fold_path), views, method)

@@ -4,8 +4,8 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from prefdistill.job import UserError, run_job
-from prefdistill.producers import rerun_advice
+from prefdistill.running.job import UserError, run_job
+from prefdistill.running.rule_lookup import rerun_advice
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
@@ -29,9 +29,15 @@ def main(
     """
     from dataclasses import replace
 
-    from prefdistill.calibration import calibrate_teacher, fingerprint
-    from prefdistill.io import VIEWS, file_digest, read_logits, write_json, write_logits
-    from prefdistill.metrics import read_labels
+    from prefdistill.scores.calibration import calibrate_teacher, fingerprint
+    from prefdistill.scores.metrics import read_labels
+    from prefdistill.storage.tables import (
+        VIEWS,
+        file_digest,
+        read_logits,
+        write_json,
+        write_logits,
+    )
 
     scores = read_logits(logits_path)
     if scores.meta.get("adapter") != file_digest(adapter_path):

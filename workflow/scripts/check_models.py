@@ -4,8 +4,8 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prefdistill.files import write_text
-from prefdistill.job import hide_unused_imports, run_job
+from prefdistill.running.job import hide_unused_imports, run_job
+from prefdistill.storage.whole_files import write_text
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
@@ -22,18 +22,18 @@ def describe(
     """
     from scipy.special import softmax
 
-    from prefdistill.engine import RECOMPUTE
-    from prefdistill.inference import score_pairs
-    from prefdistill.io import VIEWS
-    from prefdistill.memory import count_parameters, estimate_memory
-    from prefdistill.models import (
+    from prefdistill.data.prompts import encode_pairs
+    from prefdistill.engine.engine import RECOMPUTE
+    from prefdistill.models.loading import (
         base_precision,
         core_model,
         load_classifier,
         load_tokenizer,
     )
-    from prefdistill.peft_adapters import add_adapter
-    from prefdistill.prompts import encode_pairs
+    from prefdistill.models.lora import add_adapter
+    from prefdistill.models.memory import count_parameters, estimate_memory
+    from prefdistill.models.scoring import score_pairs
+    from prefdistill.storage.tables import VIEWS
 
     precision, seed = settings["precision"], settings["post_pretrain"]["seed"]
     model = load_classifier(folder, precision, head_seed=seed)
@@ -89,7 +89,7 @@ def main(
 
     import pyarrow as pa
 
-    from prefdistill.models import base_folder
+    from prefdistill.models.loading import base_folder
 
     columns = {"id": [f"check:{number}" for number in range(1, len(pairs) + 1)]}
     for field in ("prompt", "response_a", "response_b"):

@@ -4,7 +4,7 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from prefdistill.job import run_job
+from prefdistill.running.job import run_job
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
@@ -21,11 +21,11 @@ def main(
     method: str,
 ) -> None:
     """Read the first view's predictions, write its scaling and the threshold."""
-    from prefdistill.budget import choose_rows
-    from prefdistill.calibration import calibrate_judge
-    from prefdistill.io import write_json
-    from prefdistill.metrics import read_labels
-    from prefdistill.tta import read_predictions
+    from prefdistill.scores.budget import choose_rows
+    from prefdistill.scores.calibration import calibrate_judge
+    from prefdistill.scores.metrics import read_labels
+    from prefdistill.scores.views import read_predictions
+    from prefdistill.storage.tables import write_json
 
     scores = read_predictions([first_path], [view])
     labels = read_labels(fold_path)

@@ -10,7 +10,7 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prefdistill.job import UserError, run_job
+from prefdistill.running.job import UserError, run_job
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
@@ -42,7 +42,7 @@ def main(
     """Read typed pairs, write those that stay and the counts."""
     import pyarrow as pa
 
-    from prefdistill.cleaning import (
+    from prefdistill.data.cleaning import (
         RowKeys,
         add_group,
         choose_rows,
@@ -51,8 +51,13 @@ def main(
         describe_rows,
         summarise,
     )
-    from prefdistill.io import CLEAN_SCHEMA, open_table, read_json, write_json
-    from prefdistill.pairs import BATCH_ROWS, open_parquet
+    from prefdistill.data.pairs import BATCH_ROWS, open_parquet
+    from prefdistill.storage.tables import (
+        CLEAN_SCHEMA,
+        open_table,
+        read_json,
+        write_json,
+    )
 
     parts, n_changed, n_special = [], 0, 0
     with open_table(pairs_path) as pairs:

@@ -4,7 +4,7 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prefdistill.job import run_job
+from prefdistill.running.job import run_job
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
@@ -38,14 +38,14 @@ def main(
         table_path: CSV with the columns ``arms.COLUMNS``; losses in nats.
         page_path: Markdown.
     """
-    from prefdistill.arms import (
+    from prefdistill.report.arms import (
         COLUMNS,
         ablation_page,
         arm_losses,
         compare_losses,
     )
-    from prefdistill.files import write_csv, write_text
-    from prefdistill.metrics import read_labels
+    from prefdistill.scores.metrics import read_labels
+    from prefdistill.storage.whole_files import write_csv, write_text
 
     labels = [read_labels(path) for path in fold_paths]
     bootstrap = {key: evaluation[key] for key in ("n_bootstrap", "seed")}

@@ -9,7 +9,7 @@ passes of a row.
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prefdistill.job import run_job
+from prefdistill.running.job import run_job
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
@@ -49,12 +49,12 @@ def main(
     Raises:
         UserError: If there is but one view.
     """
-    from prefdistill.figures import draw_budgets, save_figure
-    from prefdistill.files import write_csv, write_text
-    from prefdistill.job import UserError
-    from prefdistill.metrics import read_labels
-    from prefdistill.summary import markdown_table
-    from prefdistill.tta import read_predictions
+    from prefdistill.report.figures import draw_budgets, save_figure
+    from prefdistill.report.tables import markdown_table
+    from prefdistill.running.job import UserError
+    from prefdistill.scores.metrics import read_labels
+    from prefdistill.scores.views import read_predictions
+    from prefdistill.storage.whole_files import write_csv, write_text
 
     if len(views) != 2:
         raise UserError("ablation_tta needs both orders; set predict.views: [AB, BA]")
@@ -79,8 +79,8 @@ def calibrated_splits(
     scores: Any, labels: Any, views: list[str], method: str
 ) -> dict[str, Any]:
     """Calibrated, view-averaged probabilities of the labelled rows of each split."""
-    from prefdistill.calibration import calibrate_judge
-    from prefdistill.tta import symmetrise
+    from prefdistill.scores.calibration import calibrate_judge
+    from prefdistill.scores.views import symmetrise
 
     fit, _ = calibrate_judge(scores, labels, views, method)
     found = {}
@@ -100,8 +100,8 @@ def curve(
     draws: dict[str, int],
 ) -> list[dict[str, Any]]:
     """The rows of one curve; either pass shows a row in ``n_views`` orders."""
-    from prefdistill.budget import entropy, mix_passes, threshold_for
-    from prefdistill.comparisons import compare
+    from prefdistill.report.comparisons import compare
+    from prefdistill.scores.budget import entropy, mix_passes, threshold_for
 
     known = labels.rows(labels.split == "test")
     probs, shares = {}, {}

@@ -9,7 +9,7 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prefdistill.job import run_job
+from prefdistill.running.job import run_job
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
@@ -41,17 +41,21 @@ def main(
         method: ``calibration.judge``, of the scalings.
         evaluation: The ``evaluation`` settings.
     """
-    from prefdistill.calibration import calibrate_judge
-    from prefdistill.comparisons import COMPARISON_COLUMNS, compare, comparison_table
-    from prefdistill.files import write_csv, write_text
-    from prefdistill.metrics import read_labels
-    from prefdistill.tta import (
+    from prefdistill.report.comparisons import (
+        COMPARISON_COLUMNS,
+        compare,
+        comparison_table,
+    )
+    from prefdistill.scores.calibration import calibrate_judge
+    from prefdistill.scores.fold_weights import best_fold
+    from prefdistill.scores.metrics import read_labels
+    from prefdistill.scores.views import (
         average_logits,
         average_probabilities,
         read_predictions,
         symmetrise,
     )
-    from prefdistill.weights import best_fold
+    from prefdistill.storage.whole_files import write_csv, write_text
 
     labels = read_labels(fold_path)
     students = {k: read_predictions(paths, views) for k, paths in student_paths.items()}

@@ -8,13 +8,13 @@ answers are only there with ``cleaning.identical: keep``.
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prefdistill.job import run_job
+from prefdistill.running.job import run_job
 
 if TYPE_CHECKING:
     import numpy as np
     from snakemake.iocontainers import snakemake
 
-    from prefdistill.metrics import Labels
+    from prefdistill.scores.metrics import Labels
 
 # Intervals of fewer prompts say nothing.
 LEAST_PROMPTS = 10
@@ -54,12 +54,12 @@ def main(
     """
     import numpy as np
 
-    from prefdistill.files import write_csv, write_text
-    from prefdistill.io import FOLD_SCHEMA, read_table
-    from prefdistill.known_priors import KINDS, apply_priors, row_kinds
-    from prefdistill.metrics import labels_of, row_log_loss
-    from prefdistill.stages import from_baselines
-    from prefdistill.summary import markdown_table
+    from prefdistill.report.stages import from_baselines
+    from prefdistill.report.tables import markdown_table
+    from prefdistill.scores.known_priors import KINDS, apply_priors, row_kinds
+    from prefdistill.scores.metrics import labels_of, row_log_loss
+    from prefdistill.storage.tables import FOLD_SCHEMA, read_table
+    from prefdistill.storage.whole_files import write_csv, write_text
 
     trees = {
         each.fold: each
@@ -103,8 +103,8 @@ def student_probabilities(
     paths: list[Path], labels: "Labels", views: list[str], method: str
 ) -> "np.ndarray":
     """A student's calibrated probabilities of its labelled dev rows, ``(n, 3)``."""
-    from prefdistill.calibration import calibrate_judge
-    from prefdistill.tta import read_predictions, symmetrise
+    from prefdistill.scores.calibration import calibrate_judge
+    from prefdistill.scores.views import read_predictions, symmetrise
 
     scores = read_predictions(paths, views)
     fit, _ = calibrate_judge(scores, labels, views, method)
@@ -118,7 +118,7 @@ def describe(
     """Rows, prompts, both mean losses, and the difference with its interval."""
     import numpy as np
 
-    from prefdistill.metrics import group_bootstrap
+    from prefdistill.scores.metrics import group_bootstrap
 
     own, fixed = losses
     n_prompts = len(np.unique(group))

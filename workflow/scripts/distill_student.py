@@ -6,19 +6,19 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from prefdistill.distillation import (
+from prefdistill.running.job import run_job, scratch_folder
+from prefdistill.storage.tables import FOLD_SCHEMA, read_table, write_json
+from prefdistill.training.teachers import (
     TeacherFiles,
     check_gates,
     check_made_with,
     check_weights,
 )
-from prefdistill.io import FOLD_SCHEMA, read_table, write_json
-from prefdistill.job import run_job, scratch_folder
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
 
-    from prefdistill.training import Trainer
+    from prefdistill.training.trainer import Trainer
 
 logger = logging.getLogger(__name__)
 
@@ -45,16 +45,16 @@ def main(
 
     Without teachers this is the student trained on labels alone.
     """
-    from prefdistill.checkpoints import Checkpoints, identity_of
-    from prefdistill.config import result_settings
-    from prefdistill.distributed import is_first
-    from prefdistill.lessons import make_lessons
-    from prefdistill.losses import distillation_objective
-    from prefdistill.memory import place
-    from prefdistill.models import base_folder, load_classifier, load_tokenizer
-    from prefdistill.peft_adapters import adapter_rank, load_adapter
-    from prefdistill.prompts import encode_pairs
-    from prefdistill.training import Trainer, choose_rows, train_rows
+    from prefdistill.data.prompts import encode_pairs
+    from prefdistill.models.loading import base_folder, load_classifier, load_tokenizer
+    from prefdistill.models.lora import adapter_rank, load_adapter
+    from prefdistill.models.memory import place
+    from prefdistill.pipeline.validation import result_settings
+    from prefdistill.running.processes import is_first
+    from prefdistill.storage.checkpoints import Checkpoints, identity_of
+    from prefdistill.training.lessons import make_lessons
+    from prefdistill.training.objectives import distillation_objective
+    from prefdistill.training.trainer import Trainer, choose_rows, train_rows
 
     check_weights(distillation["weights"], len(files.logits))
     check_gates(files.gates, distillation["teacher_gate"])
@@ -104,7 +104,7 @@ def save_weights(
     use_average: bool,
 ) -> None:
     """Write the student's last or averaged weights, and the averaged ones beside."""
-    from prefdistill.peft_adapters import save_adapter
+    from prefdistill.models.lora import save_adapter
 
     if trainer.average and (use_average or average_path):
         with trainer.average.in_place():
@@ -118,7 +118,7 @@ def save_weights(
 
 if __name__ == "__main__":
     with run_job(snakemake, processes=snakemake.resources.gpu):
-        from prefdistill.imports import import_model_libraries
+        from prefdistill.models.quick_imports import import_model_libraries
 
         def by_teacher(files: list[str]) -> dict[str, list[Path]]:
             """Input files, listed teacher by teacher, under the teachers' names."""

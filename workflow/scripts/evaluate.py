@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prefdistill.job import run_job
+from prefdistill.running.job import run_job
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
@@ -50,7 +50,7 @@ def main(
         calibration: The settings of the teachers' calibration.
         evaluation: Number of bootstrap draws, seed, number of bins.
     """
-    from prefdistill.evaluation import (
+    from prefdistill.report.score_table import (
         PREDICTIONS_SCHEMA,
         SCORE_COLUMNS,
         STEP_COLUMNS,
@@ -60,9 +60,7 @@ def main(
         score_rows,
         step_pairs,
     )
-    from prefdistill.files import write_csv
-    from prefdistill.io import write_table
-    from prefdistill.stages import (
+    from prefdistill.report.stages import (
         from_baselines,
         from_truth,
         read_all_labels,
@@ -71,6 +69,8 @@ def main(
         score_students,
         score_teacher,
     )
+    from prefdistill.storage.tables import write_table
+    from prefdistill.storage.whole_files import write_csv
 
     labels = read_all_labels(fold_paths)
     found = from_baselines(baselines_path)

@@ -4,7 +4,7 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from prefdistill.job import run_job
+from prefdistill.running.job import run_job
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
@@ -29,14 +29,14 @@ def main(
     import numpy as np
     import pyarrow as pa
 
-    from prefdistill.baselines import (
+    from prefdistill.scores.baselines import (
         BASELINES_SCHEMA,
         baseline_table,
         fit_baselines,
         pair_features,
     )
-    from prefdistill.io import FOLD_SCHEMA, read_table, write_table
-    from prefdistill.metrics import labels_of, null_rows, with_unlabelled
+    from prefdistill.scores.metrics import labels_of, null_rows, with_unlabelled
+    from prefdistill.storage.tables import FOLD_SCHEMA, read_table, write_table
 
     tables = []
     for fold, path in enumerate(fold_paths):

@@ -12,7 +12,7 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prefdistill.job import run_job
+from prefdistill.running.job import run_job
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
@@ -22,10 +22,15 @@ logger = logging.getLogger(__name__)
 
 def main(pairs_path: Path, report_path: Path, data: dict[str, Any]) -> None:
     """Read every configured file and write the table and its counts."""
-    from prefdistill.hub_rows import read_hub_rows
-    from prefdistill.io import PAIRS_SCHEMA, write_json
-    from prefdistill.pairs import ImportedFile, PairsWriter, list_entries, open_parquet
-    from prefdistill.readers import read_file_rows
+    from prefdistill.data.hub_rows import read_hub_rows
+    from prefdistill.data.pairs import (
+        ImportedFile,
+        PairsWriter,
+        list_entries,
+        open_parquet,
+    )
+    from prefdistill.data.readers import read_file_rows
+    from prefdistill.storage.tables import PAIRS_SCHEMA, write_json
 
     files: list[ImportedFile] = []
     with open_parquet(pairs_path, PAIRS_SCHEMA) as writer:

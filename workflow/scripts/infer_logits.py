@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from prefdistill.io import (
+from prefdistill.running.job import run_job, scratch_folder
+from prefdistill.storage.tables import (
     FOLD_SCHEMA,
     VIEWS,
     Logits,
@@ -14,7 +15,6 @@ from prefdistill.io import (
     read_table,
     write_logits,
 )
-from prefdistill.job import run_job, scratch_folder
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
@@ -39,14 +39,14 @@ def main(
     Rows of split train are in-fold (the teacher was trained on that side), all others
     are out of fold; which a row is shows in its split.
     """
-    from prefdistill.checkpoints import Checkpoints, identity_of
-    from prefdistill.config import result_settings
-    from prefdistill.distributed import is_first
-    from prefdistill.inference import score_pairs, subset_rows
-    from prefdistill.memory import place
-    from prefdistill.models import base_folder, load_classifier, load_tokenizer
-    from prefdistill.peft_adapters import load_adapter, load_merged
-    from prefdistill.prompts import encode_pairs, text_digest
+    from prefdistill.data.prompts import encode_pairs, text_digest
+    from prefdistill.models.loading import base_folder, load_classifier, load_tokenizer
+    from prefdistill.models.lora import load_adapter, load_merged
+    from prefdistill.models.memory import place
+    from prefdistill.models.scoring import score_pairs, subset_rows
+    from prefdistill.pipeline.validation import result_settings
+    from prefdistill.running.processes import is_first
+    from prefdistill.storage.checkpoints import Checkpoints, identity_of
 
     table = read_table(fold_table, FOLD_SCHEMA)
     split = np.array(table.column("split").to_pylist(), dtype=np.str_)
@@ -91,7 +91,7 @@ def main(
 
 if __name__ == "__main__":
     with run_job(snakemake, processes=snakemake.resources.gpu):
-        from prefdistill.imports import import_model_libraries
+        from prefdistill.models.quick_imports import import_model_libraries
 
         name, config = snakemake.wildcards.get("teacher", "student"), snakemake.config
         models = {**config["teachers"], "student": config["student"]}

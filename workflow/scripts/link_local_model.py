@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from prefdistill.bases import write_manifest
-from prefdistill.job import UserError, run_job
+from prefdistill.models.manifests import write_manifest
+from prefdistill.running.job import UserError, run_job
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake

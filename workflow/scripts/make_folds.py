@@ -9,7 +9,7 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prefdistill.job import run_job
+from prefdistill.running.job import run_job
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
@@ -29,8 +29,8 @@ def main(
     """Plan the splits on a few columns, then stream the texts into the files."""
     import numpy as np
 
-    from prefdistill.folds import SPLITS, describe_plan, plan_folds, write_splits
-    from prefdistill.io import TARGET_COLUMNS, open_table, write_json
+    from prefdistill.data.folds import SPLITS, describe_plan, plan_folds, write_splits
+    from prefdistill.storage.tables import TARGET_COLUMNS, open_table, write_json
 
     with open_table(clean_path) as pairs:
         keys = pairs.read(columns=["source", "group", *TARGET_COLUMNS])

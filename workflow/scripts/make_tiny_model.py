@@ -8,7 +8,7 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prefdistill.job import run_job
+from prefdistill.running.job import run_job
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 
 def main(manifest_path: Path, settings: dict[str, Any], text: dict[str, Any]) -> None:
     """Write model, configuration, tokenizer and manifest beside one another."""
-    from prefdistill.tiny import make_tiny_base
+    from prefdistill.simulation.tiny_models import make_tiny_base
 
     losses = make_tiny_base(manifest_path.parent, settings, text)
     if losses:
@@ -28,7 +28,7 @@ def main(manifest_path: Path, settings: dict[str, Any], text: dict[str, Any]) ->
 
 if __name__ == "__main__":
     with run_job(snakemake):
-        from prefdistill.imports import import_model_libraries
+        from prefdistill.models.quick_imports import import_model_libraries
 
         import_model_libraries("fp32")
         main(

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prefdistill.job import hide_unused_imports, run_job
+from prefdistill.running.job import hide_unused_imports, run_job
 
 if TYPE_CHECKING:
     import numpy as np
@@ -51,10 +51,10 @@ def main(
     """
     import numpy as np
 
-    from prefdistill.figures import draw_lengths, save_figure
-    from prefdistill.io import FOLD_SCHEMA, read_table, write_json
-    from prefdistill.models import base_folder, load_tokenizer
-    from prefdistill.prompts import encode_pairs
+    from prefdistill.data.prompts import encode_pairs
+    from prefdistill.models.loading import base_folder, load_tokenizer
+    from prefdistill.report.figures import draw_lengths, save_figure
+    from prefdistill.storage.tables import FOLD_SCHEMA, read_table, write_json
 
     table = read_table(fold_table, FOLD_SCHEMA)
     every = -(-len(table) // MAX_ROWS)

@@ -5,9 +5,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from prefdistill.bases import base_folder, read_manifest
-from prefdistill.io import file_digest, write_json
-from prefdistill.job import run_job
+from prefdistill.models.manifests import base_folder, read_manifest
+from prefdistill.running.job import run_job
+from prefdistill.storage.tables import file_digest, write_json
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
@@ -17,8 +17,8 @@ logger = logging.getLogger(__name__)
 
 def main(manifest: Path, adapter_path: Path, dtype: str, model_out: Path) -> None:
     """Write the merged model, its configuration, tokenizer and ``merge.json``."""
-    from prefdistill.adapters import read_adapter
-    from prefdistill.merging import write_classifier
+    from prefdistill.export.averaging import read_adapter
+    from prefdistill.export.merging import write_classifier
 
     adapter = read_adapter(adapter_path.parent)
     folder = model_out.parent

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from prefdistill.job import run_job
+from prefdistill.running.job import run_job
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
@@ -36,7 +36,7 @@ def main(
         judges: Names of the exported models.
         n_bins: Bins of confidence.
     """
-    from prefdistill.figures import (
+    from prefdistill.report.figures import (
         draw_confusion,
         draw_curves,
         draw_reliability,
@@ -45,15 +45,15 @@ def main(
         draw_weights,
         save_figure,
     )
-    from prefdistill.io import read_json
-    from prefdistill.stages import read_all_labels, reliability_panels
-    from prefdistill.summary import (
+    from prefdistill.report.stages import read_all_labels, reliability_panels
+    from prefdistill.report.tables import (
         one_per_stage,
         read_curve,
         read_rows,
         rows_on_test,
         stage_order,
     )
+    from prefdistill.storage.tables import read_json
 
     rows = one_per_stage(rows_on_test(read_rows(scores_path), judges))
     labels = read_all_labels(fold_paths)

@@ -4,9 +4,9 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prefdistill.files import write_text
-from prefdistill.io import FOLD_SCHEMA, read_table, table_targets
-from prefdistill.job import run_job, scratch_folder
+from prefdistill.running.job import run_job, scratch_folder
+from prefdistill.storage.tables import FOLD_SCHEMA, read_table, table_targets
+from prefdistill.storage.whole_files import write_text
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
@@ -31,21 +31,21 @@ def main(
     The seed is the ``post_pretrain`` block's own: one adapter and one head
     initialisation for all folds.
     """
-    from prefdistill.checkpoints import Checkpoints, identity_of
-    from prefdistill.config import result_settings
-    from prefdistill.distributed import is_first
-    from prefdistill.losses import label_objective, next_token_objective
-    from prefdistill.memory import place
-    from prefdistill.models import (
+    from prefdistill.data.prompts import encode_pairs
+    from prefdistill.models.loading import (
         base_folder,
         load_classifier,
         load_language_model,
         load_tokenizer,
         seeded_head,
     )
-    from prefdistill.peft_adapters import add_adapter, save_adapter
-    from prefdistill.prompts import encode_pairs
-    from prefdistill.training import Trainer
+    from prefdistill.models.lora import add_adapter, save_adapter
+    from prefdistill.models.memory import place
+    from prefdistill.pipeline.validation import result_settings
+    from prefdistill.running.processes import is_first
+    from prefdistill.storage.checkpoints import Checkpoints, identity_of
+    from prefdistill.training.objectives import label_objective, next_token_objective
+    from prefdistill.training.trainer import Trainer
 
     table = read_table(table_path, FOLD_SCHEMA)
     folder, seed = base_folder(base), settings["seed"]
@@ -81,7 +81,7 @@ def main(
 
 if __name__ == "__main__":
     with run_job(snakemake, processes=snakemake.resources.gpu):
-        from prefdistill.imports import import_model_libraries
+        from prefdistill.models.quick_imports import import_model_libraries
 
         name, config = snakemake.wildcards.get("model", "student"), snakemake.config
         models = {**config["teachers"], "student": config["student"]}

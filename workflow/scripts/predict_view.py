@@ -4,8 +4,8 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prefdistill.io import FOLD_SCHEMA, read_table, write_predictions
-from prefdistill.job import UserError, run_job, scratch_folder
+from prefdistill.running.job import UserError, run_job, scratch_folder
+from prefdistill.storage.tables import FOLD_SCHEMA, read_table, write_predictions
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -50,13 +50,13 @@ def main(
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    from prefdistill.checkpoints import Checkpoints, identity_of
-    from prefdistill.distributed import is_first
-    from prefdistill.inference import score_pairs
-    from prefdistill.memory import place
-    from prefdistill.models import base_folder, load_classifier, load_tokenizer
-    from prefdistill.peft_adapters import load_adapter
-    from prefdistill.prompts import encode_pairs
+    from prefdistill.data.prompts import encode_pairs
+    from prefdistill.models.loading import base_folder, load_classifier, load_tokenizer
+    from prefdistill.models.lora import load_adapter
+    from prefdistill.models.memory import place
+    from prefdistill.models.scoring import score_pairs
+    from prefdistill.running.processes import is_first
+    from prefdistill.storage.checkpoints import Checkpoints, identity_of
 
     table = pa.concat_tables([read_table(path, FOLD_SCHEMA) for path in tables])
     table = table.filter(pc.is_in(table.column("split"), pa.array(splits)))
@@ -91,9 +91,9 @@ def uncertain_rows(table: "pa.Table", first: Path, budget: Path) -> "pa.Table":
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    from prefdistill.budget import is_uncertain
-    from prefdistill.io import read_json
-    from prefdistill.tta import read_predictions
+    from prefdistill.scores.budget import is_uncertain
+    from prefdistill.scores.views import read_predictions
+    from prefdistill.storage.tables import read_json
 
     record = read_json(budget)
     scores = read_predictions([first], [record["view"]])
@@ -106,10 +106,13 @@ def uncertain_rows(table: "pa.Table", first: Path, budget: Path) -> "pa.Table":
 
 if __name__ == "__main__":
     with run_job(snakemake, processes=snakemake.resources.gpu):
-        from prefdistill.imports import collector_paused, import_model_libraries
+        from prefdistill.models.quick_imports import (
+            collector_paused,
+            import_model_libraries,
+        )
 
         with collector_paused():
-            from prefdistill.models import base_folder
+            from prefdistill.models.loading import base_folder
 
         weights = Path(snakemake.input.weights)
         base = Path(str(snakemake.input.base)) if snakemake.input.base else None

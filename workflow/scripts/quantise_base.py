@@ -8,10 +8,10 @@ replaces with its own.
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prefdistill.bases import base_folder
-from prefdistill.files import temporary_folder
-from prefdistill.io import read_json
-from prefdistill.job import run_job
+from prefdistill.models.manifests import base_folder
+from prefdistill.running.job import run_job
+from prefdistill.storage.tables import read_json
+from prefdistill.storage.whole_files import temporary_folder
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
@@ -28,9 +28,9 @@ def main(
     model_out: Path,
 ) -> None:
     """Write the quantised base's folder, with ``quantisation.json``."""
-    from prefdistill.merging import write_classifier
-    from prefdistill.models import seeded_head
-    from prefdistill.quantisation import export_quantised
+    from prefdistill.export.gptq import export_quantised
+    from prefdistill.export.merging import write_classifier
+    from prefdistill.models.loading import seeded_head
 
     base = base_folder(manifest)
     head = seeded_head(read_json(base / "config.json")["hidden_size"], settings["seed"])
@@ -43,7 +43,7 @@ def main(
 
 if __name__ == "__main__":
     with run_job(snakemake):
-        from prefdistill.imports import import_quantiser
+        from prefdistill.models.quick_imports import import_quantiser
 
         import_quantiser()
         main(

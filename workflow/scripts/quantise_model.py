@@ -7,7 +7,7 @@ current transformers, and writes the same checkpoint format.
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prefdistill.job import run_job
+from prefdistill.running.job import run_job
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
@@ -23,7 +23,7 @@ def main(
     model_out: Path,
 ) -> None:
     """Write the quantised model's folder, with ``quantisation.json``."""
-    from prefdistill.quantisation import export_quantised
+    from prefdistill.export.gptq import export_quantised
 
     export_quantised(
         model.parent, model_out.parent, fold_path, bits, settings, text, token_budget
@@ -32,7 +32,7 @@ def main(
 
 if __name__ == "__main__":
     with run_job(snakemake):
-        from prefdistill.imports import import_quantiser
+        from prefdistill.models.quick_imports import import_quantiser
 
         import_quantiser()
         main(

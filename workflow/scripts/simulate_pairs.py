@@ -8,8 +8,8 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prefdistill.job import run_job
-from prefdistill.simulated_files import SOURCES, write_simulation
+from prefdistill.running.job import run_job
+from prefdistill.simulation.simulated_files import SOURCES, write_simulation
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from prefdistill.job import run_job
+from prefdistill.running.job import run_job
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
@@ -33,9 +33,9 @@ def main(
         teacher_gate: What the gate does: refuse, warn or off.
         paths: Files to point at, by what they are.
     """
-    from prefdistill.files import write_text
-    from prefdistill.io import read_json
-    from prefdistill.summary import read_rows, rows_on_test, summary_text
+    from prefdistill.report.tables import read_rows, rows_on_test, summary_text
+    from prefdistill.storage.tables import read_json
+    from prefdistill.storage.whole_files import write_text
 
     teachers = {name: read_json(path) for name, path in teacher_paths.items()}
     exported = {name: read_json(path) for name, path in judge_paths.items()}

@@ -4,7 +4,7 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prefdistill.job import run_job
+from prefdistill.running.job import run_job
 
 if TYPE_CHECKING:
     import numpy as np
@@ -42,11 +42,15 @@ def main(
     import numpy as np
     import pyarrow as pa
 
-    from prefdistill.budget import combine_views
-    from prefdistill.io import read_json, write_table
-    from prefdistill.scaling import read_scaling
-    from prefdistill.tta import SYMMETRISED_SCHEMA, pool_opinions, read_predictions
-    from prefdistill.tta import symmetrise as average_views
+    from prefdistill.scores.budget import combine_views
+    from prefdistill.scores.scaling import read_scaling
+    from prefdistill.scores.views import (
+        SYMMETRISED_SCHEMA,
+        pool_opinions,
+        read_predictions,
+    )
+    from prefdistill.scores.views import symmetrise as average_views
+    from prefdistill.storage.tables import read_json, write_table
 
     fit = read_scaling(calibration_path)
     if budget_path is None:
@@ -79,8 +83,8 @@ def trees_of(ids: "np.ndarray", path: Path) -> "np.ndarray":
     """
     import numpy as np
 
-    from prefdistill.job import UserError
-    from prefdistill.stages import from_baselines
+    from prefdistill.report.stages import from_baselines
+    from prefdistill.running.job import UserError
 
     probs: dict[str, np.ndarray] = {}
     for each in from_baselines(path, ("select", "test", "unlabelled")):
@@ -99,8 +103,8 @@ def with_priors(
     import numpy as np
     import pyarrow as pa
 
-    from prefdistill.io import FOLD_SCHEMA, read_table
-    from prefdistill.known_priors import KINDS, apply_priors, row_kinds
+    from prefdistill.scores.known_priors import KINDS, apply_priors, row_kinds
+    from prefdistill.storage.tables import FOLD_SCHEMA, read_table
 
     table = pa.concat_tables([read_table(path, FOLD_SCHEMA) for path in tables])
     kinds, b_empty = row_kinds(table)

@@ -4,8 +4,8 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prefdistill.io import FOLD_SCHEMA, read_table, table_targets
-from prefdistill.job import run_job, scratch_folder
+from prefdistill.running.job import run_job, scratch_folder
+from prefdistill.storage.tables import FOLD_SCHEMA, read_table, table_targets
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
@@ -26,15 +26,15 @@ def main(
     code: str,
 ) -> None:
     """Train on the fold's train rows, both orders of a pair in the same step."""
-    from prefdistill.checkpoints import Checkpoints, identity_of
-    from prefdistill.config import result_settings
-    from prefdistill.distributed import is_first
-    from prefdistill.losses import label_objective
-    from prefdistill.memory import place
-    from prefdistill.models import base_folder, load_classifier, load_tokenizer
-    from prefdistill.peft_adapters import adapter_rank, load_adapter, save_adapter
-    from prefdistill.prompts import encode_pairs
-    from prefdistill.training import Trainer, choose_rows, train_rows
+    from prefdistill.data.prompts import encode_pairs
+    from prefdistill.models.loading import base_folder, load_classifier, load_tokenizer
+    from prefdistill.models.lora import adapter_rank, load_adapter, save_adapter
+    from prefdistill.models.memory import place
+    from prefdistill.pipeline.validation import result_settings
+    from prefdistill.running.processes import is_first
+    from prefdistill.storage.checkpoints import Checkpoints, identity_of
+    from prefdistill.training.objectives import label_objective
+    from prefdistill.training.trainer import Trainer, choose_rows, train_rows
 
     table = train_rows(read_table(fold_table, FOLD_SCHEMA), fold_table)
     rows = choose_rows(len(table), training["n_rows"], training["seed"])
@@ -67,7 +67,7 @@ def main(
 
 if __name__ == "__main__":
     with run_job(snakemake, processes=snakemake.resources.gpu):
-        from prefdistill.imports import import_model_libraries
+        from prefdistill.models.quick_imports import import_model_libraries
 
         settings = snakemake.config["teachers"][snakemake.wildcards.teacher]["training"]
         import_model_libraries(snakemake.params.precision)

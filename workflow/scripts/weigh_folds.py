@@ -12,7 +12,7 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prefdistill.job import run_job
+from prefdistill.running.job import run_job
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
@@ -44,8 +44,8 @@ def main(
             each fold's predictions of each view, nothing for ``none``.
         views: The views of the predictions.
     """
-    from prefdistill.io import write_json
-    from prefdistill.weights import fold_weights as normalise
+    from prefdistill.scores.fold_weights import fold_weights as normalise
+    from prefdistill.storage.tables import write_json
 
     if fold_weights == "advantage":
         record = weigh_by_advantage(
@@ -69,10 +69,14 @@ def weigh_by_advantage(
     """The record of ``weights.json``, with rewards and advantages (nats)."""
     import numpy as np
 
-    from prefdistill.metrics import read_labels
-    from prefdistill.stages import from_baselines
-    from prefdistill.tta import read_predictions, symmetrise
-    from prefdistill.weights import advantage_weights, advantages, fold_reward
+    from prefdistill.report.stages import from_baselines
+    from prefdistill.scores.fold_weights import (
+        advantage_weights,
+        advantages,
+        fold_reward,
+    )
+    from prefdistill.scores.metrics import read_labels
+    from prefdistill.scores.views import read_predictions, symmetrise
 
     baseline = advantage["baseline"]
     split = "dev" if baseline == "trees" else "select"

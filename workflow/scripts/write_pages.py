@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prefdistill.job import run_job
+from prefdistill.running.job import run_job
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
@@ -41,16 +41,16 @@ def main(
     """
     import yaml
 
-    from prefdistill.files import write_text
-    from prefdistill.io import read_json
-    from prefdistill.pages import data_page, models_page, run_page, scores_page
-    from prefdistill.run_record import (
+    from prefdistill.report.pages import data_page, models_page, run_page, scores_page
+    from prefdistill.report.run_record import (
         file_digests,
         read_times,
         read_versions,
         rule_rows,
     )
-    from prefdistill.summary import read_rows, rows_on_test
+    from prefdistill.report.tables import read_rows, rows_on_test
+    from prefdistill.storage.tables import read_json
+    from prefdistill.storage.whole_files import write_text
 
     scores = rows_on_test(read_rows(scores_path), judges)
     gpus = {name: teacher["gpus"] for name, teacher in config["teachers"].items()}

@@ -8,7 +8,7 @@ outputs, which would make the linked model newer than all that was made from it.
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prefdistill.job import run_job
+from prefdistill.running.job import run_job
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
@@ -34,11 +34,11 @@ def main(
         judge: Name of the judge's stage: merged, gptq8 or gptq4.
         bases: Settings of the base model of ``student`` and of each teacher.
     """
-    from prefdistill.card import CardFacts, card_text
-    from prefdistill.io import read_json
-    from prefdistill.judge_settings import CALIBRATION_FILE, SETTINGS_FILE
-    from prefdistill.release import write_release
-    from prefdistill.summary import read_rows, rows_on_test
+    from prefdistill.export.card import CardFacts, card_text
+    from prefdistill.export.judge_settings import CALIBRATION_FILE, SETTINGS_FILE
+    from prefdistill.export.release import write_release
+    from prefdistill.report.tables import read_rows, rows_on_test
+    from prefdistill.storage.tables import read_json
 
     facts = CardFacts(
         judge=judge,

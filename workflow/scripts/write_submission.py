@@ -4,7 +4,7 @@ import csv
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from prefdistill.job import UserError, run_job
+from prefdistill.running.job import UserError, run_job
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
@@ -18,9 +18,13 @@ def main(symmetrised_path: Path, unlabelled_path: Path, submission_path: Path) -
     """
     import numpy as np
 
-    from prefdistill.files import atomic_path
-    from prefdistill.io import TARGET_COLUMNS, read_table
-    from prefdistill.tta import PROBABILITY_COLUMNS, SYMMETRISED_SCHEMA, columns_of
+    from prefdistill.scores.views import (
+        PROBABILITY_COLUMNS,
+        SYMMETRISED_SCHEMA,
+        columns_of,
+    )
+    from prefdistill.storage.tables import TARGET_COLUMNS, read_table
+    from prefdistill.storage.whole_files import atomic_path
 
     table = read_table(symmetrised_path, SYMMETRISED_SCHEMA)
     probs = columns_of(table, PROBABILITY_COLUMNS)

@@ -21,20 +21,20 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from prefdistill.budget import combine_views, first_probabilities, is_uncertain
-from prefdistill.checkpoints import Checkpoints, identity_of
-from prefdistill.cleaning import strip_turns
-from prefdistill.inference import score_pairs
-from prefdistill.io import Logits
-from prefdistill.job import UserError
-from prefdistill.judge_settings import JudgeSettings, read_judge_settings
-from prefdistill.known_priors import apply_priors, row_kinds
-from prefdistill.memory import place
-from prefdistill.models import device_of, load_classifier, load_tokenizer
-from prefdistill.packing import CPU_TOKENS
-from prefdistill.pairs import TEXT_COLUMNS, CellFault, parse_turns
-from prefdistill.prompts import EncodedPairs, encode_pairs
-from prefdistill.tta import as_answers, symmetrise
+from prefdistill.data.cleaning import strip_turns
+from prefdistill.data.pairs import TEXT_COLUMNS, CellFault, parse_turns
+from prefdistill.data.prompts import EncodedPairs, encode_pairs
+from prefdistill.engine.packing import CPU_TOKENS
+from prefdistill.export.judge_settings import JudgeSettings, read_judge_settings
+from prefdistill.models.loading import device_of, load_classifier, load_tokenizer
+from prefdistill.models.memory import place
+from prefdistill.models.scoring import score_pairs
+from prefdistill.running.job import UserError
+from prefdistill.scores.budget import combine_views, first_probabilities, is_uncertain
+from prefdistill.scores.known_priors import apply_priors, row_kinds
+from prefdistill.scores.views import as_answers, symmetrise
+from prefdistill.storage.checkpoints import Checkpoints, identity_of
+from prefdistill.storage.tables import Logits
 
 logger = logging.getLogger(__name__)
 

@@ -20,16 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from prefdistill.disk import disk_fault
-from prefdistill.files import atomic_path
-from prefdistill.io import TARGET_COLUMNS
-from prefdistill.job import (
-    Interrupted,
-    UserError,
-    stop_on,
-)
-from prefdistill.launch import STOPPED
-from prefdistill.pairs import (
+from prefdistill.data.pairs import (
     SCORED,
     TEXT_COLUMNS,
     CellFault,
@@ -38,7 +29,16 @@ from prefdistill.pairs import (
     parse_label,
     parse_turns,
 )
-from prefdistill.readers import read_file_rows
+from prefdistill.data.readers import read_file_rows
+from prefdistill.disk import disk_fault
+from prefdistill.running.job import (
+    Interrupted,
+    UserError,
+    stop_on,
+)
+from prefdistill.running.workers import STOPPED
+from prefdistill.storage.tables import TARGET_COLUMNS
+from prefdistill.storage.whole_files import atomic_path
 from prefdistill.version import __version__
 
 logger = logging.getLogger(__name__)
@@ -154,8 +154,8 @@ def write_scores(
 
 def score_text(probs: np.ndarray, pairs: Pairs) -> str | None:
     """Log loss and accuracy with 95 % intervals over prompts; None without labels."""
-    from prefdistill.cleaning import prompt_group
-    from prefdistill.metrics import group_bootstrap, row_log_loss
+    from prefdistill.data.cleaning import prompt_group
+    from prefdistill.scores.metrics import group_bootstrap, row_log_loss
 
     known = np.flatnonzero(pairs.labels >= 0)
     if not len(known):
@@ -197,9 +197,9 @@ def predict(
     if output_path.suffix != ".csv":
         raise UserError(f"{output_path}: the output is a CSV; let its name end in .csv")
     pairs = read_pairs(input_path, plain=plain)
-    from prefdistill.checkpoints import Checkpoints, identity_of
+    from prefdistill.export.judge_settings import SETTINGS_FILE
     from prefdistill.judge import Judge, pairs_table
-    from prefdistill.judge_settings import SETTINGS_FILE
+    from prefdistill.storage.checkpoints import Checkpoints, identity_of
 
     judge = Judge.load(judge_folder, device)
     table = pairs_table(pairs.ids, pairs.rows)
@@ -220,7 +220,7 @@ def predict(
 
 def _import_libraries(folder: Path) -> None:
     """Import what this judge needs, without what would only cost seconds."""
-    from prefdistill.imports import import_model_libraries
+    from prefdistill.models.quick_imports import import_model_libraries
 
     if (folder / "config.json").is_file():
         import_model_libraries("auto", folder)

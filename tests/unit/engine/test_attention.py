@@ -1,0 +1,361 @@
+"""Packed attention against one row at a time, and whole models against plain ones."""
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.nn.attention.flex_attention import (
+    BlockMask,
+    create_block_mask,
+    flex_attention,
+)
+
+from prefdistill.engine import attention
+from prefdistill.engine.attention import (
+    PackedLayout,
+    attention_of_some,
+    packed_attention,
+)
+from prefdistill.engine.block_masks import BLOCK, block_mask, visible_blocks, windowed
+from prefdistill.engine.packing import collate, sight
+from prefdistill.models.loading import classify, load_classifier
+from prefdistill.models.lora import add_adapter
+
+CPU = torch.device("cpu")
+ARCHITECTURES = ("llama", "qwen2", "gemma2")
+LENGTHS = (5, 30, 11, 17, 29, 1, 30)
+# Laid-out tokens of rows, and how many of the row before some of them begin with.
+SHARED_LENGTHS = (5, 30, 11, 17, 29, 1, 30, 9)
+SHARED = (0, 0, 6, 0, 0, 28, 0, 29)
+LORA = {
+    "r": 4,
+    "alpha": 8,
+    "dropout": 0.0,
+    "targets": ["q_proj", "v_proj", "o_proj", "gate_proj", "down_proj"],
+    "lowest_layer": 0,
+}
+
+
+def plain_attention(query, key, value, scaling, softcap, window):
+    """Attention of one row, ``(heads, length, dim)``, as the definition says."""
+    n_repeats = query.shape[0] // key.shape[0]
+    key, value = (x.repeat_interleave(n_repeats, dim=0) for x in (key, value))
+    output = torch.zeros_like(query)
+    for head in range(query.shape[0]):
+        for i in range(query.shape[1]):
+            first = 0 if window is None else max(0, i - window + 1)
+            scores = key[head, first : i + 1] @ query[head, i] * scaling
+            if softcap is not None:
+                scores = softcap * torch.tanh(scores / softcap)
+            weights = scores.softmax(dim=0)
+            output[head, i] = weights @ value[head, first : i + 1]
+    return output.transpose(0, 1)
+
+
+def flash_attn(
+    query, key, value, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k,
+    softmax_scale, causal, window_size, softcap,
+):  # fmt: skip
+    """A stand-in for ``flash_attn_varlen_func``, by definition, strict about types."""
+    assert query.shape[0] == key.shape[0] == value.shape[0]
+    assert cu_seqlens_q.dtype == torch.int32
+    assert torch.equal(cu_seqlens_q, cu_seqlens_k)
+    borders = cu_seqlens_q.tolist()
+    assert (borders[0], borders[-1]) == (0, query.shape[0])
+    longest = max(np.diff(borders))
+    assert max_seqlen_q == max_seqlen_k >= longest
+    assert causal
+    assert isinstance(softcap, float)
+    left, right = window_size
+    assert (left, right) == (-1, -1) or (left >= 0 and right == 0)
+    output = torch.zeros_like(query)
+    for start, end in pairwise(borders):
+        states = [x[start:end].transpose(0, 1) for x in (query, key, value)]
+        window = None if left < 0 else left + 1
+        if start < end:
+            output[start:end] = plain_attention(
+                *states, softmax_scale, softcap or None, window
+            )
+    return output
+
+
+@pytest.mark.parametrize("softcap", [None, 3.0])
+@pytest.mark.parametrize("window", [None, 4, 8])
+@pytest.mark.parametrize(
+    ("path", "lengths", "shared"),
+    [
+        ("cpu", LENGTHS, None),
+        ("flex", LENGTHS, None),
+        ("flash", LENGTHS, None),
+        ("cpu", SHARED_LENGTHS, SHARED),
+        ("flex", SHARED_LENGTHS, SHARED),
+    ],
+)
+def test_packed_equals_the_definition(
+    path, lengths, shared, softcap, window, monkeypatch
+):
+    """Flex and flash-attn are CUDA's paths; here they run on the CPU.
+
+    Flex runs uncompiled, flash-attn as a stand-in that computes what it documents.
+    """
+    monkeypatch.setattr(attention, "_compiled_flex_attention", lambda: flex_attention)
+    monkeypatch.setattr(attention, "_flash_attn", lambda: flash_attn)
+    generator = torch.Generator().manual_seed(0)
+    n_tokens = sum(lengths)
+    query = torch.randn(1, 4, n_tokens, 8, generator=generator)
+    key, value = torch.randn(2, 1, 2, n_tokens, 8, generator=generator)
+    layout = PackedLayout(np.array(lengths), CPU, shared and np.array(shared))
+    if path == "flex":
+        made = block_mask(layout.lengths, layout.shared, window, BLOCK, CPU)
+    else:
+        made = {"cpu": layout.attention, "flash": layout._varlen}[path](window)
+    output = packed_attention(query, key, value, made, 0.7, softcap)
+    assert output.shape == (n_tokens, 4, 8)
+    # The second of two rows computes their common tokens again, to the same.
+    for places in places_of(lengths, shared or [0] * len(lengths)):
+        expected = plain_attention(
+            *(x[0, :, places] for x in (query, key, value)), 0.7, softcap, window
+        )
+        torch.testing.assert_close(output[places], expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("softcap", [None, 3.0])
+@pytest.mark.parametrize("window", [None, 4, 8, 99])
+@pytest.mark.parametrize(
+    ("lengths", "shared"), [(LENGTHS, None), (SHARED_LENGTHS, SHARED)]
+)
+def test_attention_of_some_is_that_of_all(lengths, shared, window, softcap):
+    """With gradients; some of the tokens lie backwards, one is kept twice."""
+    generator = torch.Generator().manual_seed(0)
+    n_tokens = sum(lengths)
+    states = [
+        torch.randn(n, n_tokens, 8, generator=generator).requires_grad_()
+        for n in (4, 2, 2)
+    ]
+    keep = torch.tensor([0, 7, 35, 36, 44, 45, 90, n_tokens - 1, 44])
+    layout = PackedLayout(np.array(lengths), CPU, shared and np.array(shared), keep)
+    made = layout.attention(window)
+    whole = packed_attention(*(x[None] for x in states), made, 0.7, softcap)[keep]
+    query, key, value = (x.transpose(0, 1) for x in states)
+    seen = layout.seen_by_kept(window)
+    some = attention_of_some(query[keep], key, value, seen, 0.7, softcap)
+    assert some.shape == (len(keep), 4, 8)
+    torch.testing.assert_close(some, whole, atol=1e-5, rtol=1e-5)
+    gradient = torch.randn(some.shape, generator=generator)
+    expected = torch.autograd.grad(whole, states, gradient)
+    for one, other in zip(
+        torch.autograd.grad(some, states, gradient), expected, strict=True
+    ):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
+
+
+def test_flash_attn_needs_rows_whole(monkeypatch):
+    monkeypatch.setattr(attention, "_flash_attn", lambda: flash_attn)
+    meta, shared = torch.device("meta"), np.array([0, 2])
+    assert attention.can_share(CPU)
+    assert not attention.can_share(meta)
+    with pytest.raises(ValueError, match="rows that share"):
+        PackedLayout(np.array([3, 1]), meta, shared)
+    monkeypatch.setattr(attention, "_flash_attn", lambda: None)
+    assert attention.can_share(meta)
+    assert PackedLayout(np.array([3, 1]), meta, shared).attention(None)
+
+
+def test_refuses_a_call_without_layout():
+    with pytest.raises(ValueError, match="packed="):
+        attention._layer_attention(
+            None, *[torch.zeros(1, 1, 1, 1)] * 3, None, scaling=1.0
+        )
+
+
+def test_a_window_that_no_row_exceeds_is_none():
+    layout = PackedLayout(np.array(LENGTHS), CPU)
+    assert layout.attention(max(LENGTHS)).window is None
+    assert layout.attention(max(LENGTHS) - 1).window == max(LENGTHS) - 1
+
+
+@pytest.mark.parametrize("has_flash", [False, True])
+def test_a_batch_makes_one_mask_for_each_window(has_flash, monkeypatch):
+    """Without a GPU, on the device that holds no values."""
+    monkeypatch.setattr(
+        attention, "_flash_attn", lambda: flash_attn if has_flash else None
+    )
+    layout = PackedLayout(np.array([200, 300, 12]), torch.device("meta"))
+    whole, cut = layout.attention(None), layout.attention(100)
+    assert isinstance(whole, attention.Varlen if has_flash else BlockMask)
+    assert layout.attention(None) is whole is layout.attention(300)
+    assert layout.attention(100) is cut is not whole
+
+
+@given(lengths=st.lists(st.integers(1, 90), min_size=1, max_size=80))
+def test_borders_of_flash_attn_are_padded_with_empty_rows(lengths):
+    borders, longest, window = PackedLayout(np.array(lengths), CPU)._varlen(17)
+    assert borders.dtype == torch.int32
+    assert len(borders) % attention.ROWS_STEP == 1
+    assert len(borders) > len(lengths)
+    sizes = borders.diff().tolist()
+    assert sizes[: len(lengths)] == lengths
+    assert not any(sizes[len(lengths) :])
+    assert longest >= max(lengths)
+    assert longest & (longest - 1) == 0
+    assert window == 17
+
+
+def places_of(lengths, shared):
+    """Where the tokens of each row lie, first to last: by ``b a p q c d``."""
+    rows, end = [], 0
+    for row, length in enumerate(lengths):
+        start, end = end, end + length
+        n_next = shared[row + 1] if row + 1 < len(lengths) else 0
+        if n_next:
+            own = range(end - n_next - 1, start - 1, -1)
+            rows.append([*range(end - n_next, end), *own])
+        else:
+            before = rows[-1][: shared[row]] if shared[row] else []
+            rows.append([*before, *range(start, end)])
+    return rows
+
+
+def dense_mask(lengths, window, shared=None):
+    """Which key (column) each query (row) of a packed batch sees."""
+    shared = shared or [0] * len(lengths)
+    mask = np.zeros((sum(lengths), sum(lengths)), dtype=bool)
+    for places in places_of(lengths, shared):
+        for n, query in enumerate(places, start=1):
+            mask[query, places[max(0, n - (window or n)) : n]] = True
+    return mask
+
+
+SINGLES = st.integers(1, 420).map(lambda length: [(length, 0)])
+PAIRS = st.tuples(*[st.integers(1, 300)] * 3).map(
+    lambda sizes: [(sizes[0] + sizes[1], 0), (sizes[2], sizes[0])]
+)
+
+
+@given(
+    units=st.lists(SINGLES | PAIRS, min_size=1, max_size=6),
+    window=st.none() | st.integers(1, 450),
+    step=st.sampled_from([BLOCK, 64]),
+)
+def test_visible_blocks_are_those_of_the_dense_mask(units, window, step):
+    """All that are seen, and whole where they are; through a window, others may count.
+
+    But only in batches with shared tokens.
+    """
+    lengths, shared = zip(*(row for unit in units for row in unit), strict=True)
+    seen = windowed(sight(np.array(lengths), np.array(shared)), window)
+    partial, whole = visible_blocks(seen, window, step)
+    mask = dense_mask(lengths, window, shared)
+    queries, keys = (range(0, len(mask), n) for n in (BLOCK, step))
+    blocks = [[mask[i : i + BLOCK, k : k + step] for k in keys] for i in queries]
+    assert whole.tolist() == [[bool(b.all()) for b in row] for row in blocks]
+    some = np.array([[bool(b.any() and not b.all()) for b in row] for row in blocks])
+    if window is None or not any(shared):
+        assert partial.tolist() == some.tolist()
+    assert (partial >= some).all()
+
+
+@pytest.mark.parametrize("step", [BLOCK, 64])
+@pytest.mark.parametrize("window", [None, 1, 100, 128, 200])
+@pytest.mark.parametrize("shared", [[0] * 8, [0, 0, 300, 0, 0, 99, 0, 1]])
+def test_the_block_mask_is_the_one_that_torch_makes(shared, window, step):
+    lengths = np.array([5, 700, 1, 1, 130, 512, 57, 130])
+    assert lengths.sum() % BLOCK == 0
+    n_tokens = int(lengths.sum())
+    mask = block_mask(lengths, np.array(shared), window, step, CPU)
+    dense = torch.from_numpy(dense_mask(lengths, window, shared))
+    expected = create_block_mask(
+        lambda batch, head, query, key: dense[query, key],
+        None, None, n_tokens, n_tokens,
+        device="cpu", BLOCK_SIZE=(BLOCK, step),
+    )  # fmt: skip
+    is_exact = window is None or not any(shared)
+    for kind in ("kv", "full_kv", "q", "full_q") if is_exact else ():
+        numbers = getattr(mask, f"{kind}_num_blocks")
+        assert torch.equal(numbers, getattr(expected, f"{kind}_num_blocks"))
+        indices, other = (getattr(m, f"{kind}_indices") for m in (mask, expected))
+        assert indices.shape == other.shape
+        used = torch.arange(indices.shape[-1]) < numbers[..., None]
+        assert torch.equal(indices[used], other[used])
+    query, key = torch.meshgrid(*[torch.arange(n_tokens)] * 2, indexing="ij")
+    assert torch.equal(mask.mask_mod(0, 0, query, key), dense)
+
+
+@pytest.fixture(scope="module")
+def rows():
+    rng = np.random.default_rng(0)
+    return [rng.integers(4, 400, length) for length in LENGTHS]
+
+
+@pytest.fixture(params=[(a, p) for a in ARCHITECTURES for p in ("fp32", "nf4")])
+def judge(request, tiny_model_folder):
+    """A classifier whose adapter changes its logits, as B is not zero."""
+    architecture, precision = request.param
+    model = load_classifier(tiny_model_folder(architecture), precision)
+    model = add_adapter(model, LORA, seed=1)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "lora_B" in name:
+                weight.normal_(0, 0.05)
+    return model
+
+
+def test_packed_logits_and_gradients_equal_single_rows(judge, rows):
+    """Within 1e-5 of the largest logit, and 1e-4 of the largest gradient."""
+    judge.train()
+
+    def logits_and_gradients(batches):
+        judge.zero_grad()
+        logits = torch.cat([classify(judge, collate(batch)) for batch in batches])
+        weights = torch.linspace(-1, 1, logits.numel()).view_as(logits)
+        (logits * weights).sum().backward()
+        grads = {n: w.grad for n, w in judge.named_parameters() if w.grad is not None}
+        return logits.detach(), grads
+
+    packed, packed_grads = logits_and_gradients([rows])
+    single, single_grads = logits_and_gradients([[row] for row in rows])
+    torch.testing.assert_close(packed, single, atol=1e-5, rtol=1e-5)
+    assert packed_grads.keys() == single_grads.keys()
+    assert sum("lora_" in name for name in packed_grads) == 2 * 2 * len(LORA["targets"])
+    scale = max(grad.abs().max() for grad in single_grads.values())
+    for name, grad in packed_grads.items():
+        torch.testing.assert_close(grad, single_grads[name], atol=1e-4 * scale, rtol=0)
+        assert grad.abs().max() > 0
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_packed_equals_the_padded_model_of_transformers(
+    architecture, tiny_model_folder, rows
+):
+    from transformers import AutoModelForSequenceClassification
+
+    folder = tiny_model_folder(architecture)
+    model = load_classifier(folder, "fp32", head_seed=3)
+    plain = AutoModelForSequenceClassification.from_pretrained(
+        folder, num_labels=3, attn_implementation="eager", dtype=torch.float32
+    ).eval()
+    plain.score.load_state_dict(model.score.state_dict())
+    longest = max(map(len, rows))
+    padded = np.stack([np.pad(row, (0, longest - len(row))) for row in rows])
+    mask = np.stack([np.arange(longest) < len(row) for row in rows])
+    with torch.no_grad():
+        expected = plain(
+            input_ids=torch.from_numpy(padded), attention_mask=torch.from_numpy(mask)
+        ).logits
+        logits = classify(model, collate(rows))
+    torch.testing.assert_close(logits, expected, atol=1e-5, rtol=1e-5)
+    assert logits.std() > 0.01
+
+
+def test_the_last_token_is_the_one_scored(tiny_model_folder, rows):
+    """What comes after a row's last token, in the next row, changes nothing."""
+    model = load_classifier(tiny_model_folder("gemma2"), "fp32")
+    with torch.no_grad():
+        first = classify(model, collate([rows[1], rows[2]]))
+        other = classify(model, collate([rows[1], rows[3], rows[2]]))
+        cut = classify(model, collate([rows[1][:-1], rows[2]]))
+    torch.testing.assert_close(first, other[[0, 2]], atol=1e-5, rtol=1e-5)
+    assert (first[0] - cut[0]).abs().max() > 1e-3

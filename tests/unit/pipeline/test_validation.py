@@ -1,0 +1,128 @@
+"""The configuration: shipped files are valid, mistakes get one clear line."""
+
+import copy
+import runpy
+from pathlib import Path
+
+import pytest
+import yaml
+
+from prefdistill.pipeline.validation import validate_config
+from prefdistill.running.job import UserError
+
+ROOT = Path(__file__).resolve().parents[3]
+SCHEMA = yaml.safe_load((ROOT / "workflow/schemas/config.schema.yaml").read_text())
+DEMO = yaml.safe_load((ROOT / "config/demo.yaml").read_text())
+
+
+def load(name):
+    return yaml.safe_load((ROOT / "config" / f"{name}.yaml").read_text())
+
+
+@pytest.mark.parametrize("name", ["config", "plan", "small", "demo"])
+def test_shipped_configurations_are_valid(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = load(name)
+    for entries in config["data"].values():
+        for path in [entries] if isinstance(entries, str) else entries or []:
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
+            Path(path).write_text("id,prompt\n" + "1,p\n" * 9)
+    assert validate_config(config, SCHEMA)["folds"]["n"] == 3
+
+
+def test_defaults_are_filled_at_every_depth():
+    filled = validate_config(DEMO, SCHEMA)
+    llama = filled["teachers"]["llama"]
+    assert llama["lora"]["targets"][0] == "q_proj"
+    assert llama["training"]["schedule"] == "cosine"
+    assert llama["post_pretrain"]["objective"] == "classification"
+    assert filled["check"]["pairs"][0]["prompt"]
+    assert filled["base_models"]["tiny_llama"]["pretrain_steps"] > 0
+
+
+def test_the_given_configuration_is_left_alone():
+    given = copy.deepcopy(DEMO)
+    validate_config(given, SCHEMA)
+    assert given == DEMO
+
+
+def test_empty_sources_may_be_null():
+    config = copy.deepcopy(DEMO)
+    config["data"].update(extra=None, ultra=None, test=[])
+    data = validate_config(config, SCHEMA)["data"]
+    assert (data["extra"], data["ultra"], data["test"]) == ([], [], None)
+
+
+def test_a_bare_off_of_yaml_is_understood():
+    config = copy.deepcopy(DEMO)
+    config["distillation"]["teacher_gate"] = yaml.safe_load("off")
+    assert validate_config(config, SCHEMA)["distillation"]["teacher_gate"] == "off"
+
+
+def test_the_reference_is_generated_from_the_schema():
+    render = runpy.run_path(str(ROOT / "docs/write_config_reference.py"))["render"]
+    assert (ROOT / "config/README.md").read_text(encoding="utf-8") == render()
+
+
+def test_every_key_has_a_description():
+    rows = runpy.run_path(str(ROOT / "docs/write_config_reference.py"))["rows"]
+    nameless = [
+        key
+        for key, kind, _, text in rows(SCHEMA, SCHEMA)
+        if not text and not key.endswith("<name>")
+    ]
+    assert not nameless
+
+
+def test_rewards_on_dev_need_labels_that_leave_dev_alone():
+    config = copy.deepcopy(DEMO)
+    config["ensemble"] = {"fold_weights": "advantage"}
+    assert validate_config(config, SCHEMA)["ensemble"]["advantage"]["temperature"] > 0
+    config["distillation"]["labels"] = "out_of_fold"
+    with pytest.raises(UserError, match=r"advantage\.baseline: 'trees' .* use 'ema'"):
+        validate_config(config, SCHEMA)
+    config["ensemble"]["advantage"] = {"baseline": "none"}
+    validate_config(config, SCHEMA)
+
+
+@pytest.mark.parametrize("mean", [{}, {"decay": 0.9, "use": True}])
+def test_rewards_against_a_running_mean_need_it_beside_the_last_weights(mean):
+    config = copy.deepcopy(DEMO)
+    advantage = {"baseline": "ema"}
+    config["ensemble"] = {"fold_weights": "advantage", "advantage": advantage}
+    config["distillation"]["ema"] = mean
+    with pytest.raises(UserError, match=r"baseline: 'ema' needs the running mean"):
+        validate_config(config, SCHEMA)
+    config["distillation"]["ema"] = {"decay": 0.9}
+    validate_config(config, SCHEMA)
+
+
+def test_pseudo_labels_need_unlabelled_pairs():
+    config = copy.deepcopy(DEMO)
+    config["data"].update(test=None, unlabelled=[])
+    config["distillation"]["pseudo_labels"] = {"weight": 1.0}
+    with pytest.raises(
+        UserError, match=r"pseudo_labels\.weight: there are no unlabelled"
+    ):
+        validate_config(config, SCHEMA)
+
+
+def test_null_in_an_overlay_takes_a_key_away():
+    config = copy.deepcopy(DEMO)
+    config["teachers"]["qwen"] = None
+    config["calibration"] = {"method": None}
+    filled = validate_config(config, SCHEMA)
+    assert list(filled["teachers"]) == ["llama"]
+    assert filled["calibration"]["method"] == "vector"
+
+
+def test_the_order_of_keys_does_not_matter():
+    def backwards(value):
+        if not isinstance(value, dict):
+            return value
+        return {key: backwards(each) for key, each in reversed(value.items())}
+
+    turned = {key: backwards(each) for key, each in DEMO.items()}
+    turned["teachers"] = {k: backwards(DEMO["teachers"][k]) for k in DEMO["teachers"]}
+    settings = validate_config(DEMO, SCHEMA)["student"]
+    assert repr(validate_config(turned, SCHEMA)["student"]) == repr(settings)

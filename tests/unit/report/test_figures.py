@@ -1,0 +1,167 @@
+import numpy as np
+import pytest
+
+from prefdistill.report.figures import (
+    draw_confusion,
+    draw_curves,
+    draw_lengths,
+    draw_reliability,
+    draw_stages,
+    draw_swap,
+    draw_weights,
+    save_figure,
+    smooth,
+)
+from prefdistill.report.tables import (
+    markdown_table,
+    one_per_stage,
+    read_curve,
+    read_rows,
+    rows_on_test,
+    stage_order,
+)
+from prefdistill.running.job import UserError
+
+
+def score(stage, loss, model="x", fold=None, split="test", views="AB+BA"):
+    return {
+        "stage": stage, "model": model, "fold": fold, "split": split, "views": views,
+        "log_loss": loss, "log_loss_low": loss - 0.02, "log_loss_high": loss + 0.02,
+        "swap_agreement": None if stage == "prior" else 0.9,
+    }  # fmt: skip
+
+
+SCORES = [
+    score("final", 0.9),
+    score("bayes", 0.8),
+    score("teacher", 1.0, "llama", fold=0.0),
+    score("teacher", 0.96, "llama"),
+    score("teacher", 0.95, "mean"),
+    score("teacher", 0.97, "mean", split="dev"),
+    score("final", 0.9, split="test"),
+    score("prior", 1.1),
+]
+
+
+def test_test_rows_are_in_the_order_of_the_pipeline():
+    rows = rows_on_test(SCORES, ["merged"])
+    stages = [row["stage"] for row in rows]
+    assert stages == ["prior", "teacher", "teacher", "final", "final", "bayes"]
+    assert [row["log_loss"] for row in one_per_stage(rows)] == [1.1, 0.95, 0.9, 0.8]
+
+
+def test_stages_figure_shows_every_stage_and_bayes():
+    rows = one_per_stage(rows_on_test(SCORES, ["merged"]))
+    figure = draw_stages(rows, stage_order(["merged"]))
+    (axes,) = figure.axes
+    names = [label.get_text() for label in axes.get_yticklabels()]
+    assert names == ["prior", "teacher", "final"]
+    assert "0.800" in axes.get_title()
+    texts = [text.get_text() for text in axes.texts]
+    assert texts == ["1.100", "0.950 (-0.1500)", "0.900 (-0.0500)"]
+    bars = [(bar.get_x(), bar.get_width()) for bar in axes.patches]
+    assert np.allclose(bars, [(0.95, 0.15), (0.9, 0.05)]) or np.allclose(
+        bars, [(1.1, -0.15), (0.95, -0.05)]
+    )
+
+
+def test_swap_figure_leaves_out_stages_without_two_views():
+    (axes,) = draw_swap(one_per_stage(rows_on_test(SCORES, ["merged"]))).axes
+    assert [label.get_text() for label in axes.get_yticklabels()] == [
+        *("teacher", "final", "bayes")
+    ]
+
+
+def test_confusion_figure_counts_rows_by_verdict_and_guess():
+    probs = np.eye(3)[[0, 0, 1, 2, 2]]
+    labels = np.array([0, 1, 1, 0, 2])
+    (axes,) = draw_confusion({"judge": (probs, probs, labels)}).axes
+    cells = [text.get_text() for text in axes.texts]
+    assert cells == [
+        *("1\n50%", "0\n0%", "1\n50%"),
+        *("1\n50%", "1\n50%", "0\n0%"),
+        *("0\n0%", "0\n0%", "1\n100%"),
+    ]
+    assert axes.get_title() == "judge, accuracy 0.600"
+
+
+def test_weights_figure_names_advantages():
+    record = {"folds": [0, 2], "weights": [0.4, 0.6], "method": "given"}
+    (axes,) = draw_weights(record, {}).axes
+    assert [text.get_text() for text in axes.texts] == ["0.4000", "0.6000"]
+    (axes,) = draw_weights(record | {"advantages": [-0.1, 0.1]}, {}).axes
+    assert axes.texts[1].get_text() == "0.6000 (adv. +0.1000)"
+    assert [t.get_text() for t in axes.get_yticklabels()] == ["fold 0", "fold 2"]
+
+
+def test_weights_figure_shows_how_the_weights_of_rows_spread():
+    record = {"folds": [0, 1], "weights": [0.5, 0.5], "method": "equal"}
+    shares = ("0.05", "0.25", "0.5", "0.75", "0.95")
+    spread = dict(zip(shares, (0.5, 0.8, 1.0, 1.2, 1.9), strict=True))
+    _, axes = draw_weights(record, {"fold1": spread}).axes
+    lines = [line.get_xdata().tolist() for line in axes.lines[:3]]
+    assert lines == [[0.5, 1.9], [0.8, 1.2], [1.0]]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["fold1"]
+
+
+def test_lengths_figure_says_how_many_rows_are_cut():
+    lengths = {"train": np.arange(1, 101), "dev": np.array([5, 6])}
+    figure = draw_lengths(lengths, 90)
+    titles = [axes.get_title() for axes in figure.axes]
+    assert titles == ["train: 100 rows, 10.0% cut", "dev: 2 rows, 0.0% cut"]
+    for axes, n_rows in zip(figure.axes, (100, 2), strict=True):
+        assert sum(bar.get_height() for bar in axes.patches) == n_rows
+
+
+def test_reliability_figure_has_a_panel_per_model():
+    rng = np.random.default_rng(0)
+    probs, labels = rng.dirichlet([1, 1, 1], 200), rng.integers(3, size=200)
+    figure = draw_reliability(
+        {"a": (probs, probs, labels)} | {"b": (probs,) * 2 + (labels,)}, 10
+    )
+    assert [axes.get_title() for axes in figure.axes] == ["a", "b"]
+
+
+def test_curves_survive_an_empty_run():
+    points = [(step, 1 / step) for step in range(1, 40)]
+    figure = draw_curves(
+        {"llama/fold 0": points, "llama/fold 1": [], "student/0": points}
+    )
+    assert [axes.get_title() for axes in figure.axes] == ["llama", "student"]
+
+
+def test_smooth_equals_a_loop():
+    values = np.random.default_rng(0).normal(size=30)
+    expected = [values[max(0, i - 4) : i + 1].mean() for i in range(30)]
+    assert smooth(values, 5) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("suffix", ["svg", "png"])
+def test_a_figure_is_the_same_bytes_each_time(tmp_path, suffix):
+    paths = [tmp_path / f"{n}.{suffix}" for n in "ab"]
+    for path in paths:
+        save_figure(draw_curves({"m/0": [(1, 1.0), (2, 0.5)]}), path)
+    assert paths[0].read_bytes() == paths[1].read_bytes()
+
+
+def test_markdown_table_is_aligned():
+    text = markdown_table(["name", "loss"], [["a", 1.23456], ["long name", None]])
+    lines = text.splitlines()
+    assert len({len(line) for line in lines}) == 1
+    assert lines[1].endswith("-: |")
+    assert "| 1.2346 |" in lines[2]
+
+
+def test_a_column_of_one_digit_is_still_markdown():
+    assert markdown_table(["n"], [[1]]).splitlines()[1] == "| -: |"
+
+
+def test_reading_scores_and_curves(tmp_path):
+    path = tmp_path / "scores.csv"
+    path.write_text("stage,fold,log_loss\nprior,,1.5\n")
+    assert read_rows(path) == [{"stage": "prior", "fold": None, "log_loss": 1.5}]
+    path.write_text("")
+    with pytest.raises(UserError, match="not a whole CSV file"):
+        read_rows(path)
+    path.write_text('{"step": 1, "loss": 2.0}\n{"step": 2, "loss": null}\n')
+    assert read_curve(path) == [(1, 2.0)]

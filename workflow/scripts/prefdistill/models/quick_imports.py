@@ -1,0 +1,76 @@
+"""Importing the libraries of a model job at the least cost.
+
+torch, transformers and GPTQModel make about a million objects that live until the job
+ends. Python's garbage collector walks all of them again and again while they come, and
+once more at the end: two fifths of a model job's start, more than any package that
+could be left out. So imports run without the collector, and what they made is set aside
+for good (``gc.freeze``).
+"""
+
+import gc
+import importlib
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, redirect_stdout, suppress
+from pathlib import Path
+
+from prefdistill.running.job import hide_unused_imports
+
+# Imported by all that loads or makes a model; the rest that a job needs comes with it.
+MODEL_LIBRARY = "transformers.modeling_utils"
+
+
+@contextmanager
+def collector_paused() -> Iterator[None]:
+    """Import in the body, without the garbage collector's walks.
+
+    What the body made is never collected, so it is to hold imports alone, no data.
+    """
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        if was_enabled:
+            gc.enable()
+
+
+def import_early(names: Iterable[str]) -> None:
+    """Import modules that a job needs later; one that is missing is for it to say."""
+    for name in names:
+        with suppress(ImportError):
+            importlib.import_module(name)
+
+
+def import_model_libraries(precision: str, folder: Path | None = None) -> None:
+    """Import what loading a model takes, and hide what it does not.
+
+    Args:
+        precision: Of the model, as in the configuration.
+        folder: Of the model, if it may be a GPTQ checkpoint.
+    """
+    with collector_paused():
+        from prefdistill.models.loading import is_gptq, unused_packages
+
+        hide_unused_imports(*unused_packages(precision, folder))
+        if folder is not None and is_gptq(folder):
+            _import_gptqmodel()
+        import_early([MODEL_LIBRARY])
+        if precision == "nf4":
+            import_early(["bitsandbytes"])
+
+
+def import_quantiser() -> None:
+    """Import GPTQModel, and hide what it imports without need."""
+    with collector_paused():
+        from prefdistill.models.loading import UNUSED_BY_GPTQ
+
+        hide_unused_imports(*UNUSED_BY_GPTQ)
+        _import_gptqmodel()
+
+
+def _import_gptqmodel() -> None:
+    """Without its banner on the terminal."""
+    with open(os.devnull, "w") as silence, redirect_stdout(silence):
+        import_early(["gptqmodel"])

@@ -1,0 +1,284 @@
+"""Scoring pairs in both orders, packed."""
+
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from prefdistill.data.prompts import EncodedPairs
+from prefdistill.engine.engine import set_compiled
+from prefdistill.engine.packing import collate, pack, shape_step, shared_tokens
+from prefdistill.models.loading import (
+    classify,
+    core_model,
+    device_of,
+    is_sharded,
+    shares_prompts,
+)
+from prefdistill.models.memory import count_parameters, halved_budget, note_short_memory
+from prefdistill.running.job import Interrupted, UserError, stop_requested
+from prefdistill.running.processes import (
+    any_process,
+    is_first,
+    n_processes,
+    rank,
+    sum_over_processes,
+    wait_for_all,
+)
+from prefdistill.running.progress import Progress
+from prefdistill.storage.checkpoints import Checkpoints, identity_of
+from prefdistill.storage.tables import VIEWS
+
+logger = logging.getLogger(__name__)
+
+SAVE_EVERY_S = 300.0
+# Bins that a process gives a GPU before it waits for their logits.
+QUEUED_BINS = 8
+
+
+def score_pairs(
+    model: Any,
+    encoded: EncodedPairs,
+    *,
+    views: Sequence[str] = VIEWS,
+    token_budget: int = 16896,
+    progress_batches: int = 5,
+    checkpoints: Checkpoints | None = None,
+) -> np.ndarray:
+    """Logits of pairs in the given orders; several processes share out the bins.
+
+    With both orders, the common prompt of a pair is computed once (see ``packing``).
+
+    Args:
+        model: A classifier of ``models``, which is put into evaluation mode.
+        encoded: The pairs.
+        views: Orders to show, of AB and BA.
+        token_budget: Most tokens in a forward pass; halved when memory runs out.
+        progress_batches: Batches between two progress lines.
+        checkpoints: Where logits are kept every five minutes and when the job is
+            stopped; without it nothing is kept.
+
+    Returns:
+        ``(n, n_views, 3)`` float32; classes (first, second, tie) as shown. All
+        processes have them.
+
+    Raises:
+        Interrupted: After SIGTERM or SIGUSR1, or shortly before the time limit.
+        UserError: If a logit is not finite, or memory runs out with a single row or a
+            sharded model.
+    """
+    model.eval()
+    rows = _Rows(encoded, views, shares_prompts(model))
+    lengths = rows.lengths
+    n_weights = count_parameters(model)["linear"]
+    set_compiled(core_model(model), 2 * n_weights * float(rows.n_tokens))
+    state = _State(torch.zeros(len(lengths), 3), 0, token_budget, token_budget)
+    if checkpoints:
+        # Those of a machine where rows share no tokens, as with flash-attn, or the
+        # other way round, are of other bins.
+        bins_identity = identity_of([checkpoints.identity, rows.n_tokens])
+        checkpoints = Checkpoints(checkpoints.folder, bins_identity)
+        state.resume(checkpoints)
+    if is_sharded(model):  # equally many passes in every process
+        state.pass_budget = state.token_budget
+    bins = pack(lengths, state.token_budget, rows.common)
+    every_s = 0 if len(bins) < 50 else 10
+    progress = Progress(len(bins), "batches", done=state.n_done, every_s=every_s)
+    first = saved = state.n_done
+    saved_at = time.monotonic()
+    n_new = n_tokens = 0
+    n_together = n_processes() * _queued_bins(model)
+    while state.n_done < len(bins):
+        stop = any_process(stop_requested())
+        due = any_process(time.monotonic() - saved_at > SAVE_EVERY_S)
+        if checkpoints and state.n_done > saved and (stop or due):
+            state.save(checkpoints)
+            saved, saved_at = state.n_done, time.monotonic()
+        if stop:
+            raise Interrupted(
+                f"{saved} of {len(bins)} batches are scored and kept",
+                progressed=saved > first,
+            )
+        together = bins[state.n_done : state.n_done + n_together]
+        scored = _score_together(model, rows, together, state.pass_budget)
+        members = np.concatenate(together)
+        while scored is None:
+            state.halve(int(lengths[members].max()))
+            scored = _score_together(model, rows, together, state.pass_budget)
+        state.logits[members] = scored
+        state.n_done += len(together)
+        n_new += len(together)
+        n_tokens += int(lengths[members].sum())
+        if n_new >= progress_batches or state.n_done == len(bins):
+            progress.update(n_new, n_tokens)
+            n_new = n_tokens = 0
+    return state.logits.numpy().reshape(len(encoded.ids), len(views), 3)
+
+
+class _Rows:
+    """The rows to score: the pairs in their order, each in all views.
+
+    Args:
+        encoded: The pairs.
+        views: Orders to show.
+        share: Whether rows may share tokens.
+    """
+
+    def __init__(
+        self, encoded: EncodedPairs, views: Sequence[str], share: bool
+    ) -> None:
+        self.encoded, self.views = encoded, views
+        self.lengths = np.repeat(encoded.lengths, len(views))
+        # With the row before: the first of a pair's has none.
+        self.common = np.zeros_like(self.lengths)
+        for column in range(1, len(views)):
+            self.common[column :: len(views)] = encoded.prefixes * share
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens to compute, if all that are common are shared."""
+        return int(self.lengths.sum() - self.common.sum())
+
+    def tokens(self, row: int) -> np.ndarray:
+        """Tokens of a row."""
+        pair, column = divmod(row, len(self.views))
+        return self.encoded.tokens(pair, self.views[column])
+
+
+@dataclass
+class _State:
+    """Unfinished scoring: ``(rows, 3)`` float32 logits of the first ``n_done`` bins.
+
+    The bins are packed with ``token_budget``; a pass holds at most ``pass_budget``
+    tokens of one.
+    """
+
+    logits: torch.Tensor
+    n_done: int
+    token_budget: int
+    pass_budget: int
+
+    def resume(self, checkpoints: Checkpoints) -> None:
+        """Take up the newest checkpoint, if there is one, with its packing."""
+        found = checkpoints.load()
+        if found:
+            self.n_done, tensors, info = found
+            self.logits = tensors["logits"]
+            self.token_budget = info["token_budget"]
+            self.pass_budget = min(self.pass_budget, info["pass_budget"])
+            logger.info("going on after %d batches", self.n_done)
+
+    def save(self, checkpoints: Checkpoints) -> None:
+        budgets = {"token_budget": self.token_budget, "pass_budget": self.pass_budget}
+        if is_first():
+            checkpoints.save(self.n_done, {"logits": self.logits}, budgets)
+        wait_for_all()
+
+    def halve(self, longest_row: int) -> None:
+        """Take half the tokens in a pass, from now on.
+
+        Raises:
+            UserError: If a pass held but one row.
+        """
+        self.pass_budget = halved_budget(self.pass_budget, longest_row)
+
+
+def _queued_bins(model: Any) -> int:
+    return QUEUED_BINS if device_of(model).type == "cuda" else 1
+
+
+def _score_together(
+    model: Any, rows: _Rows, bins: list[np.ndarray], pass_budget: int
+) -> torch.Tensor | None:
+    """Logits of the rows of some bins; None if memory ran out anywhere.
+
+    Returns:
+        ``(rows, 3)`` on the CPU, bin after bin, in every process.
+
+    Raises:
+        UserError: If a logit is not finite.
+    """
+    # Process r has bins r, r + n, ...; one without scores the last once more, as a
+    # sharded model needs all processes in every pass.
+    n_rounds = -(-len(bins) // n_processes())
+    own = range(rank(), rank() + n_rounds * n_processes(), n_processes())
+    scored = _score(
+        model, rows, [bins[min(i, len(bins) - 1)] for i in own], pass_budget
+    )
+    if any_process(scored is None):
+        return None
+    starts = np.cumsum([0, *map(len, bins)])
+    members = np.concatenate(bins)
+    logits = torch.zeros(len(members), 3)
+    for index, part in zip(own, scored, strict=True):
+        if index < len(bins):
+            logits[starts[index] : starts[index + 1]] = part
+    sum_over_processes([logits])
+    bad = np.flatnonzero(~torch.isfinite(logits).all(dim=1).numpy())
+    if len(bad):
+        row_id = rows.encoded.ids[members[bad[0]] // len(rows.views)]
+        raise UserError(
+            f"row id {row_id}: the model's logits are not finite ({len(bad)} of "
+            f"{len(members)} rows of its batch); train again or use another precision"
+        )
+    return logits
+
+
+def _score(
+    model: Any, rows: _Rows, bins: list[np.ndarray], pass_budget: int
+) -> list[torch.Tensor] | None:
+    """Logits of each bin's rows, ``(rows, 3)`` on the CPU; None if memory ran out.
+
+    All passes are queued before the first result is waited for.
+    """
+    step = shape_step(min(pass_budget, rows.n_tokens), device_of(model).type)
+    queued = []
+    try:
+        for members in bins:
+            common = shared_tokens(members, rows.common)
+            for part in pack(rows.lengths[members], pass_budget, common):
+                tokens = [rows.tokens(row) for row in members[part].tolist()]
+                batch = collate(tokens, step, shared_tokens(part, common))
+                with torch.inference_mode():
+                    scored = classify(model, batch).float()
+                queued.append((len(members), part, scored))
+    except torch.OutOfMemoryError as error:
+        note_short_memory(model, error)
+        return None
+    results, filled = [], 0
+    for n_rows, part, scored in queued:
+        if not filled:
+            results.append(torch.zeros(n_rows, 3))
+        results[-1][part] = scored.cpu()
+        filled = (filled + len(part)) % n_rows
+    return results
+
+
+def subset_rows(
+    split: np.ndarray, rows: list[int] | None, n_rows: int | None, seed: int
+) -> np.ndarray:
+    """Which rows of a fold file to score: ``(n,)`` bool.
+
+    Rows outside ``train`` are always in. Of the train rows, counted from 0 in file
+    order, those in ``[start, end)`` of ``rows``, or a seeded sample of ``n_rows``.
+
+    Raises:
+        UserError: If the range holds no train row.
+    """
+    kept = np.ones(len(split), dtype=bool)
+    train = np.flatnonzero(split == "train")
+    if rows is not None:
+        start, end = rows
+        kept[train[:start]] = kept[train[end:]] = False
+        if train.size and not kept[train].any():
+            raise UserError(
+                f"inference.rows: [{start}, {end}) holds no train row of {len(train)}"
+            )
+    elif n_rows is not None and n_rows < len(train):
+        kept[train] = False
+        kept[np.random.default_rng(seed).choice(train, n_rows, replace=False)] = True
+    return kept

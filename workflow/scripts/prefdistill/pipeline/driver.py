@@ -1,0 +1,245 @@
+"""One driver to a folder, and one command that recovers from a killed one.
+
+A driver is the Snakemake process that a person starts. It locks its folder with files
+that stay behind when it is killed; they do not say whether it still lives. So every
+driver also holds a lock of the kernel (flock) on an empty file, from when it reads the
+Snakefile to its end, however it ends: that one cannot be left behind, and no process id
+is mistaken for another. A record beside it names the last driver.
+
+``main`` clears up after a dead driver and then becomes the command it was given.
+``FOLDER``, ``LOCK`` and ``OWNER`` are relative to the folder that Snakemake works in.
+
+Only YAML and the standard library are imported here, as the Snakefile uses this module.
+"""
+
+import argparse
+import fcntl
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import IO, NoReturn
+
+from prefdistill.pipeline.config_files import check_config_file
+from prefdistill.running.job import UserError
+
+FOLDER = Path(".snakemake")
+LOCK = FOLDER / "prefdistill.lock"
+OWNER = FOLDER / "prefdistill.owner.json"
+
+# A dry run holds the lock too, for about this long.
+PATIENCE_S = 5
+SLURM_PATIENCE_S = 120
+
+
+def hold_folder() -> IO | None:
+    """Take this process's share of the folder's lock; it lasts while the file is open.
+
+    Waits while another driver is being cleared up after. None where the file system
+    cannot lock or be written to; ``main`` refuses such a one.
+    """
+    try:
+        FOLDER.mkdir(exist_ok=True)
+        handle = open(LOCK, "a+")  # noqa: SIM115 (held open)
+        fcntl.flock(handle, fcntl.LOCK_SH)
+    except OSError:
+        return None
+    return handle
+
+
+def write_owner(root: Path = Path()) -> None:
+    """Record this process as the folder's driver, by rename."""
+    owner = {
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+        "started": time.strftime("%Y-%m-%d %H:%M:%S"),
+        "slurm_job": os.environ.get("SLURM_JOB_ID"),
+    }
+    temporary = root / f"{OWNER}.{os.getpid()}"
+    temporary.write_text(json.dumps(owner) + "\n")
+    os.replace(temporary, root / OWNER)
+
+
+def driver_at_work(root: Path = Path()) -> str | None:
+    """The driver that lives in a folder, in words; None if none does.
+
+    Call before this process takes its own share of the folder's lock.
+    """
+    try:
+        with open(root / LOCK, "a+") as handle:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return _words(_read_owner(root))
+    except OSError:
+        return None
+    return None
+
+
+def recover(root: Path = Path()) -> None:
+    """Clear up after a dead driver, if there was one, and record this process.
+
+    Args:
+        root: The folder that Snakemake works in.
+
+    Raises:
+        UserError: If a driver lives, or nobody can tell.
+    """
+    (root / FOLDER).mkdir(parents=True, exist_ok=True)
+    with open(root / LOCK, "a+") as handle:
+        _lock_alone(handle, root)
+        if any((root / FOLDER / "locks").glob("*")):
+            owner = _require_dead_owner(root)
+            _cancel_slurm_jobs(root)
+            _unlock(root)
+            print(f"unlocked: {_words(owner)} is dead", file=sys.stderr)
+        write_owner(root)
+
+
+def _lock_alone(handle: IO, root: Path) -> None:
+    """Lock out all drivers.
+
+    Raises:
+        UserError: If one lives, or the file system has no locks.
+    """
+    deadline = time.monotonic() + PATIENCE_S
+    while True:
+        try:
+            return fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                raise UserError(
+                    f"{root.resolve()} is in use: {_words(_read_owner(root))} is at "
+                    "work there; wait for its end, or stop it, and start again"
+                ) from None
+            time.sleep(0.1)
+        except OSError as error:
+            raise UserError(
+                f"{root / LOCK}: cannot be locked ({error.strerror}); run snakemake "
+                "itself instead of make, and snakemake --unlock after a kill"
+            ) from error
+
+
+def _read_owner(root: Path) -> dict | None:
+    try:
+        return json.loads((root / OWNER).read_text())
+    except (FileNotFoundError, ValueError):
+        return None
+
+
+def _words(owner: dict | None) -> str:
+    if owner is None:
+        return "a driver of which nothing is recorded"
+    job = f", Slurm job {owner['slurm_job']}" if owner["slurm_job"] else ""
+    return (
+        f"a driver on {owner['host']} (pid {owner['pid']}{job}, since "
+        f"{owner['started']})"
+    )
+
+
+def _require_dead_owner(root: Path) -> dict:
+    """The record of the driver that left its lock behind.
+
+    Called while no driver of this host lives. Where the file system shares locks
+    between hosts none lives at all, but not every file system does.
+
+    Raises:
+        UserError: If it is not known to be dead.
+    """
+    owner, host = _read_owner(root), socket.gethostname()
+    if owner is None:
+        raise UserError(
+            f"{root.resolve()} is locked, and nothing says by whom; if no Snakemake "
+            f"works there, on {host} or another host: make unlock"
+        )
+    if owner["host"] == host or (owner["slurm_job"] and _has_left(owner["slurm_job"])):
+        return owner
+    raise UserError(
+        f"{root.resolve()} is locked by {_words(owner)}, which {host} cannot ask; if "
+        "it is dead: make unlock"
+    )
+
+
+def _has_left(job: str) -> bool:
+    """Whether a Slurm job has ended, or is this one, started again elsewhere."""
+    if job == os.environ.get("SLURM_JOB_ID"):
+        return True
+    listed = _squeue("--format=%A")
+    return listed is not None and job not in listed
+
+
+def _squeue(*options: str) -> list[str] | None:
+    """Lines of ``squeue``; None if there is no such command or it fails."""
+    if shutil.which("squeue") is None:
+        return None
+    done = subprocess.run(
+        ["squeue", "--noheader", *options], capture_output=True, text=True, check=False
+    )
+    return None if done.returncode else done.stdout.splitlines()
+
+
+def _slurm_jobs(root: Path) -> list[str] | None:
+    """Ids of this user's jobs that drivers in the folder submitted; None if unknown."""
+    lines = _squeue(f"--user={os.getuid()}", "--format=%i|%k|%Z")
+    if lines is None:
+        return None
+    return [
+        job
+        for job, comment, folder in (line.split("|", 2) for line in lines)
+        if comment.startswith("rule_") and Path(folder).resolve() == root.resolve()
+    ]
+
+
+def _cancel_slurm_jobs(root: Path) -> None:
+    """Cancel what a dead driver has submitted; training saves its state and ends.
+
+    Raises:
+        UserError: If a job is still there after two minutes.
+    """
+    jobs = _slurm_jobs(root)
+    if not jobs:
+        return
+    print(
+        f"cancelling {len(jobs)} Slurm jobs of the dead driver: {' '.join(jobs)}",
+        file=sys.stderr,
+    )
+    subprocess.run(["scancel", *jobs], check=False)
+    deadline = time.monotonic() + SLURM_PATIENCE_S
+    while _slurm_jobs(root) != []:
+        if time.monotonic() > deadline:
+            raise UserError(
+                f"Slurm jobs {' '.join(jobs)} of a dead driver do not end; start again "
+                "when squeue lists them no more"
+            )
+        time.sleep(1)
+
+
+def _unlock(root: Path) -> None:
+    from snakemake.persistence.file import FilePersistence
+
+    FilePersistence(path=(root / FOLDER).resolve()).cleanup_locks()
+
+
+def main(command: list[str]) -> NoReturn:
+    """Recover in the folder of a Snakemake command, then become that command.
+
+    Configuration files are checked first, as Snakemake reads them before the Snakefile
+    can. A dry run changes nothing.
+    """
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("-d", "--directory", type=Path, default=Path())
+    parser.add_argument("--configfile", "--configfiles", nargs="+", default=[])
+    options = parser.parse_known_args(command)[0]
+    root = options.directory
+    try:
+        for path in options.configfile:
+            check_config_file(path)
+        if not any(re.fullmatch(r"--dry-?run|-\w*n\w*", each) for each in command):
+            recover(root)
+    except (UserError, OSError) as error:
+        sys.exit(f"error: {error}")
+    os.execvp(command[0], command)

@@ -1,0 +1,165 @@
+"""Validation of the merged configuration: one line per mistake, before any job.
+
+Imported by the Snakefile, so it stays light: jsonschema and the standard library.
+"""
+
+import copy
+import difflib
+import math
+from typing import Any
+
+from jsonschema import Draft202012Validator
+from jsonschema.exceptions import ValidationError
+
+from prefdistill.pipeline.contradictions import check_consistency
+from prefdistill.running.job import UserError
+
+LONGEST_VALUE = 200  # characters of a value in a message
+# These say how a job runs, not what comes out: a change reruns nothing.
+RUN_TIME_KEYS = frozenset(
+    {"token_budget", "recompute", "compile", "checkpoint_steps", "progress_batches"}
+)
+
+
+def result_settings(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings that decide a result, without those of how a job runs; keys sorted."""
+    return {key: settings[key] for key in sorted(settings) if key not in RUN_TIME_KEYS}
+
+
+def validate_config(config: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:
+    """Check a configuration and fill in the schema's defaults.
+
+    Args:
+        config: The merged configuration, as YAML gave it.
+        schema: The JSON schema of ``workflow/schemas/config.schema.yaml``.
+
+    Returns:
+        A new dictionary with every key of the schema.
+
+    Raises:
+        UserError: One line with key path, value, and what is allowed.
+    """
+    config = drop_nulls(config)
+    check_finite(config)
+    errors = list(Draft202012Validator(schema).iter_errors(config))
+    if errors:
+        raise UserError(describe_error(min(errors, key=_depth_first)))
+    filled = fill_defaults(config, schema, schema)
+    filled["data"]["test"] = filled["data"]["test"] or None  # an empty list is none
+    if filled["distillation"]["teacher_gate"] is False:  # YAML reads a bare off so
+        filled["distillation"]["teacher_gate"] = "off"
+    check_consistency(filled)
+    return filled
+
+
+def drop_nulls(value: Any) -> Any:
+    """Remove null keys: in an overlay, null takes a key of the base away."""
+    if isinstance(value, dict):
+        return {k: drop_nulls(each) for k, each in value.items() if each is not None}
+    return value
+
+
+def check_finite(value: Any, place: str = "") -> None:
+    """Refuse the numbers .nan and .inf of YAML, which no bound of the schema stops.
+
+    Raises:
+        UserError: One line with key path, value, and what is allowed.
+    """
+    if isinstance(value, float) and not math.isfinite(value):
+        raise UserError(
+            f"config: {place}: {value} is not allowed; it must be a finite number"
+        )
+    entries = value.items() if isinstance(value, dict) else ()
+    for key, each in enumerate(value) if isinstance(value, list) else entries:
+        check_finite(each, f"{place}.{key}" if place else str(key))
+
+
+def _depth_first(error: ValidationError) -> tuple[int, str]:
+    """Unknown keys first, as they are the usual cause of the other errors."""
+    return (error.validator != "additionalProperties", error.json_path)
+
+
+def fill_defaults(value: Any, schema: dict[str, Any], root: dict[str, Any]) -> Any:
+    """Return ``value`` with the defaults of its (sub)schema filled in, recursively."""
+    if "$ref" in schema:
+        schema = root["$defs"][schema["$ref"].rsplit("/", 1)[-1]] | {
+            key: schema[key] for key in schema if key != "$ref"
+        }
+    if isinstance(value, dict):
+        filled = dict(value)
+        for key, sub in schema.get("properties", {}).items():
+            target = (
+                root["$defs"][sub["$ref"].rsplit("/", 1)[-1]] if "$ref" in sub else sub
+            )
+            if key not in filled and "default" in target:
+                filled[key] = copy.deepcopy(target["default"])
+            if key in filled:
+                filled[key] = fill_defaults(filled[key], sub, root)
+        extra = schema.get("additionalProperties")
+        if isinstance(extra, dict):
+            for key in filled.keys() - schema.get("properties", {}).keys():
+                filled[key] = fill_defaults(filled[key], extra, root)
+        # In the schema's order, as a job's settings are compared as text.
+        known = [key for key in schema.get("properties", {}) if key in filled]
+        return {key: filled[key] for key in dict.fromkeys([*known, *filled])}
+    if isinstance(value, list) and "items" in schema:
+        return [fill_defaults(item, schema["items"], root) for item in value]
+    return value
+
+
+def describe_error(error: ValidationError) -> str:
+    """One line for a schema error: key path, value, what is allowed."""
+    while error.context:
+        branches = [sub for sub in error.context if sub.validator != "type"]
+        error = max(branches or error.context, key=lambda sub: len(sub.absolute_path))
+    path = ".".join(str(part) for part in error.absolute_path)
+    place = path or "the top level"
+    if error.validator == "additionalProperties":
+        known = error.schema.get("properties", {})
+        unknown = sorted(error.instance.keys() - known.keys(), key=str)[0]
+        near = difflib.get_close_matches(str(unknown), known, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
+        return f"config: unknown key {unknown!r} at {place}; {hint}"
+    if error.validator == "required":
+        missing = [key for key in error.validator_value if key not in error.instance]
+        return f"config: {place}: the key {missing[0]!r} is missing"
+    allowed = {
+        "enum": lambda v: f"one of {', '.join(str(each) for each in v if each)}",
+        "const": lambda v: f"{v!r}",
+        "type": lambda v: f"of type {v if isinstance(v, str) else ' or '.join(v)}",
+        "minimum": lambda v: f"at least {v}",
+        "maximum": lambda v: f"at most {v}",
+        "exclusiveMinimum": lambda v: f"greater than {v}",
+        "exclusiveMaximum": lambda v: f"less than {v}",
+        "minLength": lambda v: "a text that is not empty",
+        "minItems": lambda v: f"a list of at least {v}",
+        "maxItems": lambda v: f"a list of at most {v}",
+        "uniqueItems": lambda v: "a list without repetition",
+        "minProperties": lambda v: f"a mapping with at least {v} entry",
+        "pattern": lambda v: f"a letter, then letters, digits and {_signs(v)}",
+        "not": lambda v: "another name; this one is reserved",
+    }.get(error.validator)
+    rule = allowed(error.validator_value) if allowed else error.message
+    if error.validator == "type" and _is_number(error.instance):
+        number = float(error.instance)
+        is_whole = number.is_integer() and "integer" in error.validator_value
+        rule += (
+            f" (YAML reads this as text; write {int(number) if is_whole else number})"
+        )
+    value = repr(error.instance)
+    if len(value) > LONGEST_VALUE:
+        value = f"{value[:LONGEST_VALUE]}..."
+    return f"config: {place}: {value} is not allowed; it must be {rule}"
+
+
+def _signs(pattern: str) -> str:
+    """What a pattern of names allows beside letters and digits, in words."""
+    return "any of _.-" if "_.-" in pattern else "_"
+
+
+def _is_number(value: Any) -> bool:
+    """Whether a text is a number to people, such as 1e-4, but not to YAML 1.1."""
+    try:
+        return isinstance(value, str) and math.isfinite(float(value))
+    except ValueError:
+        return False

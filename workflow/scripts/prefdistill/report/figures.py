@@ -1,0 +1,332 @@
+"""The report's figures, drawn by matplotlib without a display."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from cycler import cycler
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from prefdistill.scores.metrics import ece, reliability
+from prefdistill.storage.whole_files import atomic_path
+
+# Told apart by people who do not tell red from green, too (Okabe and Ito 2008).
+BLUE, ORANGE, GREY, BLACK = "#0072b2", "#d55e00", "#767676", "#1a1a1a"
+CLASSES = ("A", "B", "tie")
+# Text stays text in SVG, and ids do not change from run to run.
+STYLE = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "prefdistill",
+    "font.size": 10,
+    "axes.titlesize": 10,
+    "legend.fontsize": 9,
+    "axes.prop_cycle": cycler(
+        color=[BLUE, ORANGE, "#009e73", "#cc79a7", BLACK],
+        linestyle=["-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1))],
+    ),
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+}
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write a figure atomically; the same figure gives the same bytes."""
+    suffix = path.suffix.removeprefix(".")
+    metadata = {"Date": None} if suffix == "svg" else {"Software": None}
+    with atomic_path(path) as temporary, mpl.rc_context(STYLE):
+        figure.savefig(temporary, format=suffix, dpi=150, metadata=metadata)
+
+
+def _axes(width: float, height: float, n_columns: int = 1) -> tuple[Figure, list[Axes]]:
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, list(figure.subplots(1, n_columns, squeeze=False)[0])
+
+
+def _words(name: str) -> str:
+    return name.replace("_", " ")
+
+
+def _name_rows(axes: Axes, names: Sequence[str]) -> None:
+    """Name places 0, 1, ... of the vertical axis, the first at the top."""
+    axes.set_yticks(range(len(names)), names)
+    axes.set_ylim(len(names) - 0.5, -0.5)
+
+
+@mpl.rc_context(STYLE)
+def draw_stages(scores: Sequence[Mapping[str, Any]], stages: Sequence[str]) -> Figure:
+    """A waterfall of the log loss on test: a bar from each stage to the next.
+
+    A dot is a stage's log loss with its interval; the bar beside it, and the number in
+    brackets, is what changed since the stage above, blue for a gain. The best possible
+    loss is a line, where it is known.
+
+    Args:
+        scores: Rows of the score table: one per stage, with ``stage``, ``log_loss``,
+            ``log_loss_low`` and ``log_loss_high`` (nats).
+        stages: The stages to draw, from the top down; those without a row are left out.
+    """
+    rows = {row["stage"]: row for row in scores}
+    shown = [rows[stage] for stage in stages if stage in rows and stage != "bayes"]
+    figure, (axes,) = _axes(8.0, 1.1 + 0.3 * len(shown))
+    for place, row in enumerate(shown):
+        loss, high = row["log_loss"], row["log_loss_high"]
+        text = f"{loss:.3f}"
+        if place:
+            before = shown[place - 1]["log_loss"]
+            color = BLUE if loss <= before else ORANGE
+            axes.barh(place, loss - before, left=before, height=0.6, color=color,
+                      alpha=0.3)  # fmt: skip
+            axes.plot([before] * 2, [place - 1, place], color=GREY, linewidth=0.6)
+            text += f" ({loss - before:+.4f})"
+        error = [[loss - row["log_loss_low"]], [high - loss]]
+        axes.errorbar(loss, place, xerr=error, fmt="o", color=BLACK, markersize=4,
+                      linewidth=1)  # fmt: skip
+        axes.annotate(text, (high, place), xytext=(4, 0), textcoords="offset points",
+                      va="center")  # fmt: skip
+    if "bayes" in rows:
+        best = rows["bayes"]["log_loss"]
+        axes.axvline(best, color=GREY, linestyle="--", linewidth=1)
+        axes.set_title(f"dashed: the best possible, {best:.3f}")
+    _name_rows(axes, [_words(row["stage"]) for row in shown])
+    axes.margins(x=0.16)
+    axes.set_xlabel("log loss on test (nats; lower is better), with 95 % interval")
+    return figure
+
+
+@mpl.rc_context(STYLE)
+def draw_reliability(
+    panels: Mapping[str, tuple[np.ndarray, np.ndarray, np.ndarray]], n_bins: int
+) -> Figure:
+    """Accuracy against confidence before and after calibration, one panel a model.
+
+    Args:
+        panels: For each title raw and calibrated probabilities, both ``(n, 3)``, and
+            ``(n,)`` labels.
+        n_bins: Number of bins of confidence; empty ones are not drawn.
+    """
+    figure, all_axes = _axes(3.0 * len(panels), 3.2, len(panels))
+    for axes, (title, (raw, calibrated, labels)) in zip(
+        all_axes, panels.items(), strict=True
+    ):
+        axes.plot([0, 1], [0, 1], color=GREY, linewidth=0.8)
+        for name, probs, color, marker in (
+            ("raw", raw, ORANGE, "o"),
+            ("calibrated", calibrated, BLUE, "s"),
+        ):
+            confidence, correct, n_rows = reliability(probs, labels, n_bins)
+            full = n_rows > 0
+            axes.plot(confidence[full], correct[full], color=color, linewidth=0.8)
+            axes.scatter(
+                confidence[full],
+                correct[full],
+                s=4 + 60 * n_rows[full] / n_rows.sum(),
+                color=color,
+                marker=marker,
+                clip_on=False,
+                label=f"{name}, ECE {ece(probs, labels, n_bins):.3f}",
+            )
+        axes.set(xlim=(0.3, 1), ylim=(0, 1), title=title, xlabel="confidence")
+        axes.legend(frameon=False, loc="lower right")
+    all_axes[0].set_ylabel("accuracy")
+    return figure
+
+
+@mpl.rc_context(STYLE)
+def draw_budgets(rows: Sequence[Mapping[str, Any]]) -> Figure:
+    """What a second pass for a share of the rows gains, one panel a curve.
+
+    The dotted line is what second passes for rows chosen at random would gain on
+    average.
+
+    Args:
+        rows: Points with ``curve``, ``share``, ``passes`` a row, and the paired
+            difference ``from_none`` (nats) with its interval, None at share 0.
+    """
+    curves = list(dict.fromkeys(row["curve"] for row in rows))
+    figure, all_axes = _axes(3.4 * len(curves), 3.0, len(curves))
+    for axes, curve in zip(all_axes, curves, strict=True):
+        points = [row for row in rows if row["curve"] == curve]
+        names = ("passes", "from_none", "from_none_low", "from_none_high")
+        passes, loss, low, high = np.array(
+            [[row[name] or 0.0 for name in names] for row in points]
+        ).T
+        axes.plot(passes[[0, -1]], loss[[0, -1]], color=GREY, linestyle=":")
+        axes.errorbar(
+            passes,
+            loss,
+            yerr=[loss - low, high - loss],
+            fmt="o-",
+            color=BLUE,
+            markersize=4,
+            linewidth=1,
+            capsize=2,
+        )
+        for row, x, y in zip(points, passes, loss, strict=True):
+            axes.annotate(
+                f"{row['share']:g}",
+                (x, y),
+                xytext=(5, 4),
+                textcoords="offset points",
+            )
+        axes.set(title=curve.replace("_", " "), xlabel="forward passes a row")
+        axes.margins(x=0.12)
+    all_axes[0].set_ylabel("log loss less share 0 (nats)")
+    return figure
+
+
+def smooth(values: np.ndarray, window: int) -> np.ndarray:
+    """Running mean over at most the last ``window`` values, as long as the input."""
+    sums = np.cumsum(np.concatenate([[0.0], values]))
+    end = np.arange(1, len(values) + 1)
+    start = np.maximum(end - window, 0)
+    return (sums[end] - sums[start]) / (end - start)
+
+
+@mpl.rc_context(STYLE)
+def draw_curves(curves: Mapping[str, Sequence[tuple[int, float]]]) -> Figure:
+    """Training loss against optimiser steps, one panel a model, one line a fold.
+
+    Args:
+        curves: ``(step, loss)`` pairs by name, ``model/run``; smoothed over a tenth of
+            the run.
+    """
+    models = list(dict.fromkeys(name.partition("/")[0] for name in curves))
+    figure, all_axes = _axes(3.2 * len(models), 2.8, len(models))
+    for axes, model in zip(all_axes, models, strict=True):
+        for name, points in curves.items():
+            owner, _, run = name.partition("/")
+            if owner != model or not points:
+                continue
+            steps, losses = np.array(points, dtype=np.float64).T
+            axes.plot(steps, smooth(losses, max(1, len(steps) // 10)), label=run)
+        axes.set(title=model, xlabel="optimiser step")
+        axes.legend(frameon=False)
+    all_axes[0].set_ylabel("training loss")
+    return figure
+
+
+@mpl.rc_context(STYLE)
+def draw_confusion(
+    panels: Mapping[str, tuple[np.ndarray, np.ndarray, np.ndarray]],
+) -> Figure:
+    """What the model says against what people said, one panel a model.
+
+    A cell has its number of rows and its share of the row: of the pairs that people
+    gave to one class, how many the model gave to each.
+
+    Args:
+        panels: As of ``draw_reliability``; the calibrated probabilities are used.
+    """
+    figure, all_axes = _axes(3.0 * len(panels), 3.4, len(panels))
+    for axes, (title, (_, probs, labels)) in zip(all_axes, panels.items(), strict=True):
+        counts = np.zeros((3, 3), dtype=np.int64)
+        np.add.at(counts, (labels, probs.argmax(axis=1)), 1)
+        shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+        axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+        for said, guessed in np.ndindex(3, 3):
+            share = shares[said, guessed]
+            axes.text(guessed, said, f"{counts[said, guessed]:,}\n{share:.0%}",
+                      ha="center", va="center",
+                      color="white" if share > 0.55 else BLACK)  # fmt: skip
+        axes.set_xticks(range(3), CLASSES)
+        axes.set_title(f"{title}, accuracy {np.trace(counts) / counts.sum():.3f}")
+        axes.set_xlabel("the model's most probable class")
+        _name_rows(axes, CLASSES)
+        axes.spines[:].set_visible(False)
+    all_axes[0].set_ylabel("people's verdict")
+    return figure
+
+
+@mpl.rc_context(STYLE)
+def draw_swap(scores: Sequence[Mapping[str, Any]]) -> Figure:
+    """Share of test pairs with the same verdict in both orders, one bar a stage.
+
+    Args:
+        scores: Rows of the score table, one per stage; those without a
+            ``swap_agreement`` are left out.
+    """
+    shown = [row for row in scores if row["swap_agreement"] is not None]
+    shares = [row["swap_agreement"] for row in shown]
+    figure, (axes,) = _axes(8.0, 1.1 + 0.3 * len(shown))
+    axes.barh(range(len(shown)), shares, height=0.6, color=BLUE)
+    for place, share in enumerate(shares):
+        axes.annotate(f"{share:.3f}", (share, place), xytext=(4, 0), va="center",
+                      textcoords="offset points")  # fmt: skip
+    _name_rows(axes, [_words(row["stage"]) for row in shown])
+    axes.set_xlim(0, 1.08)
+    axes.set_xlabel("share of test pairs with the same verdict in both orders")
+    return figure
+
+
+@mpl.rc_context(STYLE)
+def draw_weights(
+    record: Mapping[str, Any], sample_weights: Mapping[str, Mapping[str, float]]
+) -> Figure:
+    """Weight of each fold's student in the ensemble, and of the rows that it saw.
+
+    Args:
+        record: Content of ``weights.json``: ``folds``, ``weights`` and ``method``, and
+            for weights from advantages ``advantages`` (nats).
+        sample_weights: For each student quantiles of its rows' weights, by share
+            ``"0.05"``, ``"0.25"``, ``"0.5"``, ``"0.75"``, ``"0.95"``; students whose
+            rows all count alike are left out, and with all of them the panel.
+    """
+    folds, weights = record["folds"], record["weights"]
+    height = 1.3 + 0.35 * max(len(folds), len(sample_weights))
+    figure, (axes, *more) = _axes(9.0, height, 2 if sample_weights else 1)
+    axes.barh(range(len(folds)), weights, height=0.6, color=BLUE)
+    gains = record.get("advantages") or [None] * len(folds)
+    for place, (weight, gain) in enumerate(zip(weights, gains, strict=True)):
+        text = f"{weight:.4f}" + (f" (adv. {gain:+.4f})" if gain is not None else "")
+        beside = (max(weight, 1 / len(folds)), place)
+        axes.annotate(text, beside, xytext=(6, 0), va="center",
+                      textcoords="offset points")  # fmt: skip
+    axes.axvline(1 / len(folds), color=GREY, linestyle="--", linewidth=1)
+    axes.set_title(f"method: {record['method']}; dashed: equal weights")
+    _name_rows(axes, [f"fold {fold}" for fold in folds])
+    axes.set_xlim(0, 1.7 * max(*weights, 1 / len(folds)))
+    axes.set_xlabel("weight in the ensemble")
+    for panel in more:
+        _draw_spread(panel, sample_weights)
+    return figure
+
+
+def _draw_spread(axes: Axes, quantiles: Mapping[str, Mapping[str, float]]) -> None:
+    """A thin line over 90 % of the rows, a thick one over half, a dot at the median."""
+    for place, shares in enumerate(quantiles.values()):
+        for low, high, width in (("0.05", "0.95", 1), ("0.25", "0.75", 6)):
+            span = [shares[low], shares[high]]
+            axes.plot(span, [place] * 2, color=BLUE, linestyle="-", linewidth=width)
+        axes.plot(shares["0.5"], place, "o", color=BLACK, markersize=5)
+    axes.axvline(1, color=GREY, linestyle="--", linewidth=1)
+    axes.set_title("line: 90 % of the rows, bar: half, dot: median")
+    _name_rows(axes, list(quantiles))
+    axes.margins(x=0.1)
+    axes.set_xlabel("weight of a row in training (mean 1)")
+
+
+@mpl.rc_context(STYLE)
+def draw_lengths(lengths: Mapping[str, np.ndarray], max_length: int) -> Figure:
+    """Tokens a row before the cut, one panel a split, with the longest allowed row.
+
+    Args:
+        lengths: For each split ``(n,)`` tokens of its rows before anything is cut.
+        max_length: ``text.max_length``.
+    """
+    figure, all_axes = _axes(3.0 * len(lengths), 3.2, len(lengths))
+    longest = max(int(values.max(initial=1)) for values in lengths.values())
+    # The longest hundredth would squeeze the rest of the rows into a few bars.
+    end = max(1.1 * max_length, *(np.quantile(v, 0.99) for v in lengths.values()))
+    bins = np.linspace(0, min(end, longest + 1), 41)
+    for axes, (split, values) in zip(all_axes, lengths.items(), strict=True):
+        axes.hist(np.minimum(values, bins[-1]), bins=bins, color=BLUE)
+        limit = axes.axvline(max_length, color=ORANGE, linestyle="--")
+        cut = (values > max_length).mean()
+        axes.set_title(f"{split}: {len(values):,} rows, {cut:.1%} cut")
+        axes.set_xlabel("tokens a row")
+    all_axes[0].set_ylabel("rows")
+    all_axes[0].legend([limit], [f"longest: {max_length:,}"], frameon=False)
+    return figure

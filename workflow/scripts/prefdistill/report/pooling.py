@@ -1,0 +1,232 @@
+"""One score of all training rows, pooled from runs that each test one part of them.
+
+With ``folds.test_part`` the m runs of a configuration test every training row once.
+Here their test predictions are laid end to end, and differences between stages are
+taken row by row, with intervals over prompt groups. Besides the pipeline's own steps it
+compares an average with its members: the mean loss of single folds, or of single
+views, with the loss of their average.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from prefdistill.report.score_table import (
+    MEAN_MODEL,
+    STEP_COLUMNS,
+    concatenate_folds,
+    read_predictions_table,
+    step_pairs,
+)
+from prefdistill.report.stages import Predictions
+from prefdistill.running.job import UserError
+from prefdistill.scores.calibration import calibrate_judge
+from prefdistill.scores.metrics import Labels, group_bootstrap, row_log_loss
+from prefdistill.scores.views import read_predictions
+from prefdistill.storage.tables import Logits
+
+TABLE = "results/report/predictions.parquet"
+LOGITS = "results/predictions"
+ONE_FOLD, ONE_VIEW = "one fold of ", "one view of "
+
+Losses = tuple[np.ndarray, np.ndarray]
+
+
+def pool_parts(folders: Sequence[Path]) -> tuple[list[Predictions], Labels]:
+    """The test predictions of several runs as those of one, and the rows' labels.
+
+    Args:
+        folders: The runs' working folders.
+
+    Raises:
+        UserError: If a row is tested twice, or a stage is missing in a run.
+    """
+    by_key: dict[tuple, list[Predictions]] = {}
+    labels: list[Labels] = []
+    tested: dict[str, Path] = {}
+    for folder in folders:
+        found, known = read_predictions_table(folder / TABLE)
+        known = known.rows(known.split == "test")
+        for name in known.ids.tolist():
+            if name in tested:
+                raise UserError(
+                    f"{folder}: tests row id {name}, as {tested[name]} does; give each "
+                    "run its own folds.test_part"
+                )
+            tested[name] = folder
+        labels.append(known)
+        for one in found:
+            if one.split == "test":
+                by_key.setdefault((one.stage, one.model, one.fold), []).append(one)
+    for (stage, model, _), parts in by_key.items():
+        if len(parts) != len(folders):
+            raise UserError(
+                f"{folders[0]}: stage {stage} of {model} is in {len(parts)} of "
+                f"{len(folders)} runs; run all parts with the same configuration"
+            )
+    pooled = [
+        replace(concatenate_folds(parts), fold=fold, agreement=None)
+        for (_, _, fold), parts in by_key.items()
+    ]
+    columns = [
+        np.concatenate([getattr(known, field.name) for known in labels])
+        for field in fields(Labels)
+    ]
+    return pooled, Labels(*columns)
+
+
+def pooled_scaling(
+    folders: Sequence[Path], predictions: Sequence[Predictions], labels: Labels
+) -> dict[str, Any]:
+    """The final judge's vector scaling, fitted on the test rows of all parts.
+
+    These are as many as the training rows, where ``select`` is a tenth of them or less.
+    Another judge of the same settings, trained on all rows, may be scaled by it.
+
+    Args:
+        folders: The runs' working folders.
+        predictions: Of ``pool_parts``.
+        labels: Of the same rows.
+
+    Returns:
+        A record for ``calibration.json``, with its cross-fitted effect.
+
+    Raises:
+        UserError: If a run lacks the final model's logits, or that is no judge of its
+            own.
+    """
+    model = next(one.model for one in predictions if one.stage == "final")
+    judge = [one for one in predictions if one.stage == f"{model}_calibrated"]
+    if not judge:
+        raise UserError(
+            f"{folders[0]}: the final model {model} has no scaling of its own; set "
+            "predict.model to merged, gptq8 or gptq4"
+        )
+    views = list(judge[0].probs)
+    parts = []
+    for folder in folders:
+        paths = [folder / LOGITS / model / f"{view}.parquet" for view in views]
+        parts.append(read_predictions(paths, views, splits=["test"]))
+    columns = [
+        np.concatenate([getattr(part, name) for part in parts])
+        for name in ("ids", "split", "logits")
+    ]
+    scores = Logits(*columns, meta={"views": views})
+    return calibrate_judge(scores, labels, views, "vector", split="test")[1]
+
+
+def stage_losses(predictions: Sequence[Predictions], labels: Labels) -> dict:
+    """Row-wise log losses of every stage, by what the stage is called in the table.
+
+    Returns:
+        Name to ``(ids, losses)``: a stage's own (with several teachers, their mean's),
+        ``one fold of`` it (mean over its folds), ``one view of`` it (mean over views).
+    """
+    whole: dict[str, Predictions] = {}
+    folds: dict[tuple[str, str], list[Predictions]] = {}
+    for one in predictions:
+        if one.fold is not None:
+            folds.setdefault((one.stage, one.model), []).append(one)
+        elif one.stage not in whole or one.model == MEAN_MODEL:
+            whole[one.stage] = one
+
+    def losses(one: Predictions, probs: np.ndarray) -> np.ndarray:
+        return row_log_loss(probs, labels.of(one.ids).label)
+
+    found: dict[str, Losses] = {}
+    for stage, one in whole.items():
+        found[stage] = one.ids, losses(one, one.averaged())
+        if len(one.probs) > 1:
+            views = [losses(one, probs) for probs in one.probs.values()]
+            found[ONE_VIEW + stage] = one.ids, np.mean(views, axis=0)
+    for (stage, _), parts in folds.items():
+        if all(np.array_equal(part.ids, parts[0].ids) for part in parts):
+            values = [losses(part, part.averaged()) for part in parts]
+            found[ONE_FOLD + stage] = parts[0].ids, np.mean(values, axis=0)
+    return found
+
+
+def pooled_pairs(predictions: Sequence[Predictions]) -> list[tuple[str, str]]:
+    """Which stages are compared: the pipeline's steps, and what averaging is worth."""
+    stages = {one.stage for one in predictions}
+    judges = [s for s in dict.fromkeys(one.stage for one in predictions)
+              if f"{s}_calibrated" in stages and s != "teacher"]  # fmt: skip
+    final = next(one.model for one in predictions if one.stage == "final")
+    scored = f"{final}_calibrated" if final in judges else "adapters"
+    return [
+        *step_pairs(judges, final, is_pooled=True),
+        (ONE_FOLD + "student", "student"),
+        (ONE_FOLD + "student", "adapters"),
+        (ONE_FOLD + "student", "merged"),
+        (ONE_VIEW + scored, scored),
+        ("teacher_calibrated", "final"),
+        ("length", "final"),
+    ]
+
+
+def _compare(
+    before: Losses, after: Losses, labels: Labels, evaluation: dict[str, int]
+) -> tuple[int, float, float, float]:
+    """Number of common rows, mean difference of their losses, ends of its interval."""
+    ids = before[0][np.isin(before[0], after[0])]
+    values = []
+    for own, losses in (before, after):
+        order = np.argsort(own)
+        values.append(losses[order[np.searchsorted(own, ids, sorter=order)]])
+    groups = labels.of(ids).group
+    span = group_bootstrap(values[1] - values[0], groups, **evaluation)
+    return len(ids), span.mean, span.low, span.high
+
+
+def pooled_steps(
+    predictions: Sequence[Predictions], labels: Labels, evaluation: dict[str, int]
+) -> list[dict[str, Any]]:
+    """Rows of a step table on the pooled test rows; a negative difference is a gain.
+
+    Args:
+        predictions: Of ``pool_parts``.
+        labels: Of the same rows.
+        evaluation: ``n_bootstrap`` and ``seed``.
+    """
+    losses = stage_losses(predictions, labels)
+    table = []
+    for start, end in dict.fromkeys(pooled_pairs(predictions)):
+        if start in losses and end in losses:
+            values = _compare(losses[start], losses[end], labels, evaluation)
+            row = (start, end, "test", *values)
+            table.append(dict(zip(STEP_COLUMNS, row, strict=True)))
+    return table
+
+
+def compare_runs(
+    before: Sequence[Predictions],
+    after: Sequence[Predictions],
+    labels: Labels,
+    evaluation: dict[str, int],
+    wanted: Callable[[str], bool] = lambda name: not name.startswith("one "),
+) -> list[dict[str, Any]]:
+    """What another configuration is worth, stage by stage, on the same test rows.
+
+    Args:
+        before: Predictions of one configuration, pooled.
+        after: Those of another.
+        labels: Labels of all rows.
+        evaluation: ``n_bootstrap`` and ``seed``.
+        wanted: Which stages.
+
+    Raises:
+        UserError: If the two share no row.
+    """
+    first, second = stage_losses(before, labels), stage_losses(after, labels)
+    table = []
+    for stage in filter(wanted, first):
+        if stage in second:
+            if not np.isin(first[stage][0], second[stage][0]).any():
+                raise UserError("the two groups of runs test no row in common")
+            values = _compare(first[stage], second[stage], labels, evaluation)
+            row = (f"other {stage}", stage, "test", *values)
+            table.append(dict(zip(STEP_COLUMNS, row, strict=True)))
+    return table

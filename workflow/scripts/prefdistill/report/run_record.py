@@ -1,0 +1,146 @@
+"""What a run was: time and GPU-hours by rule, versions, and digests of its files.
+
+Times are Snakemake's benchmark files. They are records and no rule's input, so nothing
+reruns where they are deleted; the report then shows less.
+"""
+
+import csv
+import platform
+import re
+import subprocess
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from prefdistill.storage.tables import file_digest
+
+PACKAGES = (
+    "torch", "transformers", "peft", "bitsandbytes", "gptqmodel", "accelerate",
+    "safetensors", "tokenizers", "numpy", "scipy", "scikit-learn", "pyarrow",
+    "snakemake", "snakemake-executor-plugin-slurm",
+)  # fmt: skip
+# What a job's log says once its model lies on a GPU (models.py).
+ON_GPU = re.compile(r"computing in \S+ on cuda")
+RULE_COLUMNS = ("rule", "jobs", "hours", "longest job", "CPU hours", "GPU hours", "GB")
+
+
+@dataclass(frozen=True)
+class JobTime:
+    """A finished job as its benchmark file has it.
+
+    Attributes:
+        rule: Its rule.
+        hours: By the clock, of its last run.
+        cpu_hours: Of all its processes.
+        gpu_hours: Hours times GPUs; 0 on the CPU.
+        peak_gb: Largest resident memory.
+    """
+
+    rule: str
+    hours: float
+    cpu_hours: float
+    gpu_hours: float
+    peak_gb: float
+
+
+def read_times(benchmarks: Path, logs: Path, gpus: Mapping[str, int]) -> list[JobTime]:
+    """The benchmark files of all rules, sorted by path.
+
+    Args:
+        benchmarks: Folder of ``{rule}/{job}.tsv``.
+        logs: Folder of ``{rule}/{job}.log``, which say whether a GPU was used.
+        gpus: GPUs of a job by the model that its name begins with; other jobs with a
+            model are the student's.
+    """
+    times = []
+    for path in sorted(benchmarks.glob("*/*.tsv")):
+        with open(path, encoding="utf-8", newline="") as handle:
+            rows = list(csv.DictReader(handle, delimiter="\t"))
+        if not rows:
+            continue
+        rule, row = path.parent.name, rows[-1]
+        log = logs / rule / f"{path.stem}.log"
+        used = log.exists() and ON_GPU.search(log.read_text("utf-8", "replace"))
+        n_gpus = gpus.get(path.stem.partition(".")[0], gpus["student"]) if used else 0
+        hours = _number(row["s"]) / 3600
+        times.append(
+            JobTime(
+                rule,
+                hours,
+                _number(row["cpu_time"]) / 3600,
+                n_gpus * hours,
+                _number(row["max_rss"]) / 1000,
+            )
+        )
+    return times
+
+
+def _number(cell: str) -> float:
+    """A cell of a benchmark file; 0 for what was too short to measure (NA or -)."""
+    try:
+        return float(cell)
+    except ValueError:
+        return 0.0
+
+
+def rule_rows(times: Iterable[JobTime]) -> list[tuple[Any, ...]]:
+    """Rows of ``RULE_COLUMNS``, the longest rule first, and their sum."""
+    by_rule: dict[str, list[JobTime]] = {}
+    for time in times:
+        by_rule.setdefault(time.rule, []).append(time)
+    rows = [_sum(rule, jobs) for rule, jobs in by_rule.items()]
+    rows.sort(key=lambda row: -row[2])
+    everything = [job for jobs in by_rule.values() for job in jobs]
+    return [*rows, _sum("all", everything)] if rows else []
+
+
+def _sum(name: str, jobs: list[JobTime]) -> tuple[Any, ...]:
+    return (
+        name,
+        len(jobs),
+        sum(job.hours for job in jobs),
+        max(job.hours for job in jobs),
+        sum(job.cpu_hours for job in jobs),
+        sum(job.gpu_hours for job in jobs),
+        max(job.peak_gb for job in jobs),
+    )
+
+
+def read_versions(sources: Path) -> dict[str, str]:
+    """Versions of Python, the packages that compute, the system, and the sources.
+
+    Args:
+        sources: A folder of the workflow's check-out.
+    """
+    found = {"sources": _commit(sources), "Python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    return found | {"system": platform.platform()}
+
+
+def _commit(folder: Path) -> str:
+    """The commit of a check-out, and whether files differ from it."""
+    command = [
+        "git",
+        "-C",
+        str(folder),
+        "describe",
+        "--always",
+        "--dirty",
+        "--abbrev=40",
+    ]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return "no git check-out"
+    return done.stdout.strip()
+
+
+def file_digests(paths: Iterable[Path]) -> dict[str, str]:
+    """SHA-256 of each file, by its path."""
+    return {str(path): file_digest(path) for path in paths}

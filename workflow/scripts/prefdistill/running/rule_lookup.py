@@ -1,0 +1,65 @@
+"""Which rule makes a file of results, as its rule says; for messages only.
+
+The rules' own text is read, so that no second list can go stale. Only the standard
+library is imported here, as ``files`` uses it.
+"""
+
+import re
+from functools import cache
+from pathlib import Path
+
+RULES = Path(__file__).resolve().parents[3] / "rules"
+RESULTS = "results"
+_RULE = re.compile(
+    r"^(?:use rule \w+ as |rule )(\w+)(?: with)?:\n(.*?)(?=^\S|\Z)",
+    re.MULTILINE | re.DOTALL,
+)
+_OUTPUT = re.compile(r"^    output:\n(.*?)^    \S", re.MULTILINE | re.DOTALL)
+_TARGET = re.compile(r'"<results>/([^"]+)"')
+_WILDCARD = re.compile(r"\{+\w+\}+")
+
+
+@cache
+def _targets() -> list[tuple[int, re.Pattern[str], re.Pattern[str], str]]:
+    """Each output: its literal length, its pattern, its folder's pattern, its rule."""
+    found = []
+    for path in sorted(RULES.glob("*.smk")):
+        for rule, body in _RULE.findall(path.read_text(encoding="utf-8")):
+            outputs = _OUTPUT.search(body)
+            for target in _TARGET.findall(outputs[1] if outputs else ""):
+                folder = str(Path(target).parent)
+                n_literal = len(_WILDCARD.sub("", target))
+                found.append((n_literal, _pattern(target), _pattern(folder), rule))
+    return sorted(found, key=lambda each: -each[0])
+
+
+def _pattern(target: str) -> re.Pattern[str]:
+    parts = [re.escape(part) for part in _WILDCARD.split(target)]
+    return re.compile("[^/]+".join(parts))
+
+
+def producing_rules(path: str | Path) -> list[str]:
+    """The rules that may have made a file; of several, the configuration decides.
+
+    A file beside declared outputs, such as another one of a tokenizer, is taken for
+    theirs. Empty for a file that is not in ``results``.
+    """
+    parts = Path(path).parts
+    if RESULTS not in parts:
+        return []
+    place = len(parts) - 1 - parts[::-1].index(RESULTS)
+    name = "/".join(parts[place + 1 :])
+    folder = "/".join(parts[place + 1 : -1])
+    exact = [(n, rule) for n, file, _, rule in _targets() if file.fullmatch(name)]
+    if exact:  # the most literal pattern is the one that is meant
+        rules = [rule for n, rule in exact if n == exact[0][0]]
+    else:
+        rules = [rule for *_, beside, rule in _targets() if beside.fullmatch(folder)]
+    return list(dict.fromkeys(rules))
+
+
+def rerun_advice(path: str | Path) -> str:
+    """What to do about a file that cannot be used."""
+    rules = producing_rules(path)
+    named = f"rule {' or '.join(rules)}" if rules else "its rule"
+    return f"delete it so that {named} runs again"

@@ -1,0 +1,47 @@
+"""A fitted map of logits, as ``calibration.json`` keeps it."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from prefdistill.storage.tables import read_json
+from prefdistill.storage.whole_files import reading
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """A fitted map z' = a * z + b, classes as shown."""
+
+    method: str
+    tied: bool
+    a: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    b: tuple[float, float, float] = (0.0, 0.0, 0.0)
+
+    def apply(self, logits: np.ndarray) -> np.ndarray:
+        """Scale ``(..., 3)`` logits; computed and returned in float64."""
+        return logits.astype(np.float64) * np.array(self.a) + np.array(self.b)
+
+
+def scaling_of(record: dict[str, Any]) -> Scaling:
+    """The scaling of a record.
+
+    Raises:
+        ValueError: If it holds no such thing.
+    """
+    scale, shift = (tuple(map(float, record[key])) for key in ("a", "b"))
+    if len(scale) != 3 or len(shift) != 3 or min(scale) <= 0:
+        raise ValueError(f"scales {record['a']}, shifts {record['b']}")
+    return Scaling(record["method"], record["tied"], scale, shift)
+
+
+def read_scaling(path: Path) -> Scaling:
+    """The scaling of a ``calibration.json``.
+
+    Raises:
+        UserError: If the file holds no such thing.
+    """
+    record = read_json(path, ["method", "tied", "a", "b"])
+    with reading(path, "a calibration"):
+        return scaling_of(record)

@@ -1,0 +1,185 @@
+"""Pre-training of all weights on dense labels, with heads that are thrown away.
+
+Tags are read half-way up the model and ratings at its top: a rating is then an average
+of tags that lower layers have already found. With every label at the top, the tags
+come too late for the ratings to use them, and two layers learn neither in time.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch.nn import Linear
+from torch.nn.functional import cross_entropy, layer_norm
+from transformers import PreTrainedModel
+
+from prefdistill.data.prompts import EncodedPairs
+from prefdistill.running.progress import Progress
+from prefdistill.simulation.dense_labels import N_TAGS, DenseLabels
+from prefdistill.simulation.simulated_pairs import FORMAT_NAMES, QUALITIES, TOPIC_NAMES
+
+BATCH_PAIRS = 16
+WINDOW_BATCHES = 16
+UNTAGGED_WEIGHT = 0.1
+ASKED_WEIGHT = 0.6
+LAST_WEIGHT = 2.0
+# The qualities that compare an answer with its prompt are the harder ones to learn.
+RATING_WEIGHTS = (4.0, 1.0, 1.0, 1.0, 2.0, 2.0)
+N_ASKED = (len(TOPIC_NAMES), len(FORMAT_NAMES), 2)
+
+
+class DenseHeads(torch.nn.Module):
+    """Linear readings of the dense labels."""
+
+    def __init__(self, hidden_size: int) -> None:
+        super().__init__()
+        n_ratings = len(QUALITIES)
+        self.tags = Linear(hidden_size, N_TAGS)
+        self.noun = Linear(hidden_size, 1 + len(TOPIC_NAMES))
+        self.asked = torch.nn.ModuleList(Linear(hidden_size, n) for n in N_ASKED)
+        self.first = Linear(hidden_size, n_ratings)
+        self.both = Linear(hidden_size, 2 * n_ratings)
+        weights = torch.tensor(RATING_WEIGHTS)
+        self.register_buffer("weights", weights / weights.mean())
+
+    def lower_loss(
+        self, middle: torch.Tensor, tags: torch.Tensor, nouns: torch.Tensor,
+        shown: torch.Tensor, asked: torch.Tensor,
+    ) -> torch.Tensor:  # fmt: skip
+        """Cross-entropy of tags, of the nouns' topics and of what the prompt asks.
+
+        Args:
+            middle: ``(rows, length, hidden_size)`` states half-way up.
+            tags: ``(rows, length)`` int64, -100 at padding.
+            nouns: ``(rows, length)`` int64, -100 at padding.
+            shown: ``(rows, length)`` int64, 0 outside the answers.
+            asked: ``(rows, 3)`` int64.
+        """
+        middle = layer_norm(middle, middle.shape[-1:])
+        weights = torch.ones(N_TAGS)
+        weights[0] = UNTAGGED_WEIGHT
+        tag_logits = self.tags(middle).flatten(0, 1)
+        loss = cross_entropy(tag_logits, tags.flatten(), weights)
+        row, token = shown.nonzero(as_tuple=True)
+        asked_loss = cross_entropy(self.noun(middle).flatten(0, 1), nouns.flatten())
+        for head, target in zip(self.asked, asked.T, strict=True):
+            asked_loss = asked_loss + cross_entropy(
+                head(middle[row, token]), target[row]
+            )
+        return loss + ASKED_WEIGHT * asked_loss
+
+    def upper_loss(
+        self, top: torch.Tensor, shown: torch.Tensor, ratings: torch.Tensor,
+        last: torch.Tensor,
+    ) -> torch.Tensor:  # fmt: skip
+        """Squared errors of the ratings.
+
+        Answer A is rated at each of its tokens and, with answer B, at each of B's:
+        a token that has not seen a whole answer learns to rate it as far as it is.
+        The last token of a row, which a classifier is pooled at, counts most.
+
+        Args:
+            top: ``(rows, length, hidden_size)`` final states.
+            shown: ``(rows, length)`` int64: 1 in answer A, 2 in answer B, else 0.
+            ratings: ``(rows, 2, 6)`` float, standardised.
+            last: ``(rows,)`` int64 positions of last tokens.
+        """
+        row, token = (shown == 1).nonzero(as_tuple=True)
+        first = self.first(top[row, token]) - ratings[row, 0]
+        row, token = (shown == 2).nonzero(as_tuple=True)
+        both = self.both(top[row, token]).unflatten(1, (2, -1)) - ratings[row]
+        ends = self.both(top[torch.arange(len(top)), last]).unflatten(1, (2, -1))
+
+        def error(difference: torch.Tensor) -> torch.Tensor:
+            return (difference.square() * self.weights).mean()
+
+        return (
+            0.5 * error(first)
+            + error(both[:, 0])
+            + 0.5 * error(both[:, 1])
+            + LAST_WEIGHT * error(ends - ratings)
+        )
+
+
+def batches(lengths: np.ndarray, seed: int, n_steps: int) -> Iterator[np.ndarray]:
+    """Row indices of ``n_steps`` batches, each of rows of about the same length."""
+    rng = np.random.default_rng([seed, 8])
+    n_done = 0
+    while n_done < n_steps:
+        order = rng.permutation(len(lengths))
+        for start in range(0, len(order), BATCH_PAIRS * WINDOW_BATCHES):
+            rows = order[start : start + BATCH_PAIRS * WINDOW_BATCHES]
+            rows = rows[np.argsort(lengths[rows], kind="stable")]
+            parts = np.array_split(rows, -(-len(rows) // BATCH_PAIRS))
+            for part in rng.permutation(len(parts))[: n_steps - n_done]:
+                n_done += 1
+                yield parts[part]
+
+
+def padded(arrays: list[np.ndarray], fill: int) -> torch.Tensor:
+    """Stack arrays padded on the right: ``(rows, longest)`` int64."""
+    result = np.full((len(arrays), max(map(len, arrays))), fill, dtype=np.int64)
+    for row, array in enumerate(arrays):
+        result[row, : len(array)] = array
+    return torch.from_numpy(result)
+
+
+def batch_loss(
+    model: PreTrainedModel,
+    heads: DenseHeads,
+    encoded: EncodedPairs,
+    labels: DenseLabels,
+    rows: np.ndarray,
+) -> torch.Tensor:
+    """Loss of some rows, padded on the right where causal attention does not look."""
+    tokens = [encoded.tokens(row, "AB") for row in rows]
+    states = model.model(padded(tokens, 0), use_cache=False, output_hidden_states=True)
+    shown = padded([labels.shown[row] for row in rows], 0)
+    middle = states.hidden_states[max(1, model.config.num_hidden_layers // 2)]
+    lower = heads.lower_loss(
+        middle,
+        padded([labels.tags[row] for row in rows], -100),
+        padded([labels.noun_topics[row_tokens] for row_tokens in tokens], -100),
+        shown,
+        torch.from_numpy(labels.asked[rows]),
+    )
+    last = torch.from_numpy(encoded.lengths[rows].astype(np.int64) - 1)
+    ratings = torch.from_numpy(labels.ratings[rows])
+    return lower + heads.upper_loss(states.last_hidden_state, shown, ratings, last)
+
+
+def pretrain(
+    model: PreTrainedModel,
+    encoded: EncodedPairs,
+    labels: DenseLabels,
+    *,
+    n_steps: int,
+    learning_rate: float,
+    seed: int,
+) -> list[float]:
+    """Train all weights of ``model.model`` in place; returns the loss of every step.
+
+    AdamW, 5 % warm-up, a constant rate, and a linear decay over the last 30 %: the
+    comparisons with the prompt are found late, when a cosine would have slowed down.
+    """
+    torch.manual_seed(seed)
+    heads = DenseHeads(model.config.hidden_size)
+    parameters = [*model.model.parameters(), *heads.parameters()]
+    optimizer = torch.optim.AdamW(
+        parameters, learning_rate, (0.9, 0.98), weight_decay=0.0, fused=True
+    )
+    progress, losses = Progress(n_steps, "steps"), []
+    model.train()
+    for step, rows in enumerate(batches(encoded.lengths, seed, n_steps)):
+        share = (step + 1) / n_steps
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate * min(share / 0.05, 1, (1.001 - share) / 0.3)
+        loss = batch_loss(model, heads, encoded, labels, rows)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        losses.append(loss.item())
+        progress.update(1, int(encoded.lengths[rows].sum()), f"loss {losses[-1]:.3f}")
+    model.eval()
+    return losses

@@ -1,0 +1,270 @@
+"""Simulated pairs as Kaggle-schema CSV files, dirty rows included, and their truth."""
+
+import csv
+import json
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from prefdistill.simulation.simulated_pairs import (
+    MODEL_NAMES,
+    N_PROMPTS,
+    answer_qualities,
+    answer_texts,
+    bayes_log_loss,
+    draw_answers,
+    draw_labels,
+    judge_probs,
+    prompt_texts,
+)
+from prefdistill.storage.tables import TARGET_COLUMNS, write_table
+from prefdistill.storage.whole_files import atomic_path
+
+TEXT_COLUMNS = ("prompt", "response_a", "response_b")
+CSV_COLUMNS = ("id", "model_a", "model_b", *TEXT_COLUMNS, *TARGET_COLUMNS)
+TEST_COLUMNS = ("id", *TEXT_COLUMNS)
+TRUTH_SCHEMA = pa.schema(
+    [
+        pa.field("id", pa.string()),
+        pa.field("p_a", pa.float64()),
+        pa.field("p_b", pa.float64()),
+        pa.field("p_tie", pa.float64()),
+    ]
+)
+
+# Dirt that any file may hold; the rows after "empty_answer" differ in text only.
+TEXT_DIRT = (
+    *("identical", "empty_answer", "null_turn"),
+    *("lone_surrogate", "special_token", "crlf"),
+)
+# Dirt of labelled files, which cleaning drops.
+LABELLED_DIRT = (
+    *("none_hot", "multi_hot", "empty_pair", "empty_prompt"),
+    *("duplicate", "swapped_duplicate"),
+)
+SPECIAL_TOKENS = ("<start_of_turn>user", "<|im_end|>", "</s>", "<|eot_id|>", "<eos>")
+
+SOURCES = ("train", "extra", "ultra", "test")
+SHARED_PROMPTS = {"extra": 0.3, "ultra": 0.25}  # of rows, on a prompt of train
+ROWS_PER_PROMPT = 3
+EXTRA_NOISE = 0.2
+CHUNK_ROWS = 20_000
+
+
+@dataclass
+class Rows:
+    """Some consecutive rows of one file.
+
+    Attributes:
+        texts: Prompt, answer A and answer B: three lists of ``n`` lists of turns.
+        models: ``(n, 2)`` int64 indices into ``MODEL_NAMES``.
+        probs: ``(n, 3)`` float64, what the label was drawn from.
+        labels: ``(n,)`` int64 class index.
+        dirt: ``n`` names, empty for a clean row.
+    """
+
+    texts: list[list[list[str | None]]]
+    models: np.ndarray
+    probs: np.ndarray
+    labels: np.ndarray
+    dirt: list[str]
+
+
+def prompt_pools(settings: dict[str, Any]) -> dict[str, np.ndarray]:
+    """Prompt codes that each source draws from, disjoint between the sources.
+
+    A pool holds a third as many prompts as its file has rows, so that prompts repeat.
+    """
+    codes = np.random.default_rng([settings["seed"], 99]).permutation(N_PROMPTS)
+    wanted = [max(settings[f"n_{name}"] // ROWS_PER_PROMPT, 1) for name in SOURCES]
+    scale = min(1.0, N_PROMPTS / sum(wanted))
+    ends = np.cumsum([max(int(size * scale), 1) for size in wanted])
+    return dict(zip(SOURCES, np.split(codes[: ends[-1]], ends[:-1]), strict=True))
+
+
+def _choose_dirt(
+    rng: np.random.Generator, n_rows: int, fraction: float, kinds: tuple[str, ...]
+) -> list[str]:
+    """Kinds in equal shares at random rows; the first row stays clean."""
+    dirt = [""] * n_rows
+    n_dirty = min(round(fraction * n_rows), n_rows - 1)
+    for number, row in enumerate(1 + rng.permutation(n_rows - 1)[:n_dirty]):
+        dirt[row] = kinds[number % len(kinds)]
+    return dirt
+
+
+def _soil_texts(rng: np.random.Generator, rows: Rows) -> None:
+    """Spoil the text of dirty rows in a way that the judge does not mind."""
+    prompts, first, second = rows.texts
+    for row, kind in enumerate(rows.dirt):
+        answer = (first, second)[rng.integers(2)] if kind else first
+        if kind == "empty_prompt":
+            prompts[row] = [" " for _ in prompts[row]]
+        elif kind == "null_turn":
+            for texts in (first, second):
+                texts[row] = [turn or None for turn in texts[row]]
+        elif kind == "lone_surrogate":
+            answer[row][-1] += " \ud83d"
+        elif kind == "special_token":
+            answer[row][0] += " " + SPECIAL_TOKENS[rng.integers(len(SPECIAL_TOKENS))]
+        elif kind == "crlf":
+            prompts[row][0] += "\r\n"
+            answer[row][0] = answer[row][0].replace("\n", "\r\n") + "\r\n"
+
+
+def _repeat_rows(rng: np.random.Generator, rows: Rows, donor: Rows) -> None:
+    """Turn duplicate rows into copies of clean rows of ``donor``, some swapped."""
+    clean = [row for row, kind in enumerate(donor.dirt) if not kind]
+    for row, kind in enumerate(rows.dirt):
+        if not kind.endswith("duplicate"):
+            continue
+        source = clean[rng.integers(len(clean))]
+        swap = kind == "swapped_duplicate"
+        for column, texts in enumerate(rows.texts):
+            taken = column if column == 0 or not swap else 3 - column
+            texts[row] = list(donor.texts[taken][source])
+        classes = [1, 0, 2] if swap else [0, 1, 2]
+        rows.models[row] = donor.models[source][classes[:2]]
+        rows.probs[row] = donor.probs[source][classes]
+        rows.labels[row] = classes[donor.labels[source]]
+
+
+def _vary_prompts(rng: np.random.Generator, prompts: list[list[str | None]]) -> None:
+    """Change case or spaces of some prompts: the same after normalisation."""
+    for row in np.flatnonzero(rng.random(len(prompts)) < 0.05):
+        text = prompts[row][0]
+        prompts[row][0] = text.lower() if rng.random() < 0.5 else f" {text} "
+
+
+def simulate_rows(
+    rng: np.random.Generator,
+    source: str,
+    prompts: np.ndarray,
+    dirty_fraction: float,
+    donor: Rows | None = None,
+) -> Rows:
+    """Simulate one row for every prompt code.
+
+    Args:
+        rng: Generator of everything random.
+        source: train, extra (noisier labels), ultra (no ties) or test.
+        prompts: ``(n,)`` int64 prompt codes, ``n`` at least 1.
+        dirty_fraction: Share of dirty rows, in equal parts of every kind.
+        donor: Rows of another file that duplicates copy; None for these rows.
+    """
+    kinds = TEXT_DIRT if source == "test" else LABELLED_DIRT + TEXT_DIRT
+    dirt = _choose_dirt(rng, len(prompts), dirty_fraction, kinds)
+    answers = draw_answers(rng, prompts)
+    kind = np.array(dirt)
+    same = kind == "identical"
+    for name in ("format", "n_items", "opening", "closing", "items"):
+        values = getattr(answers, name)
+        values[same, 1] = values[same, 0]
+    one_empty = np.flatnonzero((kind == "empty_answer") | (kind == "null_turn"))
+    answers.empty[one_empty, rng.integers(2, size=len(one_empty))] = True
+    answers.empty[kind == "empty_pair"] = True
+    probs = judge_probs(
+        answer_qualities(answers),
+        ties=source != "ultra",
+        noise=EXTRA_NOISE if source == "extra" else 0.0,
+    )
+    texts = [prompt_texts(answers), answer_texts(answers, 0), answer_texts(answers, 1)]
+    rows = Rows(texts, answers.model, probs, draw_labels(rng, probs), dirt)
+    _vary_prompts(rng, rows.texts[0])
+    _soil_texts(rng, rows)
+    _repeat_rows(rng, rows, donor or rows)
+    return rows
+
+
+def csv_records(rows: Rows, first_id: int, labelled: bool) -> Iterator[list[Any]]:
+    """The rows as CSV cells: turns as JSON lists, the label as three 0/1 columns."""
+    targets = np.eye(3, dtype=np.int64)[rows.labels]
+    for row, kind in enumerate(rows.dirt):
+        cells = [json.dumps(texts[row]) for texts in rows.texts]
+        if not labelled:
+            yield [first_id + row, *cells]
+            continue
+        if kind == "none_hot":
+            targets[row] = 0
+        elif kind == "multi_hot":
+            targets[row] = 1
+        names = [MODEL_NAMES[number] for number in rows.models[row]]
+        yield [first_id + row, *names, *cells, *targets[row].tolist()]
+
+
+def _source_chunks(
+    source: str, settings: dict[str, Any], pools: dict[str, np.ndarray]
+) -> Iterator[Rows]:
+    """The rows of one file, some thousand at a time; each chunk has its own seed."""
+    number, n_rows = SOURCES.index(source), settings[f"n_{source}"]
+    donor = None
+    if source in SHARED_PROMPTS and settings["n_train"]:
+        donor = next(_source_chunks("train", settings, pools))
+    for chunk, start in enumerate(range(0, n_rows, CHUNK_ROWS)):
+        rng = np.random.default_rng([settings["seed"], number, chunk])
+        size = min(CHUNK_ROWS, n_rows - start)
+        shared = rng.random(size) < SHARED_PROMPTS.get(source, 0.0)
+        prompts = np.where(
+            shared, rng.choice(pools["train"], size), rng.choice(pools[source], size)
+        )
+        yield simulate_rows(rng, source, prompts, settings["dirty_fraction"], donor)
+
+
+def write_source(
+    path: Path, source: str, settings: dict[str, Any], pools: dict[str, np.ndarray]
+) -> tuple[pa.Table, dict[str, Any]]:
+    """Stream one CSV file.
+
+    Returns:
+        The judge's probabilities of its rows, and the number of rows, the number of
+        dirty rows of each kind, and the Bayes log loss of its labels in nats.
+    """
+    labelled = source != "test"
+    probs, labels, dirt = [], [], Counter()
+    with (
+        atomic_path(path) as temporary,
+        open(temporary, "w", newline="", encoding="utf-8") as handle,
+    ):
+        writer = csv.writer(handle, lineterminator="\n")
+        writer.writerow(CSV_COLUMNS if labelled else TEST_COLUMNS)
+        first_id = 1
+        for rows in _source_chunks(source, settings, pools):
+            writer.writerows(csv_records(rows, first_id, labelled))
+            first_id += len(rows.dirt)
+            probs.append(rows.probs)
+            labels.append(rows.labels)
+            dirt.update(kind for kind in rows.dirt if kind)
+    n_rows = first_id - 1
+    table = np.concatenate(probs) if probs else np.zeros((0, 3))
+    loss = bayes_log_loss(table, np.concatenate(labels)) if n_rows else None
+    ids = [f"{source}:{number}" for number in range(1, n_rows + 1)]
+    truth = pa.table([ids, *table.T], schema=TRUTH_SCHEMA)
+    return truth, {"n_rows": n_rows, "dirt": dict(dirt), "bayes_log_loss": loss}
+
+
+def write_simulation(
+    paths: dict[str, Path], truth_path: Path, settings: dict[str, Any]
+) -> dict[str, dict[str, Any]]:
+    """Write the four CSV files and the truth; the same settings give the same bytes.
+
+    Args:
+        paths: The CSV path of each of ``SOURCES``.
+        truth_path: Parquet file of row id and the probabilities of A, B and tie.
+        settings: ``n_train``, ``n_extra``, ``n_ultra``, ``n_test``,
+            ``dirty_fraction`` and ``seed``.
+
+    Returns:
+        For each source what ``write_source`` reports.
+    """
+    pools = prompt_pools(settings)
+    truths, reports = [], {}
+    for source in SOURCES:
+        truth, reports[source] = write_source(paths[source], source, settings, pools)
+        truths.append(truth)
+    write_table(truth_path, pa.concat_tables(truths), TRUTH_SCHEMA)
+    return reports

@@ -1,0 +1,221 @@
+"""Tiny language models of real architectures, with a tokenizer of their own.
+
+LoRA on a frozen base of random weights learns nothing, so every weight of a tiny base
+is first taught the observable qualities of answers: see ``dense_labels`` and
+``dense_training``. Everything here is fixed by the settings and a seed.
+"""
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from tokenizers import (
+    Regex,
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+)
+from tokenizers.trainers import BpeTrainer
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma2Config,
+    LlamaConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+)
+from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
+
+from prefdistill.data.prompts import encode_pairs
+from prefdistill.models.manifests import copy_file, write_manifest
+from prefdistill.simulation.dense_labels import make_dense_labels
+from prefdistill.simulation.dense_training import BATCH_PAIRS, pretrain
+from prefdistill.simulation.simulated_pairs import (
+    N_PROMPTS,
+    Answers,
+    answer_texts,
+    draw_answers,
+    prompt_texts,
+)
+from prefdistill.storage.whole_files import temporary_folder
+
+logger = logging.getLogger(__name__)
+
+CONFIGS = {"llama": LlamaConfig, "qwen2": Qwen2Config, "gemma2": Gemma2Config}
+# bos (Qwen2 has none), eos, pad and two markers of chat, spelt as in the real ones.
+SPECIAL_TOKENS = {
+    "llama": (
+        *("<|begin_of_text|>", "<|end_of_text|>", "<|finetune_right_pad_id|>"),
+        *("<|start_header_id|>", "<|eot_id|>"),
+    ),
+    "qwen2": (None, "<|im_end|>", "<|endoftext|>", "<|im_start|>", "<|fim_pad|>"),
+    "gemma2": ("<bos>", "<eos>", "<pad>", "<start_of_turn>", "<end_of_turn>"),
+}
+VOCABULARY_SIZE = 1024
+# A marker of the template is one piece; words, digits, signs and blanks as in GPT-2.
+PIECES = r"\s*<[a-z_]+>:\s?| ?\p{L}+| ?\p{N}| ?[^\s\p{L}\p{N}<]+| ?<|\s+(?!\S)|\s+"
+N_TOKENIZER_PAIRS = 3_000
+MAX_PRETRAIN_PAIRS = 8_000
+LEARNING_RATES = {"llama": 4e-3, "qwen2": 4e-3, "gemma2": 6e-3}
+WEIGHT_FILES = ("model.safetensors", "config.json")
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
+
+
+def train_tokenizer(texts: Iterator[str], architecture: str) -> PreTrainedTokenizerFast:
+    """Byte-level BPE: every Unicode text has tokens, and decoding gives it back.
+
+    For Qwen2 the text is brought to NFC and split as the real one does it: when a
+    folder's model is a Qwen2, transformers puts that in place of what was saved.
+    """
+    bos, eos, pad, *others = SPECIAL_TOKENS[architecture]
+    tokenizer = Tokenizer(models.BPE())
+    pieces = PIECES
+    if architecture == "qwen2":
+        pieces = PRETOKENIZE_REGEX
+        tokenizer.normalizer = normalizers.NFC()
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(pieces), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = BpeTrainer(
+        vocab_size=VOCABULARY_SIZE,
+        special_tokens=[token for token in (pad, eos, bos, *others) if token],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    if bos:
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single=f"{bos} $A", special_tokens=[(bos, tokenizer.token_to_id(bos))]
+        )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token=bos,
+        eos_token=eos,
+        pad_token=pad,
+        extra_special_tokens=others,
+        clean_up_tokenization_spaces=False,
+        model_max_length=8192,
+    )
+
+
+def tokenizer_corpus(table: pa.Table, text: dict[str, Any]) -> Iterator[str]:
+    """The template filled with every pair, and every turn on its own."""
+    for row in table.to_pylist():
+        fields = {name: "\n".join(row[name]) for name in row if name != "id"}
+        yield text["template"].format(**fields)
+        for turns in (row[name] for name in fields):
+            yield from turns
+    yield from (text["turn"].format(n=number) for number in range(2, 10))
+
+
+def build_model(
+    settings: dict[str, Any], tokenizer: PreTrainedTokenizerFast
+) -> PreTrainedModel:
+    """A causal model of the real architecture with random weights, in float32.
+
+    Two query heads share a key head, and the embeddings are tied throughout; Gemma-2
+    keeps its soft caps, scaled embeddings and alternating sliding window.
+
+    Args:
+        settings: ``architecture``, ``hidden_size``, ``n_layers``, ``n_heads`` and
+            ``seed``.
+        tokenizer: Gives the vocabulary and the ids of its special tokens.
+    """
+    architecture, hidden_size = settings["architecture"], settings["hidden_size"]
+    n_heads = settings["n_heads"]
+    shape = {
+        "vocab_size": -(-len(tokenizer) // 64) * 64,
+        "hidden_size": hidden_size,
+        "intermediate_size": 3 * hidden_size,
+        "num_hidden_layers": settings["n_layers"],
+        "num_attention_heads": n_heads,
+        "num_key_value_heads": max(n_heads // 2, 1),
+        "head_dim": hidden_size // n_heads,
+        "max_position_embeddings": 8192,
+        "initializer_range": hidden_size**-0.5,
+        "tie_word_embeddings": True,
+        "pad_token_id": tokenizer.pad_token_id,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+    }
+    if architecture == "gemma2":
+        shape["query_pre_attn_scalar"] = hidden_size // n_heads
+    torch.manual_seed(settings["seed"])
+    return AutoModelForCausalLM.from_config(
+        CONFIGS[architecture](**shape),
+        # Only eager attention applies Gemma-2's soft cap.
+        attn_implementation="eager" if architecture == "gemma2" else "sdpa",
+    )
+
+
+def draw_pairs(seed: int, n_pairs: int) -> tuple[Answers, pa.Table]:
+    """Simulated pairs as indices, and as a table of texts; nobody judges them."""
+    rng = np.random.default_rng([seed, 7])
+    answers = draw_answers(rng, rng.integers(N_PROMPTS, size=n_pairs))
+    columns = {
+        "id": [str(row) for row in range(n_pairs)],
+        "prompt": prompt_texts(answers),
+        "response_a": answer_texts(answers, 0),
+        "response_b": answer_texts(answers, 1),
+    }
+    return answers, pa.table(columns)
+
+
+def save_base(
+    folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    """Write weights in bfloat16, configuration and tokenizer, then the manifest."""
+    with temporary_folder(folder) as scratch:
+        model.to(torch.bfloat16).save_pretrained(scratch)
+        tokenizer.save_pretrained(scratch)
+        for file_name in WEIGHT_FILES + TOKENIZER_FILES:
+            copy_file(scratch / file_name, folder / file_name)
+    write_manifest(folder)
+
+
+def make_tiny_base(
+    folder: Path, settings: dict[str, Any], text: dict[str, Any]
+) -> list[float]:
+    """Make, pre-train and save one tiny base model.
+
+    Args:
+        folder: Receives model.safetensors, config.json, the tokenizer's two files and
+            manifest.json.
+        settings: See ``build_model``, and ``pretrain_steps``.
+        text: The ``text`` settings: the base is taught on rows as later stages see
+            them.
+
+    Returns:
+        The loss of every pre-training step.
+    """
+    n_steps = settings["pretrain_steps"]
+    n_pairs = min(max(n_steps * BATCH_PAIRS, N_TOKENIZER_PAIRS), MAX_PRETRAIN_PAIRS)
+    answers, table = draw_pairs(settings["seed"], n_pairs)
+    architecture = settings["architecture"]
+    corpus = tokenizer_corpus(table.slice(0, N_TOKENIZER_PAIRS), text)
+    tokenizer = train_tokenizer(corpus, architecture)
+    logger.info("tokenizer of %d entries", len(tokenizer))
+    model = build_model(settings, tokenizer)
+    logger.info("%s, %d parameters", architecture, model.num_parameters())
+    encoded = encode_pairs(table, tokenizer, text)
+    losses = pretrain(
+        model,
+        encoded,
+        make_dense_labels(answers, encoded, tokenizer),
+        n_steps=n_steps,
+        learning_rate=LEARNING_RATES[architecture],
+        seed=settings["seed"],
+    )
+    save_base(folder, model, tokenizer)
+    return losses

@@ -1,0 +1,53 @@
+"""Safetensors files of torch tensors: written whole and finite, checked when read."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+
+from prefdistill.running.job import UserError
+from prefdistill.storage.whole_files import atomic_path, reading
+
+
+def write_tensors(path: str | Path, tensors: dict[str, torch.Tensor]) -> None:
+    """Write contiguous tensors under their names.
+
+    Raises:
+        UserError: If a value is NaN or infinite; nothing is written then.
+    """
+    try:
+        check_finite(tensors)
+    except ValueError as error:
+        raise UserError(f"{path}: not written, as {error}") from error
+    with atomic_path(path) as temporary:
+        save_file(tensors, temporary, metadata={"format": "pt"})
+
+
+def check_finite(tensors: dict[str, torch.Tensor]) -> None:
+    """Refuse NaN and infinity.
+
+    Raises:
+        ValueError: Naming the first tensor that holds one.
+    """
+    for name, tensor in tensors.items():
+        if not torch.isfinite(tensor).all():
+            raise ValueError(f"{name} holds NaN or infinity")
+
+
+def read_tensors(path: str | Path) -> dict[str, torch.Tensor]:
+    """Read all tensors of a file to the CPU.
+
+    Raises:
+        UserError: If the file is not whole.
+    """
+    with reading(path, "a whole safetensors file"):
+        return load_file(path)
+
+
+def to_device(array: np.ndarray | torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Copy an array of the host to a device without waiting for the copy."""
+    tensor = torch.as_tensor(array)
+    if device.type == "cuda":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)

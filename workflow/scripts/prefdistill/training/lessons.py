@@ -1,0 +1,164 @@
+"""A student's training rows with all that it learns from each of them."""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from prefdistill.pipeline.leaks import clean_dev
+from prefdistill.scores.metrics import class_prior, read_labels
+from prefdistill.scores.views import average_orders
+from prefdistill.storage.tables import FOLD_SCHEMA, read_table, table_targets
+from prefdistill.training.row_weights import gain_weights, soften, unseen_probs
+from prefdistill.training.teachers import TeacherFiles, pseudo_logits, teacher_logits
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Lessons:
+    """What a student learns from n rows.
+
+    Attributes:
+        table: The rows, ``FOLD_SCHEMA``.
+        targets: ``(n, 3)`` float32 (A, B, tie).
+        is_labelled: ``(n,)`` bool, whether the target counts.
+        teacher_logits: ``(n, n_teachers, 2, 3)`` float32, orders AB and BA as shown.
+        has_teacher: ``(n, n_teachers)`` bool.
+        row_weights: ``(n,)`` float32.
+        record: Counts, for ``rows.json``.
+    """
+
+    table: pa.Table
+    targets: np.ndarray
+    is_labelled: np.ndarray
+    teacher_logits: np.ndarray
+    has_teacher: np.ndarray
+    row_weights: np.ndarray
+    record: dict[str, Any]
+
+
+def make_lessons(
+    table: pa.Table,
+    is_labelled: np.ndarray,
+    fold_table: Path,
+    unlabelled_table: Path | None,
+    files: TeacherFiles,
+    fold: int,
+    settings: Mapping[str, Any],
+) -> Lessons:
+    """Join rows with their teachers, weigh and soften them, add pseudo-labelled ones.
+
+    Args:
+        table: Rows of a train side.
+        is_labelled: ``(n,)`` bool, whose verdict may be used.
+        fold_table: The fold file that they are from.
+        unlabelled_table: Unlabelled pairs to learn from as well, or None.
+        files: The teachers'.
+        fold: The student's fold.
+        settings: The ``distillation`` settings.
+    """
+    logits, found = teacher_logits(
+        ids_of(table), files.logits, fold, settings["labels"]
+    )
+    lessons = Lessons(
+        table=table,
+        targets=table_targets(table),
+        is_labelled=is_labelled,
+        teacher_logits=logits,
+        has_teacher=found,
+        row_weights=np.ones(len(table), np.float32),
+        record={
+            "n_rows": len(table),
+            "n_labelled": int(is_labelled.sum()),
+            "dev_is_clean": clean_dev(settings, list(files.logits)),
+        },
+    )
+    if any(files.unseen.values()):
+        lessons = _judged(lessons, fold_table, files, settings)
+    if unlabelled_table is not None and any(files.unlabelled.values()):
+        weight = settings["pseudo_labels"]["weight"]
+        lessons = _with_pseudo(lessons, fold_table, unlabelled_table, files, weight)
+    if settings["average_orders"]:
+        averaged = average_orders(lessons.teacher_logits)
+        lessons = replace(lessons, teacher_logits=averaged)
+    return lessons
+
+
+def ids_of(table: pa.Table) -> np.ndarray:
+    """Row ids, ``(n,)`` unicode."""
+    return np.array(table.column("id").to_pylist(), dtype=np.str_)
+
+
+def _judged(
+    lessons: Lessons, fold_table: Path, files: TeacherFiles, settings: Mapping[str, Any]
+) -> Lessons:
+    """Weights and softened targets of labelled rows that some teacher left out."""
+    probs, unseen = unseen_probs(ids_of(lessons.table), files.unseen.values())
+    rows = np.flatnonzero(unseen & lessons.is_labelled)
+    label = lessons.targets[rows].argmax(axis=1)
+    prior = class_prior(read_labels(fold_table))
+    own = np.maximum(probs[rows, label], np.finfo(np.float64).tiny)
+    gain = np.log(own) - np.log(prior[label])
+    weights = lessons.row_weights.copy()
+    weights[rows] = gain_weights(gain, **settings["sample_weights"])
+    targets = lessons.targets.copy()
+    targets[rows], moved = soften(targets[rows], probs[rows], settings["soften"])
+    shares = [0, 0.05, 0.25, 0.5, 0.75, 0.95, 1]
+    record = {
+        "n_judged_out_of_fold": len(rows),
+        "information_gain": {"mean": gain.mean(), "sd": gain.std()},
+        "weight_quantiles": dict(
+            zip(map(str, shares), np.quantile(weights[rows], shares), strict=True)
+        ),
+        "n_contradicted": int(moved.sum()),
+    } if len(rows) else {"n_judged_out_of_fold": 0}  # fmt: skip
+    logger.info(
+        "%d of %d rows judged by out-of-fold teachers, %d of them contradicted",
+        len(rows), len(unseen), int(moved.sum()),
+    )  # fmt: skip
+    return replace(
+        lessons,
+        targets=targets,
+        row_weights=weights,
+        record=lessons.record | record,
+    )
+
+
+def _with_pseudo(
+    lessons: Lessons,
+    fold_table: Path,
+    unlabelled_table: Path,
+    files: TeacherFiles,
+    weight: float,
+) -> Lessons:
+    """Append unlabelled rows, but those whose prompt is in dev, select or test."""
+    held_out = read_labels(fold_table)
+    groups = pa.array(np.unique(held_out.group[held_out.split != "train"]).tolist())
+    table = read_table(unlabelled_table, FOLD_SCHEMA)
+    kept = table.filter(pc.invert(pc.is_in(table.column("group"), groups)))
+    n_new, n_teachers = len(kept), lessons.has_teacher.shape[1]
+    record = {"n_pseudo_labelled": n_new, "n_pseudo_left_out": len(table) - n_new}
+    logger.info(
+        "%d unlabelled rows join with weight %g; %d share a prompt with held-out rows",
+        n_new, weight, len(table) - n_new,
+    )  # fmt: skip
+
+    def joined(own: np.ndarray, value: float, *shape: int) -> np.ndarray:
+        return np.concatenate([own, np.full((n_new, *shape), value, own.dtype)])
+
+    logits = pseudo_logits(ids_of(kept), files)
+    return Lessons(
+        table=pa.concat_tables([lessons.table, kept]),
+        targets=joined(lessons.targets, 1 / 3, 3),  # of no account: not labelled
+        is_labelled=joined(lessons.is_labelled, False),
+        teacher_logits=np.concatenate([lessons.teacher_logits, logits]),
+        has_teacher=joined(lessons.has_teacher, True, n_teachers),
+        row_weights=joined(lessons.row_weights, weight),
+        record=lessons.record | record,
+    )
