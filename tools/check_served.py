@@ -3,9 +3,8 @@
 usage: check_served.py FOLDER URL PAIRS [--plain] [--rows N] [--tolerance P]
 
 Rows are sent as token ids, as literals and texts of a row are tokenised apart, and
-logits are asked for, as the calibration is applied to them. The model is compared, on
-all rows in all views, whatever known priors and second views the judge has. Ends with 1
-if a calibrated probability differs by more than the tolerance.
+logits are asked for, as the calibration is applied to them. Ends with 1 if a calibrated
+probability differs by more than the tolerance.
 """
 
 import argparse

@@ -112,18 +112,6 @@ CHANGES = {
         {"weigh_folds": 1, "average_adapters": 1, "quantise_model": 2},
         DATA | BASES | TEACHERS | {"distill_student", "fit_baselines"},
     ),
-    "a share of second views": (
-        {"predict": {"second_view_share": 0.5}},
-        {"predict_first_view": 3, "predict_second_view": 3, "symmetrise": 1}
-        | {"calibrate_judge": 1, "calibrate_quantised_judge": 2},
-        DATA | BASES | TEACHERS | {"distill_student", "predict_view"},
-    ),
-    "known priors": (
-        {"predict": {"known_priors": {"apply": True}}},
-        {"symmetrise": 1, "evaluate": 1, "write_submission": 1}
-        | {"calibrate_judge": 1, "calibrate_quantised_judge": 2},
-        DATA | BASES | TEACHERS | {"distill_student", "predict_view"},
-    ),
     "trees beside the judge": (
         {"predict": {"trees_weight": 0.5}},
         {"fit_baselines": 1, "symmetrise": 1, "evaluate": 1, "write_submission": 1},

@@ -60,8 +60,6 @@ PAIRS = [
     ("hi", ["one", "two"], ["one", " two "]),
     ("nothing", " ", ""),
 ]
-PRIORS = {"empty": [0.04, 0.88, 0.08], "identical": [0.06, 0.06, 0.88]}
-FIRST_VIEW = {"method": "vector", "tied": True, "a": [0.5, 0.5, 0.9], "b": [0, 0, 0.2]}
 
 
 @pytest.fixture(scope="module")
@@ -84,11 +82,8 @@ def as_turns(text):
     return [text] if isinstance(text, str) else text
 
 
-def workflow_probabilities(folder, tmp_path, priors=None, threshold=None):
-    """What the workflow's own scripts predict of the pairs.
-
-    With a threshold, only rows of at least that entropy are shown in the second order.
-    """
+def workflow_probabilities(folder, tmp_path):
+    """Predict the pairs with the workflow's own scripts."""
     names = ("prompt", "response_a", "response_b")
     rows = [
         {"id": f"test:{n}", "source": "test", "split": "unlabelled", "group": ""}
@@ -99,40 +94,17 @@ def workflow_probabilities(folder, tmp_path, priors=None, threshold=None):
     write_table(tmp_path / "rows.parquet", table, FOLD_SCHEMA)
     views = {view: tmp_path / f"{view}.parquet" for view in ("AB", "BA")}
 
-    def predict(outputs, **budget):
-        predict_view.main(
-            tables=[tmp_path / "rows.parquet"], weights=folder / "model.safetensors",
-            base=None, outputs=outputs, text=TEXT, precision="auto", token_budget=512,
-            splits=["unlabelled"], scratch=tmp_path / "scratch", code="", **budget,
-        )  # fmt: skip
-
-    budget = None
-    if threshold is None:
-        predict(views)
-    else:
-        budget = tmp_path / "second_view.json"
-        write_json(budget, second_view(threshold))
-        predict({"AB": views["AB"]})
-        predict({"BA": views["BA"]}, first=views["AB"], budget=budget)
-    symmetrise.main(
-        list(views.values()), folder / "calibration.json", tmp_path / "s", list(views),
-        budget_path=budget, tables=[tmp_path / "rows.parquet"], priors=priors,
+    predict_view.main(
+        tables=[tmp_path / "rows.parquet"], weights=folder / "model.safetensors",
+        base=None, outputs=views, text=TEXT, precision="auto", token_budget=512,
+        splits=["unlabelled"], scratch=tmp_path / "scratch", code="",
     )  # fmt: skip
+    symmetrise.main(
+        list(views.values()), folder / "calibration.json", tmp_path / "s", list(views)
+    )
     found = read_table(tmp_path / "s", SYMMETRISED_SCHEMA)
     assert found.column("id").to_pylist() == [row["id"] for row in rows]
     return columns_of(found, PROBABILITY_COLUMNS)
-
-
-def second_view(threshold):
-    return {"view": "AB", "threshold": threshold, "calibration": FIRST_VIEW}
-
-
-def judge_with(folder, tmp_path, **settings):
-    """The judge, moved to a folder whose ``judge.json`` has more settings."""
-    copy = tmp_path / "judge"
-    shutil.copytree(folder, copy)
-    write_judge_settings(copy, TEXT, ["AB", "BA"], **settings)
-    return Judge.load(copy, "cpu")
 
 
 def pairs_schema_table(rows):
@@ -156,65 +128,24 @@ def test_the_probabilities_are_the_workflows(judge, folder, tmp_path):
     np.testing.assert_allclose(one, expected[1], atol=1e-6)
 
 
-def test_known_priors_are_the_workflows(folder, judge, tmp_path):
-    expected = workflow_probabilities(folder, tmp_path, priors=PRIORS)
-    with_priors = judge_with(folder, tmp_path, known_priors=PRIORS)
-    verdicts = np.array(with_priors.compare_batch(PAIRS))
-    np.testing.assert_allclose(verdicts, expected, atol=1e-6)
-    np.testing.assert_allclose(verdicts[2], (0.88, 0.04, 0.08))  # B is empty
-    np.testing.assert_allclose(verdicts[5], (0.04, 0.88, 0.08))  # A is empty
-    for row in (4, 6, 7):
-        np.testing.assert_allclose(verdicts[row], PRIORS["identical"])
-    one = with_priors.compare("any", "same", " same")
-    np.testing.assert_allclose(one, PRIORS["identical"])
-    plain = np.array(judge.compare_batch(PAIRS))
-    np.testing.assert_allclose(verdicts[[0, 1, 3]], plain[[0, 1, 3]], atol=1e-6)
-    assert np.abs(verdicts - plain).max(axis=1)[[2, 4, 5, 6, 7]].min() > 0.01
-
-
-def test_a_budget_of_second_views_is_the_workflows(folder, judge, tmp_path):
-    encoded = judge.encode(table_of(PAIRS))
-    scaled = judge.logits(encoded)[:, 0] * FIRST_VIEW["a"] + FIRST_VIEW["b"]
-    first = np.exp(scaled) / np.exp(scaled).sum(axis=1, keepdims=True)
-    entropies = -(first * np.log(first)).sum(axis=1)
-    threshold = float(np.median(entropies))
-    unsure = entropies >= threshold
-    assert 0 < unsure.sum() < len(PAIRS)
-
-    expected = workflow_probabilities(folder, tmp_path, threshold=threshold)
-    record = second_view(threshold) | {"share": 0.5, "shares": {}}
-    on_budget = judge_with(folder, tmp_path, second_view=record)
-    verdicts = np.array(on_budget.compare_batch(PAIRS))
-    np.testing.assert_allclose(verdicts, expected, atol=1e-6)
-    np.testing.assert_allclose(verdicts[~unsure], first[~unsure], atol=1e-6)
-    whole = np.array(judge.compare_batch(PAIRS))
-    np.testing.assert_allclose(verdicts[unsure], whole[unsure], atol=1e-6)
-    # A row's verdict does not depend on what is scored beside it.
-    one = [on_budget.compare(*pair) for pair in PAIRS]
-    np.testing.assert_allclose(np.array(one), verdicts, atol=1e-6)
-    _, gap = on_budget.score(table_of(PAIRS))
-    np.testing.assert_array_equal(np.isnan(gap), ~unsure)
-
-
 def table_of(pairs):
     ids = [str(number) for number in range(len(pairs))]
     return pairs_table(ids, [[as_turns(text) for text in pair] for pair in pairs])
 
 
-def test_a_stopped_second_view_goes_on(folder, judge, tmp_path, monkeypatch):
-    on_budget = judge_with(folder, tmp_path, second_view=second_view(0.0))
+def test_stopped_scoring_goes_on(judge, tmp_path, monkeypatch):
     kept = Checkpoints(tmp_path / "scratch", "judge")
     n_passes = []
 
     def stop_requested():
         n_passes.append(1)
-        return len(n_passes) > 2 * len(PAIRS) - 2
+        return len(n_passes) > len(PAIRS)
 
     monkeypatch.setattr("prefdistill.models.scoring.stop_requested", stop_requested)
-    one_row_a_pass = replace(on_budget, token_budget=64)
+    one_row_a_pass = replace(judge, token_budget=64)
     with pytest.raises(Interrupted):
         one_row_a_pass.score(table_of(PAIRS), kept)
-    assert list((tmp_path / "scratch/second_view").glob("*.safetensors"))
+    assert list((tmp_path / "scratch").glob("*.safetensors"))
     monkeypatch.undo()
     probs, _ = one_row_a_pass.score(table_of(PAIRS), kept)
     np.testing.assert_allclose(probs, np.array(judge.compare_batch(PAIRS)), atol=1e-6)
@@ -273,13 +204,13 @@ def test_a_folder_that_is_no_judge_is_one_line(folder, tmp_path, tiny_model_fold
     write_json(copy / "judge.json", settings | {"format": 9})
     with pytest.raises(UserError, match="format 9 is not known"):
         Judge.load(copy)
-    priors = {"known_priors": {"empty": [0.5, 0.5], "identical": [0, 0, 1]}}
-    write_json(copy / "judge.json", settings | priors)
-    with pytest.raises(UserError, match="known_priors are not three probabilities"):
-        Judge.load(copy)
-    write_json(copy / "judge.json", settings | {"second_view": {"view": "AB"}})
-    with pytest.raises(UserError, match=r"judge\.json: not a judge's settings"):
-        Judge.load(copy)
+    for name in ("known_priors", "second_view"):
+        write_json(copy / "judge.json", settings | {name: {"view": "AB"}})
+        with pytest.raises(UserError, match=rf"judge\.json: {name} is not known to"):
+            Judge.load(copy)
+    unset = {"known_priors": None, "second_view": None}
+    write_json(copy / "judge.json", settings | unset)
+    assert Judge.load(copy, "cpu").settings.views == ("AB", "BA")
     write_json(copy / "judge.json", settings)
     (copy / "model.safetensors").unlink()
     with pytest.raises(UserError, match=r"has no model\.safetensors"):
@@ -341,15 +272,10 @@ def card_of(folder):
     )
 
 
-def test_the_card_tells_what_some_rows_meet(folder, tmp_path):
-    assert "fixed probabilities" not in card_of(folder)
-    assert "entropy" not in card_of(folder)
-    record = second_view(0.75)
-    judge_with(folder, tmp_path, known_priors=PRIORS, second_view=record)
-    card = card_of(tmp_path / "judge")
-    assert "entropy of at least 0.7500 nats" in card
-    assert "fixed probabilities (0.04, 0.88, 0.08)" in card
-    assert "has (0.06, 0.06, 0.88) for (A, B, tie)" in card
+def test_the_card_tells_which_orders_are_shown(folder, tmp_path):
+    assert "The pair is shown in both orders" in card_of(folder)
+    write_judge_settings(tmp_path, TEXT, ["BA"])
+    assert "The pair is shown in the order BA alone" in card_of(tmp_path)
 
 
 def test_an_unfinished_judge_is_not_released(folder, tmp_path):

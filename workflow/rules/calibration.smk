@@ -32,7 +32,6 @@ rule calibrate_judge:
     input:
         predictions=expand("<results>/predictions/merged/{view}.parquet", view=VIEWS),
         fold="<results>/folds/fold0.parquet",
-        budget=["<results>/predictions/merged/second_view.json"] if BUDGETED else [],
     output:
         calibration="<results>/merged/calibration.json",
         settings="<results>/merged/judge.json",
@@ -49,7 +48,6 @@ rule calibrate_judge:
     params:
         views=VIEWS,
         text=config["text"],
-        known_priors=KNOWN_PRIORS,
         method=config["calibration"]["judge"],
         code=code_digest("calibrate_judge.py"),
     script:
@@ -62,9 +60,6 @@ use rule calibrate_judge as calibrate_quantised_judge with:
             "<results>/predictions/gptq{{bits}}/{view}.parquet", view=VIEWS
         ),
         fold="<results>/folds/fold0.parquet",
-        budget=(
-            ["<results>/predictions/gptq{bits}/second_view.json"] if BUDGETED else []
-        ),
     output:
         calibration="<results>/gptq/{bits}bit/calibration.json",
         settings="<results>/gptq/{bits}bit/judge.json",
@@ -88,4 +83,3 @@ use rule calibrate_judge as calibrate_adapters with:
         model=ADAPTER_MODELS,
     params:  # the others stay; no judge.json
         text=None,
-        known_priors=None,

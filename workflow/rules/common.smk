@@ -12,7 +12,6 @@ from prefdistill.pipeline.students import Students
 from prefdistill.pipeline.validation import result_settings, validate_config
 from prefdistill.pipeline.config_files import check_config_file
 from prefdistill.pipeline.driver import hold_folder, write_owner
-from prefdistill.pipeline.ensembles import Ensembles
 from prefdistill.pipeline.sizes import (
     SIMULATED_FOLDER,
     base_parameters,
@@ -91,14 +90,6 @@ DATA_FILES = [
     for entry in entries
     if isinstance(entry, str)
 ]
-# Whether whole models are shown the second order of uncertain rows only.
-BUDGETED = config["predict"]["second_view_share"] < 1
-# The known priors of degenerate rows, or None while the model predicts them too.
-KNOWN_PRIORS = (
-    {kind: config["predict"]["known_priors"][kind] for kind in ("empty", "identical")}
-    if config["predict"]["known_priors"]["apply"]
-    else None
-)
 # The share of the boosted trees in the final prediction.
 TREES_WEIGHT = config["predict"]["trees_weight"]
 SUBMISSION = ["results/submission.csv"] if config["data"]["test"] else []
@@ -179,13 +170,6 @@ def prediction_base(wildcards):
     if model.endswith("_gptq4"):
         return "results/gptq_base/4bit/model.safetensors"
     return base_manifest({})
-
-
-def second_view_choice(wildcards):
-    """What says which rows of a whole model have a second view, under a budget."""
-    if not BUDGETED or wildcards.model not in JUDGES:
-        return []
-    return [f"results/predictions/{wildcards.model}/second_view.json"]
 
 
 def best_fold_table(wildcards):

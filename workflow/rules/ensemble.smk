@@ -6,10 +6,20 @@ out: <results>/ensemble/weights.json, <results>/ensemble/adapter_model.safetenso
      <results>/merged/
 """
 
-# Also what ablation_ensemble compares.
-ENSEMBLES = Ensembles(config)
 # The folds whose students have to be scored before they can be weighed.
 WEIGHED_FOLDS = FOLDS if config["ensemble"]["fold_weights"] == "advantage" else []
+
+
+def reward_baselines(wildcards):
+    """Name what the folds' rewards are taken against, if anything."""
+    baseline = config["ensemble"]["advantage"]["baseline"] if WEIGHED_FOLDS else "none"
+    if baseline == "ema":
+        return expand(
+            "<results>/predictions/fold{fold}_ema/{view}.parquet",
+            fold=WEIGHED_FOLDS,
+            view=VIEWS,
+        )
+    return {"trees": ["<results>/predictions/baselines.parquet"], "none": []}[baseline]
 
 
 rule weigh_folds:
@@ -21,7 +31,7 @@ rule weigh_folds:
             fold=WEIGHED_FOLDS,
             view=VIEWS,
         ),
-        baselines=ENSEMBLES.baselines_of(WEIGHED_FOLDS),
+        baselines=reward_baselines,
     output:
         weights="<results>/ensemble/weights.json",
     log:

@@ -14,7 +14,7 @@ rule predict_view:
     benchmark:
         "<benchmarks>/predict_view/{model}.tsv"
     wildcard_constraints:
-        model=FOLD_MODELS if BUDGETED else SCORED_MODELS,
+        model=SCORED_MODELS,
     conda:
         "../../environment.yml"
     threads: STUDENT.threads
@@ -88,8 +88,6 @@ rule symmetrise:
     input:
         predictions=expand("<results>/predictions/{{model}}/{view}.parquet", view=VIEWS),
         calibration=judge_calibration,
-        budget=second_view_choice,
-        tables=prediction_tables if KNOWN_PRIORS else [],
         trees=["<results>/predictions/baselines.parquet"] if TREES_WEIGHT else [],
     output:
         "<results>/predictions/{model}/symmetrised.parquet",
@@ -105,7 +103,6 @@ rule symmetrise:
         runtime=minutes_of(handling_tables),
     params:
         views=VIEWS,
-        known_priors=KNOWN_PRIORS,
         trees_weight=TREES_WEIGHT,
         code=code_digest("symmetrise.py"),
     script:

@@ -23,8 +23,6 @@ def main(
     views: list[str],
     method: str,
     text: dict[str, Any] | None = None,
-    known_priors: dict[str, Any] | None = None,
-    budget_path: Path | None = None,
 ) -> None:
     """Read a judge's predictions, fit on select, write the scaling and its effect.
 
@@ -35,14 +33,12 @@ def main(
         views: The views.
         method: ``calibration.judge``.
         text: The ``text`` settings, where ``judge.json`` is wanted beside the scaling.
-        known_priors: ``predict.known_priors`` for ``judge.json``; None if not in use.
-        budget_path: ``second_view.json``, if only uncertain rows use the second view.
     """
     from prefdistill.export.judge_settings import write_judge_settings
     from prefdistill.scores.calibration import calibrate_judge
     from prefdistill.scores.metrics import read_labels
     from prefdistill.scores.views import read_predictions
-    from prefdistill.storage.tables import read_json, write_json
+    from prefdistill.storage.tables import write_json
 
     scores = read_predictions(prediction_paths, views, splits=["select"])
     _, record = calibrate_judge(scores, read_labels(fold_path), views, method)
@@ -52,8 +48,7 @@ def main(
     )  # fmt: skip
     write_json(calibration_path, record)
     if text:
-        budget = None if budget_path is None else read_json(budget_path)
-        write_judge_settings(calibration_path.parent, text, views, known_priors, budget)
+        write_judge_settings(calibration_path.parent, text, views)
 
 
 if __name__ == "__main__":
@@ -65,6 +60,4 @@ if __name__ == "__main__":
             views=list(snakemake.params.views),
             method=snakemake.params.method,
             text=snakemake.params.text,
-            known_priors=snakemake.params.known_priors,
-            budget_path=next(map(Path, snakemake.input.get("budget", [])), None),
         )

@@ -8,7 +8,6 @@ from prefdistill.running.job import UserError, run_job, scratch_folder
 from prefdistill.storage.tables import FOLD_SCHEMA, read_table, write_predictions
 
 if TYPE_CHECKING:
-    import pyarrow as pa
     from snakemake.iocontainers import snakemake
 
 logger = logging.getLogger(__name__)
@@ -25,8 +24,6 @@ def main(
     splits: list[str],
     scratch: Path,
     code: str,
-    first: Path | None = None,
-    budget: Path | None = None,
 ) -> None:
     """Score the rows of the given splits and write each order's logits, as shown.
 
@@ -42,9 +39,6 @@ def main(
         splits: Which rows.
         scratch: Folder for logits of an interrupted run.
         code: Digest of the code that scores.
-        first: Predictions of the view before, if this is a second view of a budget;
-            unlabelled rows that it is certain of are left out.
-        budget: ``second_view.json`` beside it.
     """
     import numpy as np
     import pyarrow as pa
@@ -62,8 +56,6 @@ def main(
     table = table.filter(pc.is_in(table.column("split"), pa.array(splits)))
     if len(pc.unique(table.column("id"))) != len(table):
         raise UserError(f"{', '.join(map(str, tables))}: a row id occurs twice")
-    if first is not None:
-        table = uncertain_rows(table, first, budget)
     folder = weights.parent if base is None else base_folder(base)
     precision, shard = place(folder, precision, token_budget)
     model = load_classifier(folder, precision, shard=shard)
@@ -71,7 +63,7 @@ def main(
         model = load_adapter(model, weights.parent, trainable=False)
     encoded = encode_pairs(table, load_tokenizer(folder), text)
     views = list(outputs)
-    files = [*tables, weights, *filter(None, (base, first, budget))]
+    files = [*tables, weights, *filter(None, (base,))]
     identity = identity_of([code, precision, text, splits, views], *files)
     checkpoints = Checkpoints(scratch, identity)
     logits = score_pairs(
@@ -84,24 +76,6 @@ def main(
         write_predictions(outputs[view], encoded.ids, split, logits[:, column])
     checkpoints.remove()
     logger.info("%d rows scored in %s", len(split), " and ".join(views))
-
-
-def uncertain_rows(table: "pa.Table", first: Path, budget: Path) -> "pa.Table":
-    """The labelled rows, and of the others those that the first view is unsure of."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
-    from prefdistill.scores.budget import is_uncertain
-    from prefdistill.scores.views import read_predictions
-    from prefdistill.storage.tables import read_json
-
-    record = read_json(budget)
-    scores = read_predictions([first], [record["view"]])
-    labelled = scores.split != "unlabelled"
-    ids = scores.ids[labelled | is_uncertain(scores, record)]
-    kept = table.filter(pc.is_in(table.column("id"), pa.array(ids.tolist())))
-    logger.info("%d of %d rows get a second view", len(kept), len(table))
-    return kept
 
 
 if __name__ == "__main__":
@@ -129,6 +103,4 @@ if __name__ == "__main__":
             splits=snakemake.params.splits,
             scratch=scratch_folder(snakemake),
             code=snakemake.params.code,
-            first=next(map(Path, snakemake.input.get("first", [])), None),
-            budget=next(map(Path, snakemake.input.get("budget", [])), None),
         )

@@ -13,7 +13,6 @@ from prefdistill.scores.views import (
     as_answers,
     average_logits,
     average_orders,
-    average_probabilities,
     columns_of,
     pool_opinions,
     read_predictions,
@@ -107,16 +106,6 @@ def test_average_logits_joins_by_id_and_leaves_dev_out():
     assert mean.ids.tolist() == [f"train:{i}" for i in range(1, 6)]
     expected = (first.logits[1:] + 3 * second.logits[1:]) / 4
     assert mean.logits == pytest.approx(expected, abs=1e-6)
-
-
-def test_average_probabilities_is_the_mean_of_each_models_softmax():
-    models = [scores(seed=1), scores(seed=2)]
-    mean = average_probabilities(models, [1, 3])
-    for row in range(6):
-        for view in range(2):
-            first, second = (softmax(m.logits[row, view].astype(float)) for m in models)
-            expected = first / 4 + second * 3 / 4
-            assert softmax(mean.logits[row, view]) == pytest.approx(expected, abs=1e-6)
 
 
 def test_opinions_are_pooled_by_hand():

@@ -6,8 +6,7 @@
     judge.compare("Is the sea blue?", "Yes.", "Often: it mirrors the sky.")
 
 Rows are cleaned, built, scored, calibrated and averaged over both orders by the
-functions that the workflow predicts with, so the probabilities are the workflow's. So
-are known priors and a budget of second views, if the folder's ``judge.json`` has them.
+functions that the workflow predicts with, so the probabilities are the workflow's.
 """
 
 import logging
@@ -30,11 +29,8 @@ from prefdistill.models.loading import device_of, load_classifier, load_tokenize
 from prefdistill.models.memory import place
 from prefdistill.models.scoring import score_pairs
 from prefdistill.running.job import UserError
-from prefdistill.scores.budget import combine_views, first_probabilities, is_uncertain
-from prefdistill.scores.known_priors import apply_priors, row_kinds
 from prefdistill.scores.views import as_answers, symmetrise
-from prefdistill.storage.checkpoints import Checkpoints, identity_of
-from prefdistill.storage.tables import Logits
+from prefdistill.storage.checkpoints import Checkpoints
 
 logger = logging.getLogger(__name__)
 
@@ -179,80 +175,33 @@ class Judge:
             checkpoints: Keeps the logits of scoring that is stopped.
 
         Returns:
-            ``(n, 3)`` calibrated probabilities of (A, B, tie), known priors in place of
-            the model's where the judge has them, and ``(n,)`` the model's
-            ``order_gap``, NaN where it was spared the second view.
+            ``(n, 3)`` calibrated probabilities of (A, B, tie), and the ``(n,)``
+            ``order_gap``.
         """
-        if self.settings.second_view is None:
-            logits = self._scores(table, self.settings.views, checkpoints).logits
-            probs, gap = self.probabilities(logits), self.order_gap(logits)
-        else:
-            probs, gap = self._score_on_budget(table, checkpoints)
-        priors = self.settings.known_priors
-        return apply_priors(probs, *row_kinds(table), priors) if priors else probs, gap
-
-    def _score_on_budget(
-        self, table: pa.Table, checkpoints: Checkpoints | None
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """``score`` with a second view of those rows that the first is unsure of.
-
-        What is unsure was settled on ``select``, so it does not depend on the other
-        rows of the table.
-        """
-        views, record = self.settings.views, self.settings.second_view
-        first = self._scores(table, views[:1], checkpoints)
-        unsure = is_uncertain(first, record)
-        gap = np.full(len(unsure), np.nan)
-        if not unsure.any():
-            return first_probabilities(first, record), gap
-        both, later = first.select(unsure), None
-        if checkpoints is not None:
-            identity = identity_of([checkpoints.identity, both.ids.tolist()])
-            later = Checkpoints(checkpoints.folder / "second_view", identity)
-        second = self._scores(table.filter(pa.array(unsure)), views[1:], later)
-        logits = np.concatenate([both.logits, second.logits], axis=1)
-        both = both.replace_logits(logits)
-        gap[unsure] = self.order_gap(logits)
-        probs, _ = combine_views(first, both, self.settings.scaling, views, record)
-        if later is not None:
-            later.remove()
-        return probs, gap
-
-    def _scores(
-        self, table: pa.Table, views: Sequence[str], checkpoints: Checkpoints | None
-    ) -> Logits:
-        """Raw logits of a table's rows in some views."""
         encoded = self.encode(table)
         if encoded.n_truncated:
             logger.info("%d pairs are too long and are cut", encoded.n_truncated)
-        logits = self.logits(encoded, checkpoints, views)
-        split = np.full(len(encoded.ids), "unlabelled")
-        return Logits(encoded.ids, split, logits, {"views": list(views)})
+        logits = self.logits(encoded, checkpoints)
+        return self.probabilities(logits), self.order_gap(logits)
 
     def encode(self, table: pa.Table) -> EncodedPairs:
         """A table of pairs (see ``pairs_table``) as tokens."""
         return encode_pairs(table, self.tokenizer, self.settings.text)
 
     def logits(
-        self,
-        encoded: EncodedPairs,
-        checkpoints: Checkpoints | None = None,
-        views: Sequence[str] | None = None,
+        self, encoded: EncodedPairs, checkpoints: Checkpoints | None = None
     ) -> np.ndarray:
-        """Raw logits in all views, or some, as shown: ``(n, n_views, 3)`` float32."""
+        """Score in all views: raw logits as shown, ``(n, n_views, 3)`` float32."""
         return score_pairs(
             self.model,
             encoded,
-            views=views or self.settings.views,
+            views=self.settings.views,
             token_budget=self.token_budget,
             checkpoints=checkpoints,
         )
 
     def probabilities(self, logits: np.ndarray) -> np.ndarray:
-        """Calibrated probabilities of (A, B, tie), all views averaged: ``(n, 3)``.
-
-        The model's own: ``score`` heeds a budget of second views and known priors.
-        """
+        """Calibrate and average all views: ``(n, 3)`` probabilities of (A, B, tie)."""
         return symmetrise(self.settings.scaling.apply(logits), self.settings.views)
 
     def order_gap(self, logits: np.ndarray) -> np.ndarray:

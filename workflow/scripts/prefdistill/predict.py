@@ -136,7 +136,7 @@ def write_scores(
         path: The CSV file.
         ids: One a row.
         probs: ``(n, 3)`` probabilities of A, B and tie.
-        order_gap: ``(n,)``, see ``Judge.order_gap``; NaN leaves the cell empty.
+        order_gap: ``(n,)``, see ``Judge.order_gap``.
     """
     with (
         atomic_path(path) as temporary,
@@ -148,8 +148,7 @@ def write_scores(
         for name, row, top, gap in zip(
             ids, probs.tolist(), best, order_gap.tolist(), strict=True
         ):
-            shown = "" if np.isnan(gap) else f"{gap:.4f}"
-            writer.writerow([name, *row, CLASSES[top], shown])
+            writer.writerow([name, *row, CLASSES[top], f"{gap:.4f}"])
 
 
 def score_text(probs: np.ndarray, pairs: Pairs) -> str | None:

@@ -7,7 +7,6 @@ from typing import Any
 from prefdistill.export.release import EXAMPLE
 from prefdistill.pipeline.sizes import SIMULATED_FOLDER
 from prefdistill.report.tables import markdown_table, score_table
-from prefdistill.scores.known_priors import KINDS
 from prefdistill.version import __version__
 
 NULL_STAGES = ("prior", "length", "trees")
@@ -158,32 +157,7 @@ def _rows(settings: Mapping[str, Any]) -> str:
         f"a cut text both ends are kept ({text['head_share']:g} of it from the "
         "beginning). The classes are (first answer, second answer, tie) *as shown*, "
         f"read at the last token. {order} `judge.json` has all of this."
-        + _exceptions(settings)
     )
-
-
-def _exceptions(settings: Mapping[str, Any]) -> str:
-    """What the judge does with some rows only; a paragraph, or nothing."""
-    parts = []
-    if settings.get("second_view"):
-        threshold = settings["second_view"]["threshold"]
-        parts.append(
-            "The second order is shown only where the probabilities of the first, by "
-            f"a scaling of its own, have an entropy of at least {threshold:.4f} nats."
-        )
-    if settings.get("known_priors"):
-        empty, same = (
-            ", ".join(f"{p:g}" for p in settings["known_priors"][kind])
-            for kind in KINDS
-        )
-        parts.append(
-            "A row with one empty answer is not left to the model: that the empty one, "
-            f"the other or none wins has the fixed probabilities ({empty}). One whose "
-            f"answers are equal but for white space has ({same}) for (A, B, tie)."
-        )
-    if not parts:
-        return ""
-    return "\n\n" + " ".join([*parts, "prefdistill does so, `example.py` does not."])
 
 
 def _quoted(text: str) -> str:

@@ -67,19 +67,7 @@ def check_consistency(config: dict[str, Any]) -> None:
 
 def _check_predict(config: dict[str, Any]) -> None:
     predict, bits = config["predict"], config["quantisation"]["bits"]
-    for kind in ("empty", "identical"):
-        prior = predict["known_priors"][kind]
-        if abs(sum(prior) - 1) > 1e-6 or (kind == "identical" and prior[0] != prior[1]):
-            raise UserError(
-                f"config: predict.known_priors.{kind}: {prior} is not allowed; it must "
-                "sum to 1, with A and B alike where the answers are identical"
-            )
-    model, share = predict["model"], predict["second_view_share"]
-    if share < 1 and (model == "adapters" or len(predict["views"]) < 2):
-        raise UserError(
-            f"config: predict.second_view_share: {share} needs two predict.views and "
-            "one whole model (merged, gptq8, gptq4) as predict.model; it must be 1"
-        )
+    model = predict["model"]
     if model.startswith("gptq") and int(model[4:]) not in bits:
         raise UserError(
             f"config: predict.model: {model!r} needs {model[4:]} in quantisation.bits, "

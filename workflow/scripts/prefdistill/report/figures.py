@@ -134,49 +134,6 @@ def draw_reliability(
     return figure
 
 
-@mpl.rc_context(STYLE)
-def draw_budgets(rows: Sequence[Mapping[str, Any]]) -> Figure:
-    """What a second pass for a share of the rows gains, one panel a curve.
-
-    The dotted line is what second passes for rows chosen at random would gain on
-    average.
-
-    Args:
-        rows: Points with ``curve``, ``share``, ``passes`` a row, and the paired
-            difference ``from_none`` (nats) with its interval, None at share 0.
-    """
-    curves = list(dict.fromkeys(row["curve"] for row in rows))
-    figure, all_axes = _axes(3.4 * len(curves), 3.0, len(curves))
-    for axes, curve in zip(all_axes, curves, strict=True):
-        points = [row for row in rows if row["curve"] == curve]
-        names = ("passes", "from_none", "from_none_low", "from_none_high")
-        passes, loss, low, high = np.array(
-            [[row[name] or 0.0 for name in names] for row in points]
-        ).T
-        axes.plot(passes[[0, -1]], loss[[0, -1]], color=GREY, linestyle=":")
-        axes.errorbar(
-            passes,
-            loss,
-            yerr=[loss - low, high - loss],
-            fmt="o-",
-            color=BLUE,
-            markersize=4,
-            linewidth=1,
-            capsize=2,
-        )
-        for row, x, y in zip(points, passes, loss, strict=True):
-            axes.annotate(
-                f"{row['share']:g}",
-                (x, y),
-                xytext=(5, 4),
-                textcoords="offset points",
-            )
-        axes.set(title=curve.replace("_", " "), xlabel="forward passes a row")
-        axes.margins(x=0.12)
-    all_axes[0].set_ylabel("log loss less share 0 (nats)")
-    return figure
-
-
 def smooth(values: np.ndarray, window: int) -> np.ndarray:
     """Running mean over at most the last ``window`` values, as long as the input."""
     sums = np.cumsum(np.concatenate([[0.0], values]))

@@ -99,8 +99,7 @@ def read_predictions(
     Args:
         paths: One file per view.
         views: The views.
-        splits: Read only rows of these splits; all if not given. The second view may
-            lack unlabelled rows (``predict.second_view_share``).
+        splits: Read only rows of these splits; all if not given.
 
     Raises:
         UserError: If a row of one view is missing in another.
@@ -152,15 +151,6 @@ def average_logits(models: Sequence[Logits], weights: Sequence[float]) -> Logits
     """
     first, stacked = _on_common_rows(models)
     return first.replace_logits(np.average(stacked, axis=0, weights=weights))
-
-
-def average_probabilities(models: Sequence[Logits], weights: Sequence[float]) -> Logits:
-    """The same of probabilities: the log of their weighted mean, as logits."""
-    first, stacked = _on_common_rows(models)
-    odds = np.exp(stacked - stacked.max(axis=3, keepdims=True))
-    probs = odds / odds.sum(axis=3, keepdims=True)
-    mean = np.average(probs, axis=0, weights=weights)
-    return first.replace_logits(np.log(np.maximum(mean, LEAST_PROBABILITY)))
 
 
 def _on_common_rows(models: Sequence[Logits]) -> tuple[Logits, np.ndarray]:
