@@ -182,7 +182,6 @@ def test_only_the_weighed_ensemble_needs_predictions():
         "distillation": {
             "labels": "in_fold",
             "sample_weights": {"beta": 0.0},
-            "soften": {"share": 0.0},
             "ema": {"decay": 0.9, "use": False},
         },
     }
