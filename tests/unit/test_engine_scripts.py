@@ -49,9 +49,7 @@ DISTILLATION = {
     "logits": "calibrated",
     "teacher_gate": "refuse",
     "n_labelled_rows": None,
-    "average_orders": False,
     "sample_weights": {"beta": 0.0, "low": 0.25, "high": 4.0},
-    "soften": {"threshold": 0.8, "share": 0.0},
     "pseudo_labels": {"weight": 0.0},
     "ema": {"decay": 0.0, "use": False},
 }

@@ -104,7 +104,6 @@ def test_predictions_are_listed_arm_by_arm_seed_by_seed_fold_by_fold():
         ("out_of_fold", False),
         ("labels_only", True),
         ("hard_rows", False),
-        ("softened", False),
         ("pseudo_labels", True),
         ("ema_80", True),
     ],

@@ -1,13 +1,14 @@
 """The configuration: shipped files are valid, mistakes get one clear line."""
 
 import copy
+import re
 import runpy
 from pathlib import Path
 
 import pytest
 import yaml
 
-from prefdistill.pipeline.validation import validate_config
+from prefdistill.pipeline.validation import GONE, validate_config
 from prefdistill.running.job import UserError
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -105,6 +106,21 @@ def test_pseudo_labels_need_unlabelled_pairs():
         UserError, match=r"pseudo_labels\.weight: there are no unlabelled"
     ):
         validate_config(config, SCHEMA)
+
+
+@pytest.mark.parametrize("path", GONE)
+def test_a_key_that_is_gone_is_named_with_its_version(path):
+    section, key = path.split(".")
+    schema, config = copy.deepcopy(SCHEMA), copy.deepcopy(DEMO)
+    schema["properties"][section]["properties"].pop(key, None)
+    config.setdefault(section, {}).update({key: 1, "aaa": 1, "zzz": 1})
+    config["aaa"] = {}
+    since = re.escape(f"config: {path}: gone since version ") + r"\d+\.\d+\.0 \("
+    with pytest.raises(UserError, match=rf"^{since}.*\); remove the key$"):
+        validate_config(config, schema)
+    config[section].pop(key)
+    with pytest.raises(UserError, match="unknown key 'aaa'"):
+        validate_config(config, schema)
 
 
 def test_null_in_an_overlay_takes_a_key_away():

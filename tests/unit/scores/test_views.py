@@ -12,7 +12,6 @@ from prefdistill.scores.views import (
     RAW_COLUMNS,
     as_answers,
     average_logits,
-    average_orders,
     columns_of,
     pool_opinions,
     read_predictions,
@@ -52,16 +51,6 @@ def test_symmetrise_does_not_depend_on_the_order_of_the_pair():
     assert symmetrise(exchanged, VIEWS) == pytest.approx(
         swap_classes(symmetrise(logits, VIEWS))
     )
-
-
-def test_averaged_orders_agree_and_stay_averaged():
-    logits = scores(4).logits
-    averaged = average_orders(logits)
-    assert (averaged[:, 1] == swap_classes(averaged[:, 0])).all()
-    assert average_orders(averaged) == pytest.approx(averaged)
-    first, second = logits[2]
-    plain = [(first[k] + second[j]) / 2 for k, j in ((0, 1), (1, 0), (2, 2))]
-    assert averaged[2, 0] == pytest.approx(plain)
 
 
 def test_as_answers_turns_only_the_swapped_view():

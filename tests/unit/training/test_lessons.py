@@ -17,9 +17,7 @@ N_ROWS = 30
 OFF = {
     "weights": {"ce": 1.0, "kl": 1.0, "cosine": 1.0},
     "labels": "in_fold",
-    "average_orders": False,
     "sample_weights": {"beta": 0.0, "low": 0.25, "high": 4.0},
-    "soften": {"threshold": 0.8, "share": 0.0},
     "pseudo_labels": {"weight": 0.0},
 }
 
@@ -121,15 +119,11 @@ def test_rows_are_weighed_by_the_gain_over_the_prior(world):
     assert not record["dev_is_clean"]
 
 
-def test_contradicted_verdicts_are_softened_and_counted(world):
-    soften = {"soften": {"threshold": 0.5, "share": 0.4}}
-    lessons = lessons_of(world, ["unseen"], **soften)
-    moved = (lessons.targets.max(axis=1) < 1).sum()
-    assert 0 < moved == lessons.record["n_contradicted"] < 16
+def test_without_a_verdict_no_row_is_weighed(world):
+    beta = {"sample_weights": {"beta": -0.5, "low": 0.5, "high": 2.0}}
+    lessons = lessons_of(world, ["unseen"], np.zeros(20, bool), **beta)
     assert (lessons.row_weights == 1).all()
-    none = lessons_of(world, ["unseen"], np.zeros(20, bool), **soften)
-    assert (none.targets.max(axis=1) == 1).all()
-    assert none.record["n_judged_out_of_fold"] == 0
+    assert lessons.record["n_judged_out_of_fold"] == 0
 
 
 def test_unlabelled_rows_join_with_their_weight(world):
@@ -161,13 +155,3 @@ def test_pseudo_labels_are_scaled_as_the_teachers_are(world):
     assert (after[0, 1] == before[0, 1]).all()
     with pytest.raises(UserError, match="ids have no logits, such as new"):
         pseudo_logits(np.array(["new"]), raw)
-
-
-def test_averaged_orders_are_each_others_swap(world):
-    apart, averaged = lessons_of(world), lessons_of(world, average_orders=True)
-    first, second = averaged.teacher_logits[5, 1], apart.teacher_logits[5, 1]
-    assert first[0, 0] == first[1, 1]
-    assert first[0, 1] == first[1, 0]
-    assert first[0].tolist() == pytest.approx(
-        [(second[0, k] + second[1, j]) / 2 for k, j in ((0, 1), (1, 0), (2, 2))]
-    )

@@ -1,4 +1,4 @@
-"""Weights and softer targets, each against the formula done a row at a time."""
+"""Weights of rows, each against the formula done a row at a time."""
 
 import math
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from prefdistill.storage.tables import Logits, write_logits
-from prefdistill.training.row_weights import gain_weights, soften, unseen_probs
+from prefdistill.training.row_weights import gain_weights, unseen_probs
 
 IDS = ["a", "b", "c", "extra"]
 SPLITS = [["dev", "train", "train", "train"], ["train", "dev", "train", "train"]]
@@ -71,24 +71,3 @@ def test_rows_that_gain_alike_weigh_alike(gain):
 def test_without_beta_weights_are_exactly_one():
     gain = np.random.default_rng(2).normal(size=9)
     assert (gain_weights(gain, beta=0.0, low=0.25, high=4.0) == 1).all()
-
-
-def test_only_confident_contradictions_are_softened():
-    targets = np.eye(3, dtype=np.float32)[[0, 0, 0, 2]]
-    probs = np.array(
-        [[0.1, 0.85, 0.05], [0.2, 0.7, 0.1], [0.9, 0.05, 0.05], [0.8, 0.1, 0.1]]
-    )
-    soft, moved = soften(targets, probs, {"threshold": 0.8, "share": 0.25})
-    assert moved.tolist() == [True, False, False, True]
-    assert soft.dtype == np.float32
-    assert soft[0] == pytest.approx([0.75 + 0.025, 0.25 * 0.85, 0.25 * 0.05])
-    assert soft[3] == pytest.approx([0.2, 0.025, 0.775])
-    assert (soft[1:3] == targets[1:3]).all()
-    assert soft.sum(axis=1) == pytest.approx(np.ones(4))
-
-
-def test_a_share_of_zero_leaves_the_targets_alone():
-    targets = np.eye(3, dtype=np.float32)[[0, 1]]
-    probs = np.array([[0.0, 1.0, 0.0], [1.0, 0.0, 0.0]])
-    soft, _ = soften(targets, probs, {"threshold": 0.5, "share": 0.0})
-    assert (soft == targets).all()

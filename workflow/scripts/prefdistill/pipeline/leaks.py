@@ -15,7 +15,7 @@ def baseline_problem(config: dict[str, Any]) -> str | None:
     if baseline == "trees" and not clean_dev(distillation, list(config["teachers"])):
         return (
             "rewards a fold on its dev rows, which teachers that its student learns "
-            "from were trained on (labels out_of_fold, sample_weights, soften); use "
+            "from were trained on (labels out_of_fold, sample_weights); use "
             "'ema' or 'none'"
         )
     if baseline == "ema" and (not mean["decay"] or mean["use"]):
@@ -27,9 +27,8 @@ def baseline_problem(config: dict[str, Any]) -> str | None:
 
 
 def judges_rows(distillation: Mapping[str, Any]) -> bool:
-    """Whether out-of-fold teachers weigh or soften the rows."""
-    weighs = distillation["sample_weights"]["beta"] != 0
-    return weighs or distillation["soften"]["share"] > 0
+    """Return whether out-of-fold teachers weigh the rows."""
+    return distillation["sample_weights"]["beta"] != 0
 
 
 def clean_dev(distillation: Mapping[str, Any], teachers: Sequence[str]) -> bool:

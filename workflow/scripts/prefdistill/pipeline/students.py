@@ -34,9 +34,7 @@ ABLATIONS: dict[str, list[tuple[str, str]]] = {
         ("temperature_1", "temperature_4"),
     ],
     "cosine": [("without_cosine", "with_cosine")],
-    "average_orders": [("orders_apart", "orders_averaged")],
     "sample_weights": [("rows_equal", "hard_rows"), ("rows_equal", "clear_rows")],
-    "softening": [("verdicts_as_given", "softened")],
     "pseudo_labels": [
         ("no_pseudo_labels", "pseudo_labels"),
         ("no_pseudo_labels", "pseudo_labels_half"),
@@ -113,19 +111,15 @@ def _loss_arms() -> dict[str, dict[str, Any]]:
         **{f"temperature_{t}": _distil(temperature=float(t)) for t in (1, 2, 4)},
         "without_cosine": _distil(weights={"cosine": 0.0}),
         "with_cosine": _distil(weights={"cosine": 1.0}),
-        "orders_apart": _distil(average_orders=False),
-        "orders_averaged": _distil(average_orders=True),
     }
 
 
 def _row_arms() -> dict[str, dict[str, Any]]:
-    """Arms about which rows count, how much, and with which verdicts."""
+    """Arms about which rows count, and how much."""
     return {
         "rows_equal": _distil(sample_weights={"beta": 0.0}),
         "hard_rows": _distil(sample_weights={"beta": -0.5}),
         "clear_rows": _distil(sample_weights={"beta": 0.5}),
-        "verdicts_as_given": _distil(soften={"share": 0.0}),
-        "softened": _distil(soften={"share": 0.5}),
         "no_pseudo_labels": _distil(pseudo_labels={"weight": 0.0}),
         "pseudo_labels": _distil(pseudo_labels={"weight": 1.0}),
         "pseudo_labels_half": _distil(pseudo_labels={"weight": 0.5}),

@@ -20,6 +20,26 @@ RUN_TIME_KEYS = frozenset(
     {"token_budget", "recompute", "compile", "checkpoint_steps", "progress_batches"}
 )
 
+# Keys that were taken out: since which version, and what they gave.
+GONE = {
+    "distillation.average_orders": (
+        "0.2.0",
+        "averaging both orders' teacher logits moved no loss clear of 0",
+    ),
+    "distillation.soften": (
+        "0.2.0",
+        "softened verdicts gained 0.0006 nats and made dev scores unclean",
+    ),
+    "predict.known_priors": (
+        "0.2.0",
+        "fixed priors of degenerate rows did not hold from one source to another",
+    ),
+    "predict.second_view_share": (
+        "0.2.0",
+        "choosing uncertain rows for a second view was no better than chance",
+    ),
+}
+
 
 def result_settings(settings: dict[str, Any]) -> dict[str, Any]:
     """Settings that decide a result, without those of how a job runs; keys sorted."""
@@ -37,13 +57,15 @@ def validate_config(config: dict[str, Any], schema: dict[str, Any]) -> dict[str,
         A new dictionary with every key of the schema.
 
     Raises:
-        UserError: One line with key path, value, and what is allowed.
+        UserError: One line with key path, value, and what is allowed, or since when a
+            key is gone.
     """
     config = drop_nulls(config)
     check_finite(config)
     errors = list(Draft202012Validator(schema).iter_errors(config))
     if errors:
-        raise UserError(describe_error(min(errors, key=_depth_first)))
+        gone = next(filter(None, map(_describe_gone, errors)), None)
+        raise UserError(gone or describe_error(min(errors, key=_depth_first)))
     filled = fill_defaults(config, schema, schema)
     filled["data"]["test"] = filled["data"]["test"] or None  # an empty list is none
     if filled["distillation"]["teacher_gate"] is False:  # YAML reads a bare off so
@@ -77,6 +99,22 @@ def check_finite(value: Any, place: str = "") -> None:
 def _depth_first(error: ValidationError) -> tuple[int, str]:
     """Unknown keys first, as they are the usual cause of the other errors."""
     return (error.validator != "additionalProperties", error.json_path)
+
+
+def _describe_gone(error: ValidationError) -> str | None:
+    """Say since when an unknown key is gone; None if the error is another one."""
+    if error.validator != "additionalProperties":
+        return None
+    known = error.schema.get("properties", {})
+    for key in sorted(error.instance.keys() - known.keys(), key=str):
+        path = ".".join(map(str, [*error.absolute_path, key]))
+        if path in GONE:
+            version, found = GONE[path]
+            return (
+                f"config: {path}: gone since version {version} ({found}); "
+                "remove the key"
+            )
+    return None
 
 
 def fill_defaults(value: Any, schema: dict[str, Any], root: dict[str, Any]) -> Any:

@@ -47,16 +47,6 @@ def as_answers(values: np.ndarray, views: Sequence[str]) -> np.ndarray:
     return np.stack(turned, axis=1)
 
 
-def average_orders(logits: np.ndarray) -> np.ndarray:
-    """Give both orders the same logits: (z_AB + swap(z_BA)) / 2, and its swap.
-
-    Args:
-        logits: ``(..., 2, 3)`` of the orders AB and BA, classes as shown.
-    """
-    mean = (logits[..., 0, :] + swap_classes(logits[..., 1, :])) / 2
-    return np.stack([mean, swap_classes(mean)], axis=-2)
-
-
 def symmetrise(logits: np.ndarray, views: Sequence[str]) -> np.ndarray:
     """Probabilities of (A, B, tie): the mean over views, (p_AB + swap(p_BA)) / 2.
 

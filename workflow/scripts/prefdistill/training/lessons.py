@@ -12,9 +12,8 @@ import pyarrow.compute as pc
 
 from prefdistill.pipeline.leaks import clean_dev
 from prefdistill.scores.metrics import class_prior, read_labels
-from prefdistill.scores.views import average_orders
 from prefdistill.storage.tables import FOLD_SCHEMA, read_table, table_targets
-from prefdistill.training.row_weights import gain_weights, soften, unseen_probs
+from prefdistill.training.row_weights import gain_weights, unseen_probs
 from prefdistill.training.teachers import TeacherFiles, pseudo_logits, teacher_logits
 
 logger = logging.getLogger(__name__)
@@ -52,7 +51,7 @@ def make_lessons(
     fold: int,
     settings: Mapping[str, Any],
 ) -> Lessons:
-    """Join rows with their teachers, weigh and soften them, add pseudo-labelled ones.
+    """Join rows with their teachers, weigh them, add pseudo-labelled ones.
 
     Args:
         table: Rows of a train side.
@@ -84,9 +83,6 @@ def make_lessons(
     if unlabelled_table is not None and any(files.unlabelled.values()):
         weight = settings["pseudo_labels"]["weight"]
         lessons = _with_pseudo(lessons, fold_table, unlabelled_table, files, weight)
-    if settings["average_orders"]:
-        averaged = average_orders(lessons.teacher_logits)
-        lessons = replace(lessons, teacher_logits=averaged)
     return lessons
 
 
@@ -98,7 +94,7 @@ def ids_of(table: pa.Table) -> np.ndarray:
 def _judged(
     lessons: Lessons, fold_table: Path, files: TeacherFiles, settings: Mapping[str, Any]
 ) -> Lessons:
-    """Weights and softened targets of labelled rows that some teacher left out."""
+    """Weigh the labelled rows that some teacher left out."""
     probs, unseen = unseen_probs(ids_of(lessons.table), files.unseen.values())
     rows = np.flatnonzero(unseen & lessons.is_labelled)
     label = lessons.targets[rows].argmax(axis=1)
@@ -107,8 +103,6 @@ def _judged(
     gain = np.log(own) - np.log(prior[label])
     weights = lessons.row_weights.copy()
     weights[rows] = gain_weights(gain, **settings["sample_weights"])
-    targets = lessons.targets.copy()
-    targets[rows], moved = soften(targets[rows], probs[rows], settings["soften"])
     shares = [0, 0.05, 0.25, 0.5, 0.75, 0.95, 1]
     record = {
         "n_judged_out_of_fold": len(rows),
@@ -116,18 +110,9 @@ def _judged(
         "weight_quantiles": dict(
             zip(map(str, shares), np.quantile(weights[rows], shares), strict=True)
         ),
-        "n_contradicted": int(moved.sum()),
     } if len(rows) else {"n_judged_out_of_fold": 0}  # fmt: skip
-    logger.info(
-        "%d of %d rows judged by out-of-fold teachers, %d of them contradicted",
-        len(rows), len(unseen), int(moved.sum()),
-    )  # fmt: skip
-    return replace(
-        lessons,
-        targets=targets,
-        row_weights=weights,
-        record=lessons.record | record,
-    )
+    logger.info("%d of %d rows judged by out-of-fold teachers", len(rows), len(unseen))
+    return replace(lessons, row_weights=weights, record=lessons.record | record)
 
 
 def _with_pseudo(

@@ -1,11 +1,11 @@
-"""What out-of-fold teachers say of a label: weights of rows, and softer targets.
+"""Weigh rows by what out-of-fold teachers say of their labels.
 
 The information gain of a row is RLP's reward (arXiv 2510.01265) on a verdict: how much
 more probable a teacher that has not seen the row finds its label than the class prior
 does. A clear row gains much, a hard or mislabelled one little or less than nothing.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -61,23 +61,3 @@ def gain_weights(
     standard = (gain - gain.mean()) / gain.std()
     weights = np.clip(1 + beta * standard, low, high)
     return weights / weights.mean()
-
-
-def soften(
-    targets: np.ndarray, probs: np.ndarray, settings: Mapping[str, float]
-) -> tuple[np.ndarray, np.ndarray]:
-    """Move targets towards teachers that confidently expect another verdict.
-
-    Args:
-        targets: ``(n, 3)`` one-hot, (A, B, tie).
-        probs: ``(n, 3)`` out-of-fold probabilities.
-        settings: ``threshold``, the least probability of the other verdict, and
-            ``share``, how much of the target becomes ``probs``.
-
-    Returns:
-        The targets, and ``(n,)`` bool, true where they were moved.
-    """
-    other = probs.argmax(axis=1) != targets.argmax(axis=1)
-    moved = other & (probs.max(axis=1) >= settings["threshold"])
-    share = settings["share"] * moved[:, None]
-    return ((1 - share) * targets + share * probs).astype(targets.dtype), moved
