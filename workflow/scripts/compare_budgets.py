@@ -49,9 +49,9 @@ def main(
     Raises:
         UserError: If there is but one view.
     """
+    from prefdistill.errors import UserError
     from prefdistill.report.figures import draw_budgets, save_figure
     from prefdistill.report.tables import markdown_table
-    from prefdistill.running.job import UserError
     from prefdistill.scores.metrics import read_labels
     from prefdistill.scores.views import read_predictions
     from prefdistill.storage.whole_files import write_csv, write_text

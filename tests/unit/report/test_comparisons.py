@@ -10,9 +10,9 @@ from compare_budgets import main as compare_budgets
 from compare_ensembles import main as compare_ensembles
 from scipy.special import softmax
 
+from prefdistill.errors import UserError
 from prefdistill.pipeline.ensembles import Ensembles
 from prefdistill.report.comparisons import compare
-from prefdistill.running.job import UserError
 from prefdistill.scores.budget import mix_passes
 from prefdistill.scores.calibration import calibrate_judge
 from prefdistill.scores.metrics import Labels, read_labels

@@ -12,8 +12,8 @@ from predict_view import uncertain_rows
 from scipy.special import softmax
 from symmetrise import main as symmetrise
 
+from prefdistill.errors import UserError
 from prefdistill.pipeline.code_digests import SCRIPTS
-from prefdistill.running.job import UserError
 from prefdistill.scores.budget import entropy, threshold_for
 from prefdistill.scores.scaling import read_scaling
 from prefdistill.scores.views import (
@@ -164,7 +164,7 @@ def test_an_uncertain_row_without_its_second_view_is_one_line(run):
 def test_a_job_with_a_model_goes_without_scipy():
     """As ``predict_view`` hides it, and asks this module for its rows."""
     code = (
-        "from prefdistill.running.job import hide_unused_imports\n"
+        "from prefdistill.models.quick_imports import hide_unused_imports\n"
         "hide_unused_imports('scipy', 'sklearn')\n"
         "import prefdistill.scores.budget\n"
     )

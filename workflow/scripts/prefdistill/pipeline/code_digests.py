@@ -25,14 +25,16 @@ PACKAGE = "prefdistill"
 # Modules that say how a job runs and not what comes out: an edit reruns nothing.
 RUN_TIME_MODULES = frozenset(
     {
-        "prefdistill.disk",
-        "prefdistill.errors",
-        "prefdistill.running.binding",
-        "prefdistill.running.job",
-        "prefdistill.running.rule_lookup",
-        "prefdistill.running.slurm",
-        "prefdistill.running.workers",
-        "prefdistill.storage.checkpoints",
+        "binding",
+        "checkpoints",
+        "errors",
+        "job",
+        "launch",
+        "lock",
+        "logs",
+        "producers",
+        "slurm",
+        "stopping",
     }
 )
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from prefdistill.running.job import UserError
+from prefdistill.errors import UserError
 from prefdistill.scores.metrics import LEAST_PROBABILITY, Labels
 from prefdistill.scores.scaling import Scaling, scaling_of
 from prefdistill.scores.views import symmetrise
