@@ -24,7 +24,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "workflow/scripts"))
 
 from engine import Amount, Case, measure
-from prefdistill.running.job import hide_unused_imports, set_threads
+from prefdistill.models.quick_imports import hide_unused_imports
+from prefdistill.running.job import set_threads
 from rows import Row, markdown_table
 
 ROOT = Path(__file__).resolve().parents[1]

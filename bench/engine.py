@@ -42,7 +42,9 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "workflow/scripts"))
 
 import workload
-from prefdistill.running.job import UserError, hide_unused_imports, set_threads
+from prefdistill.errors import UserError
+from prefdistill.models.quick_imports import hide_unused_imports
+from prefdistill.running.job import set_threads
 from prefdistill.running.workers import run_workers
 from rows import Row, gpu_name, ratio_to_recipe, store_row
 

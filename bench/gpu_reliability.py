@@ -15,9 +15,9 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "workflow/scripts"))
 
 from prefdistill.data.prompts import EncodedPairs
+from prefdistill.errors import Interrupted
 from prefdistill.models.loading import load_classifier
 from prefdistill.models.lora import add_adapter
-from prefdistill.running.job import Interrupted
 from prefdistill.storage.checkpoints import Checkpoints
 from prefdistill.training import trainer as training
 from prefdistill.training.objectives import label_objective

@@ -43,7 +43,8 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "workflow/scripts"))
 
 import workload
-from prefdistill.running.job import hide_unused_imports, set_threads
+from prefdistill.models.quick_imports import hide_unused_imports
+from prefdistill.running.job import set_threads
 from sameness_models import adapt, build, define_fp8, scaled
 
 ARCHITECTURES = ("gemma2", "llama", "qwen2")

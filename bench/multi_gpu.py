@@ -26,7 +26,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "workflow/scripts"))
 
 import workload
-from prefdistill.running.job import hide_unused_imports, set_threads
+from prefdistill.models.quick_imports import hide_unused_imports
+from prefdistill.running.job import set_threads
 from prefdistill.running.workers import run_workers
 
 N_PROCESSES = 2

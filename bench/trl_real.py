@@ -42,11 +42,11 @@ import make_folds
 
 import reward_model
 from prefdistill.data.prompts import encode_pairs
+from prefdistill.errors import UserError
 from prefdistill.models.loading import load_classifier, load_tokenizer
 from prefdistill.models.lora import add_adapter
 from prefdistill.models.scoring import score_pairs
 from prefdistill.pipeline.validation import fill_defaults
-from prefdistill.running.job import UserError
 from prefdistill.scores.baselines import fit_baselines, pair_features
 from prefdistill.scores.calibration import fit_scaling
 from prefdistill.scores.metrics import Labels, labels_of, log_loss

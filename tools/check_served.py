@@ -20,9 +20,9 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "workflow/scripts"))
 
 from prefdistill.data.prompts import EncodedPairs
+from prefdistill.errors import UserError
 from prefdistill.judge import Judge, pairs_table
 from prefdistill.predict import read_pairs
-from prefdistill.running.job import UserError
 
 ROWS_A_REQUEST = 32
 TIMEOUT_S = 300

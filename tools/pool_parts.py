@@ -18,6 +18,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "workflow/scripts"))
 
+from prefdistill.errors import UserError
 from prefdistill.report.pooling import (
     compare_runs,
     pool_parts,
@@ -25,7 +26,6 @@ from prefdistill.report.pooling import (
     pooled_steps,
 )
 from prefdistill.report.score_table import SCORE_COLUMNS, STEP_COLUMNS, score_rows
-from prefdistill.running.job import UserError
 from prefdistill.storage.tables import write_json
 from prefdistill.storage.whole_files import write_csv
 

@@ -13,9 +13,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "workflow/scripts"))
 
+from prefdistill.errors import UserError
 from prefdistill.export.release import CARD_FILE, release_files
 from prefdistill.models.manifests import WEIGHTS, tensor_header
-from prefdistill.running.job import UserError
 from prefdistill.version import __version__
 
 

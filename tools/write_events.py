@@ -26,8 +26,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "workflow/scripts"))
 
+from prefdistill.errors import UserError
 from prefdistill.report.run_record import read_times
-from prefdistill.running.job import UserError
 from prefdistill.storage.whole_files import atomic_path, reading
 
 # TensorBoard finds event files by "tfevents" in the name.

@@ -290,8 +290,8 @@ class Trials:
                 real_replace(source, target, **named)
                 note(str(Path(folder, target).relative_to(folder)))
 
-            real_copy, real_replace = prefdistill.running.job._only_copy, os.replace
-            prefdistill.running.job._only_copy, os.replace = only_copy, replace
+            real_copy, real_replace = prefdistill.running.job.only_copy, os.replace
+            prefdistill.running.job.only_copy, os.replace = only_copy, replace
             job.run(folder)
 
         return Child(body, folder / "terminal")

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from itertools import cycle
 from pathlib import Path
 
-from prefdistill.disk import disk_fault
+from prefdistill.errors import disk_fault
 
 CALLS = ("mkdir", "open", "fsync", "replace")
 ERRORS = (errno.ENOSPC, errno.EIO, errno.EDQUOT)

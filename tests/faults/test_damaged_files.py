@@ -8,14 +8,13 @@ import pytest
 import torch
 from writers import WRITERS
 
-from prefdistill.disk import disk_fault
+from prefdistill.errors import DamagedFile, UserError, disk_fault
 from prefdistill.export.averaging import read_adapter, write_adapter
 from prefdistill.export.merging import write_classifier
 from prefdistill.models.loading import load_classifier, load_tokenizer
 from prefdistill.models.lora import load_adapter, save_adapter
 from prefdistill.models.manifests import base_folder, tensor_header, write_manifest
 from prefdistill.report.tables import read_curve, read_rows
-from prefdistill.running.job import UserError
 from prefdistill.scores.metrics import read_labels
 from prefdistill.storage.tables import (
     FOLD_SCHEMA,
@@ -69,12 +68,13 @@ INPUTS = {
 
 
 def check_refusal(path, read):
-    with pytest.raises(UserError) as caught:
+    with pytest.raises(DamagedFile) as caught:
         read(path)
     text = str(caught.value)
     assert text.startswith(f"{path}: "), text
     assert "\n" not in text
     assert "again" in text
+    assert "rule" not in text.replace(str(path), "")  # users of the wheel have none
 
 
 @pytest.mark.parametrize("kind", INPUTS)

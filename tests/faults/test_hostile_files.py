@@ -22,6 +22,7 @@ from calibrate_logits import main as calibrate_logits
 from safetensors.torch import save_file
 
 from prefdistill.data.prompts import text_digest
+from prefdistill.errors import UserError
 from prefdistill.export.averaging import delta_mean, read_adapter
 from prefdistill.models.loading import load_classifier, load_tokenizer
 from prefdistill.models.lora import load_adapter
@@ -31,7 +32,7 @@ from prefdistill.models.manifests import (
     weight_files,
     write_manifest,
 )
-from prefdistill.running.job import UserError
+from prefdistill.running.logs import error_line
 from prefdistill.scores.fold_weights import read_weights
 from prefdistill.scores.metrics import read_labels
 from prefdistill.scores.scaling import read_scaling
@@ -408,7 +409,7 @@ def test_a_wrong_file_is_refused_and_runs_nothing(name, results, monkeypatch):
     spoil(Path(path))
     with pytest.raises(UserError) as caught:
         read(Path(path))
-    text = str(caught.value)
+    text = error_line(caught.value)
     assert phrase in text
     assert len(text.splitlines()) == 1
     assert len(text) < 700

@@ -32,7 +32,7 @@ from prefdistill.data.cleaning import (
 )
 from prefdistill.data.pairs import FIELDS, ImportedFile, PairsWriter
 from prefdistill.data.readers import read_file_rows
-from prefdistill.running.job import UserError
+from prefdistill.errors import UserError
 from prefdistill.storage.tables import PAIRS_SCHEMA
 
 KINDS = ("csv", "csv.gz", "csv.zst", "jsonl", "parquet")

@@ -12,8 +12,8 @@ import time
 import pytest
 from running import ROOT, snakemake, snakemake_command
 
+from prefdistill.errors import UserError
 from prefdistill.pipeline.driver import LOCK, OWNER, recover
-from prefdistill.running.job import UserError
 
 TARGET = "results/data/clean.parquet"
 

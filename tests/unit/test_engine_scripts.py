@@ -17,7 +17,7 @@ import two_processes
 from safetensors.numpy import load_file
 from two_processes import SETTINGS, TEXT
 
-from prefdistill.running.job import UserError
+from prefdistill.errors import UserError
 from prefdistill.storage.tables import (
     FOLD_SCHEMA,
     read_json,

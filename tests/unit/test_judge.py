@@ -15,6 +15,7 @@ import torch
 
 from prefdistill import judge as judge_module
 from prefdistill.data.cleaning import clean_batch
+from prefdistill.errors import Interrupted, UserError
 from prefdistill.export.card import CardFacts, card_text
 from prefdistill.export.judge_settings import write_judge_settings
 from prefdistill.export.merging import write_classifier
@@ -25,7 +26,6 @@ from prefdistill.export.release import (
     write_release,
 )
 from prefdistill.judge import Judge, Verdict, pairs_table
-from prefdistill.running.job import Interrupted, UserError
 from prefdistill.scores.views import PROBABILITY_COLUMNS, SYMMETRISED_SCHEMA, columns_of
 from prefdistill.storage.checkpoints import Checkpoints
 from prefdistill.storage.tables import (

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from prefdistill.data.prompts import FIELDS, encode_pairs
+from prefdistill.errors import UserError
 from prefdistill.export.averaging import read_adapter
 from prefdistill.export.merging import classifier_config, write_classifier
 from prefdistill.models.loading import (
@@ -21,7 +22,6 @@ from prefdistill.models.loading import (
 )
 from prefdistill.models.lora import add_adapter, load_adapter, save_adapter
 from prefdistill.models.scoring import score_pairs
-from prefdistill.running.job import UserError
 from prefdistill.storage.tables import VIEWS
 
 TEXT = {
@@ -202,8 +202,7 @@ def test_other_adapters_of_peft_are_refused_wherever_they_are_read(
             read(tmp_path)
         assert str(caught.value) == (
             f"{tmp_path / 'adapter_config.json'}: {what} cannot be averaged or merged "
-            "exactly; it must be a plain LoRA adapter: delete it so that its rule runs "
-            "again"
+            "exactly; it must be a plain LoRA adapter; copy or fetch it again"
         )
 
 

@@ -15,11 +15,11 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from prefdistill.errors import UserError
 from prefdistill.export.judge_settings import write_judge_settings
 from prefdistill.export.merging import write_classifier
 from prefdistill.judge import Judge
 from prefdistill.predict import OUTPUT_COLUMNS, predict, read_pairs
-from prefdistill.running.job import UserError
 from prefdistill.scores.metrics import accuracy, log_loss
 from prefdistill.storage.tables import write_json
 

@@ -9,7 +9,7 @@ import pytest
 import reward_model
 import trl_real
 import trl_scores
-from prefdistill.running.job import UserError
+from prefdistill.errors import UserError
 from prefdistill.scores.metrics import labels_of, log_loss
 from prefdistill.storage.tables import write_json
 

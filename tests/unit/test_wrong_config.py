@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from prefdistill.errors import UserError
 from prefdistill.pipeline.config_files import check_config_file
 from prefdistill.pipeline.validation import validate_config
-from prefdistill.running.job import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
 SCHEMA = yaml.safe_load((ROOT / "workflow/schemas/config.schema.yaml").read_text())

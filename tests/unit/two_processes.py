@@ -14,13 +14,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "workflow/scripts"))
 
-from prefdistill.running.job import (
-    Interrupted,
-    UserError,
-    hide_unused_imports,
-    run_job,
-    stop_requested,
-)
+from prefdistill.errors import Interrupted, UserError
+from prefdistill.models.quick_imports import hide_unused_imports
+from prefdistill.running.job import run_job
+from prefdistill.running.stopping import stop_requested
 
 TEXT = {
     "template": "<prompt>: {prompt}<response_a>: {response_a}"

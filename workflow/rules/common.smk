@@ -12,6 +12,7 @@ from prefdistill.pipeline.students import Students
 from prefdistill.pipeline.validation import result_settings, validate_config
 from prefdistill.pipeline.config_files import check_config_file
 from prefdistill.pipeline.driver import hold_folder, write_owner
+from prefdistill.errors import UserError
 from prefdistill.pipeline.sizes import (
     SIMULATED_FOLDER,
     base_parameters,
@@ -19,7 +20,6 @@ from prefdistill.pipeline.sizes import (
     scored_pairs,
 )
 from prefdistill.pipeline.failed_jobs import FailedJobs
-from prefdistill.running.job import UserError
 from prefdistill.pipeline.scored_models import (
     calibration_of,
     judge_calibration,

@@ -9,7 +9,8 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from prefdistill.running.job import UserError, run_job
+from prefdistill.errors import UserError
+from prefdistill.running.job import run_job
 from prefdistill.storage.tables import file_digest, write_json
 
 if TYPE_CHECKING:

@@ -4,8 +4,8 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from prefdistill.running.job import UserError, run_job
-from prefdistill.running.rule_lookup import rerun_advice
+from prefdistill.errors import DamagedFile
+from prefdistill.running.job import run_job
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
@@ -41,9 +41,8 @@ def main(
 
     scores = read_logits(logits_path)
     if scores.meta.get("adapter") != file_digest(adapter_path):
-        raise UserError(
-            f"{logits_path}: its logits are of another adapter than {adapter_path}; "
-            f"{rerun_advice(logits_path)}"
+        raise DamagedFile(
+            logits_path, f"its logits are of another adapter than {adapter_path}"
         )
     fit, record = calibrate_teacher(
         scores, read_labels(fold_path), VIEWS, method=method, tied=tied

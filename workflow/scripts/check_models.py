@@ -4,7 +4,8 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prefdistill.running.job import hide_unused_imports, run_job
+from prefdistill.models.quick_imports import hide_unused_imports
+from prefdistill.running.job import run_job
 from prefdistill.storage.whole_files import write_text
 
 if TYPE_CHECKING:

@@ -10,7 +10,8 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prefdistill.running.job import UserError, run_job
+from prefdistill.errors import UserError
+from prefdistill.running.job import run_job
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake

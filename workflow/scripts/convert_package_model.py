@@ -12,8 +12,9 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from prefdistill.errors import UserError
 from prefdistill.models.manifests import copy_file, extract_gguf, write_manifest
-from prefdistill.running.job import UserError, run_job
+from prefdistill.running.job import run_job
 from prefdistill.storage.whole_files import temporary_folder
 
 if TYPE_CHECKING:

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from prefdistill.disk import disk_fault
+from prefdistill.errors import UserError, disk_fault
 from prefdistill.models.manifests import TOKENIZER_FILES, write_manifest
-from prefdistill.running.job import UserError, run_job
+from prefdistill.running.job import run_job
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake

@@ -3,8 +3,9 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from prefdistill.errors import UserError
 from prefdistill.models.manifests import write_manifest
-from prefdistill.running.job import UserError, run_job
+from prefdistill.running.job import run_job
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake

@@ -3,7 +3,8 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prefdistill.running.job import hide_unused_imports, run_job
+from prefdistill.models.quick_imports import hide_unused_imports
+from prefdistill.running.job import run_job
 
 if TYPE_CHECKING:
     import numpy as np

@@ -4,7 +4,8 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prefdistill.running.job import UserError, run_job, scratch_folder
+from prefdistill.errors import UserError
+from prefdistill.running.job import run_job, scratch_folder
 from prefdistill.storage.tables import FOLD_SCHEMA, read_table, write_predictions
 
 if TYPE_CHECKING:

@@ -65,8 +65,8 @@ def trees_of(ids: "np.ndarray", path: Path) -> "np.ndarray":
     """
     import numpy as np
 
+    from prefdistill.errors import UserError
     from prefdistill.report.stages import from_baselines
-    from prefdistill.running.job import UserError
 
     probs: dict[str, np.ndarray] = {}
     for each in from_baselines(path, ("select", "test", "unlabelled")):

@@ -4,7 +4,8 @@ import csv
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from prefdistill.running.job import UserError, run_job
+from prefdistill.errors import UserError
+from prefdistill.running.job import run_job
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake

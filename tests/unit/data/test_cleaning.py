@@ -20,7 +20,7 @@ from prefdistill.data.cleaning import (
     strip_controls,
 )
 from prefdistill.data.pairs import UNLABELLED
-from prefdistill.running.job import UserError
+from prefdistill.errors import UserError
 from prefdistill.storage.tables import (
     CLEAN_SCHEMA,
     PAIRS_SCHEMA,

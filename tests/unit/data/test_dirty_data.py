@@ -19,7 +19,7 @@ from clean_pairs import main as clean_pairs
 from import_pairs import main as import_pairs
 from make_folds import main as make_folds
 
-from prefdistill.running.job import UserError
+from prefdistill.errors import UserError
 from prefdistill.storage.tables import read_json
 
 NAMES = (

@@ -8,7 +8,7 @@ from make_folds import main
 from prefdistill.data.cleaning import normalise_prompt, prompt_group
 from prefdistill.data.folds import assign_groups, bin_shares, plan_folds
 from prefdistill.data.pairs import UNLABELLED
-from prefdistill.running.job import UserError
+from prefdistill.errors import UserError
 from prefdistill.storage.tables import (
     CLEAN_SCHEMA,
     FOLD_SCHEMA,

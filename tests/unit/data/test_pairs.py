@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from import_pairs import main
 
 from prefdistill.data.pairs import CellFault, parse_id, parse_label, parse_turns
-from prefdistill.running.job import UserError
+from prefdistill.errors import UserError
 from prefdistill.storage.tables import PAIRS_SCHEMA, read_json, read_table
 
 HEADER = (

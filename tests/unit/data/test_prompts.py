@@ -16,7 +16,7 @@ from prefdistill.data.prompts import (
     text_digest,
     trim,
 )
-from prefdistill.running.job import UserError
+from prefdistill.errors import UserError
 
 GOLDEN = Path(__file__).parent / "golden" / "prompts.txt"
 PAIRS = [

@@ -9,6 +9,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from prefdistill.errors import UserError
 from prefdistill.export.averaging import (
     delta_mean,
     factor_mean,
@@ -20,7 +21,6 @@ from prefdistill.export.averaging import (
 from prefdistill.export.gptq_check import load_plain, row_logits
 from prefdistill.export.merging import classifier_config, write_classifier
 from prefdistill.models.manifests import write_manifest
-from prefdistill.running.job import UserError
 from prefdistill.storage.tables import read_json, write_json
 
 ARCHITECTURES = ("llama", "qwen2", "gemma2")

@@ -8,6 +8,7 @@ import quantise_model
 import torch
 from safetensors import safe_open
 
+from prefdistill.errors import UserError
 from prefdistill.export.averaging import read_adapter, write_adapter
 from prefdistill.export.gptq import check_group_size, sample_pairs
 from prefdistill.export.gptq_check import (
@@ -19,7 +20,6 @@ from prefdistill.export.gptq_check import (
 )
 from prefdistill.export.merging import write_classifier
 from prefdistill.models.manifests import tensor_header, write_manifest
-from prefdistill.running.job import UserError
 from prefdistill.storage.tables import FOLD_SCHEMA, read_json, write_table
 
 SETTINGS = {

@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from prefdistill.engine.packing import collate
+from prefdistill.errors import UserError
 from prefdistill.models.loading import (
     base_folder,
     classify,
@@ -25,7 +26,6 @@ from prefdistill.models.lora import (
     save_adapter,
 )
 from prefdistill.models.memory import count_parameters, estimate_memory
-from prefdistill.running.job import UserError
 
 LORA = {
     "r": 4,

@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from prefdistill.errors import DamagedFile, UserError
 from prefdistill.models.manifests import (
     base_folder,
     copy_tokenizer,
@@ -21,7 +22,6 @@ from prefdistill.models.manifests import (
     weight_files,
     write_manifest,
 )
-from prefdistill.running.job import UserError
 
 
 @pytest.fixture
@@ -97,7 +97,7 @@ def test_a_missing_shard_is_named(model_folder):
 def test_a_manifest_notices_damaged_weights(model_folder, damage):
     write_manifest(model_folder)
     damage(model_folder / "model.safetensors")
-    with pytest.raises(UserError, match="delete the manifest"):
+    with pytest.raises(DamagedFile, match=r"manifest.json: (lists|records) .*model"):
         base_folder(model_folder / "manifest.json")
 
 

@@ -6,10 +6,10 @@ import torch
 
 from prefdistill.data.prompts import encode_pairs
 from prefdistill.engine.packing import collate, pack
+from prefdistill.errors import Interrupted, UserError
 from prefdistill.models import scoring as inference
 from prefdistill.models.loading import classify, load_classifier
 from prefdistill.models.scoring import score_pairs, subset_rows
-from prefdistill.running.job import Interrupted, UserError
 from prefdistill.storage.checkpoints import Checkpoints
 from prefdistill.storage.tables import VIEWS, write_predictions
 

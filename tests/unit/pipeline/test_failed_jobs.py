@@ -14,7 +14,8 @@ SCRIPTS = Path(__file__).resolve().parents[3] / "workflow/scripts"
 JOB = """
 import sys, types
 sys.path.insert(0, {scripts!r})
-from prefdistill.running.job import UserError, run_job
+from prefdistill.errors import UserError
+from prefdistill.running.job import run_job
 job = types.SimpleNamespace(
     log=["logs/a.log"], threads=1, input=[], output=["out"], params={{}}
 )

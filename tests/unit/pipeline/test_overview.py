@@ -21,7 +21,8 @@ TABLES = Job("make_folds", True, 2.0, 0, Work(2, minutes=30, disk_gb=1), None)
 SCRIPT = """
 import os, signal, sys, types
 sys.path.insert(0, {scripts!r})
-from prefdistill.running.job import Interrupted, UserError, run_job
+from prefdistill.errors import Interrupted, UserError
+from prefdistill.running.job import run_job
 from prefdistill.running.progress import Progress
 job = types.SimpleNamespace(
     log=[sys.argv[3]], threads=1, input=[], output=["out.txt"], params={{}}

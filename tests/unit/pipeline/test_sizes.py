@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from prefdistill.errors import UserError
 from prefdistill.pipeline.sizes import (
     Pairs,
     base_parameters,
@@ -14,7 +15,6 @@ from prefdistill.pipeline.sizes import (
     trained_pairs,
 )
 from prefdistill.pipeline.validation import validate_config
-from prefdistill.running.job import UserError
 
 ROOT = Path(__file__).resolve().parents[3]
 SCHEMA = yaml.safe_load((ROOT / "workflow/schemas/config.schema.yaml").read_text())

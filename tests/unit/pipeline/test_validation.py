@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from prefdistill.errors import UserError
 from prefdistill.pipeline.validation import GONE, validate_config
-from prefdistill.running.job import UserError
 
 ROOT = Path(__file__).resolve().parents[3]
 SCHEMA = yaml.safe_load((ROOT / "workflow/schemas/config.schema.yaml").read_text())

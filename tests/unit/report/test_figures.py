@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from prefdistill.errors import UserError
 from prefdistill.report.figures import (
     draw_confusion,
     draw_curves,
@@ -20,7 +21,6 @@ from prefdistill.report.tables import (
     rows_on_test,
     stage_order,
 )
-from prefdistill.running.job import UserError
 
 
 def score(stage, loss, model="x", fold=None, split="test", views="AB+BA"):

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from pool_parts import main as pool_main
+from prefdistill.errors import UserError
 from prefdistill.report.pooling import (
     LOGITS,
     TABLE,
@@ -19,7 +20,6 @@ from prefdistill.report.score_table import (
     read_predictions_table,
 )
 from prefdistill.report.stages import Predictions
-from prefdistill.running.job import UserError
 from prefdistill.scores.metrics import Labels, log_loss, row_log_loss
 from prefdistill.scores.scaling import read_scaling
 from prefdistill.storage.tables import read_json, write_predictions, write_table

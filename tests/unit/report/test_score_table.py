@@ -20,6 +20,7 @@ from weigh_folds import main as weigh_folds
 from write_pages import main as write_pages
 from write_submission import main as write_submission
 
+from prefdistill.errors import UserError
 from prefdistill.report.score_table import (
     SCORE_COLUMNS,
     STEP_COLUMNS,
@@ -28,7 +29,6 @@ from prefdistill.report.score_table import (
     step_pairs,
 )
 from prefdistill.report.stages import Predictions
-from prefdistill.running.job import UserError
 from prefdistill.scores.metrics import Labels, log_loss
 from prefdistill.scores.views import (
     columns_of,

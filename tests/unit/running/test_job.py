@@ -19,7 +19,9 @@ JOB = """
 import os, sys, time, types
 sys.path.insert(0, {scripts!r})
 from prefdistill.storage.tables import write_text
-from prefdistill.running.job import Interrupted, run_job, stop_requested
+from prefdistill.errors import Interrupted
+from prefdistill.running.job import run_job
+from prefdistill.running.stopping import stop_requested
 job = types.SimpleNamespace(
     log=["logs/rule/a.log"], threads=1, input=["in.txt"], output=["out.txt"],
     params={{"x": sys.argv[2]}},

@@ -17,8 +17,8 @@ from safetensors.numpy import load_file
 from two_processes import MODELS
 
 from prefdistill.engine.packing import pack_shares
+from prefdistill.errors import UserError
 from prefdistill.models.memory import place
-from prefdistill.running.job import UserError
 from prefdistill.running.processes import own_share, sum_over_processes
 from prefdistill.training import trainer as training
 

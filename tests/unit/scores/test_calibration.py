@@ -7,7 +7,7 @@ from pyarrow import Table
 from scipy.optimize import approx_fprime
 from scipy.special import log_softmax, softmax
 
-from prefdistill.running.job import UserError
+from prefdistill.errors import UserError
 from prefdistill.scores.calibration import (
     Scaling,
     calibrate_judge,

@@ -5,7 +5,7 @@ import pyarrow as pa
 import pytest
 from weigh_folds import main as weigh_folds
 
-from prefdistill.running.job import UserError
+from prefdistill.errors import UserError
 from prefdistill.scores.baselines import BASELINES_SCHEMA
 from prefdistill.scores.fold_weights import (
     advantage_weights,

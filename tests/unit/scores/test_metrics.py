@@ -2,7 +2,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from prefdistill.running.job import UserError
+from prefdistill.errors import UserError
 from prefdistill.scores.metrics import (
     Labels,
     accuracy,

@@ -4,7 +4,7 @@ import pytest
 from scipy.special import softmax
 from symmetrise import main as symmetrise_script
 
-from prefdistill.running.job import UserError
+from prefdistill.errors import UserError
 from prefdistill.scores.baselines import BASELINES_SCHEMA
 from prefdistill.scores.calibration import Scaling
 from prefdistill.scores.views import (

@@ -3,7 +3,7 @@ import logging
 import pytest
 import torch
 
-from prefdistill.running.job import UserError
+from prefdistill.errors import UserError
 from prefdistill.storage import checkpoints
 from prefdistill.storage.checkpoints import Checkpoints, identity_of
 

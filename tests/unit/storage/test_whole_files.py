@@ -3,7 +3,7 @@ import time
 
 import pytest
 
-from prefdistill.running.job import UserError
+from prefdistill.errors import DamagedFile
 from prefdistill.storage.whole_files import (
     atomic_path,
     naming,
@@ -115,10 +115,10 @@ def test_an_error_of_the_system_gets_a_path(tmp_path):
 
 
 def test_a_damaged_file_is_one_line(tmp_path):
-    with pytest.raises(UserError) as caught, reading("a/b", "whole JSON"):
+    with pytest.raises(DamagedFile) as caught, reading("a/b", "whole JSON"):
         raise ValueError("line one\nline two")
     assert str(caught.value) == (
-        "a/b: not whole JSON (line one line two); delete it so that its rule runs again"
+        "a/b: not whole JSON (line one line two); copy or fetch it again"
     )
     with pytest.raises(PermissionError), reading("a/b", "whole JSON"):
         raise PermissionError(13, "Permission denied")

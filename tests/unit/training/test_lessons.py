@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from prefdistill.running.job import UserError
+from prefdistill.errors import UserError
 from prefdistill.scores.metrics import class_prior, labels_of
 from prefdistill.storage.tables import FOLD_SCHEMA, Logits, write_logits, write_table
 from prefdistill.training.lessons import make_lessons

@@ -3,7 +3,7 @@ import json
 import numpy as np
 import pytest
 
-from prefdistill.running.job import UserError
+from prefdistill.errors import UserError
 from prefdistill.storage.tables import Logits, write_logits
 from prefdistill.training.teachers import check_gates, check_weights, teacher_logits
 

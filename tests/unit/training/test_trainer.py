@@ -8,10 +8,10 @@ import pytest
 import torch
 from two_processes import LORA, N_PAIRS, SETTINGS, encoded_pairs
 
+from prefdistill.errors import Interrupted, UserError
 from prefdistill.models.loading import load_classifier
 from prefdistill.models.lora import add_adapter, save_adapter
 from prefdistill.pipeline.validation import result_settings
-from prefdistill.running.job import Interrupted, UserError
 from prefdistill.storage.checkpoints import Checkpoints
 from prefdistill.training import trainer as training
 from prefdistill.training.objectives import label_objective

@@ -24,11 +24,11 @@ from prefdistill.data.cleaning import strip_turns
 from prefdistill.data.pairs import TEXT_COLUMNS, CellFault, parse_turns
 from prefdistill.data.prompts import EncodedPairs, encode_pairs
 from prefdistill.engine.packing import CPU_TOKENS
+from prefdistill.errors import UserError
 from prefdistill.export.judge_settings import JudgeSettings, read_judge_settings
 from prefdistill.models.loading import device_of, load_classifier, load_tokenizer
 from prefdistill.models.memory import place
 from prefdistill.models.scoring import score_pairs
-from prefdistill.running.job import UserError
 from prefdistill.scores.views import as_answers, symmetrise
 from prefdistill.storage.checkpoints import Checkpoints
 

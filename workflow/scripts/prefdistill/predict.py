@@ -30,12 +30,8 @@ from prefdistill.data.pairs import (
     parse_turns,
 )
 from prefdistill.data.readers import read_file_rows
-from prefdistill.disk import disk_fault
-from prefdistill.running.job import (
-    Interrupted,
-    UserError,
-    stop_on,
-)
+from prefdistill.errors import Interrupted, UserError, disk_fault
+from prefdistill.running.stopping import stop_on
 from prefdistill.running.workers import STOPPED
 from prefdistill.storage.tables import TARGET_COLUMNS
 from prefdistill.storage.whole_files import atomic_path

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from prefdistill.data.pairs import BATCH_ROWS, open_parquet
-from prefdistill.running.job import UserError
+from prefdistill.errors import UserError
 from prefdistill.storage.tables import FOLD_SCHEMA
 
 CLASSES = ("a", "b", "tie")

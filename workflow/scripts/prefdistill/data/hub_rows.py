@@ -14,7 +14,7 @@ from prefdistill.data.pairs import (
     match_columns,
 )
 from prefdistill.data.readers import one_line
-from prefdistill.running.job import UserError
+from prefdistill.errors import UserError
 from prefdistill.storage.tables import TARGET_COLUMNS
 
 WINNERS = {

@@ -19,7 +19,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from prefdistill.running.job import UserError
+from prefdistill.errors import UserError
 from prefdistill.storage.tables import PAIRS_SCHEMA, TARGET_COLUMNS
 from prefdistill.storage.whole_files import atomic_path
 

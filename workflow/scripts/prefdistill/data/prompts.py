@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from prefdistill.running.job import UserError
+from prefdistill.errors import UserError
 
 FIELDS = ("prompt", "response_a", "response_b")
 ELLIPSIS = " ... "

@@ -28,7 +28,7 @@ from prefdistill.data.pairs import (
     shorten,
     used_columns,
 )
-from prefdistill.running.job import UserError
+from prefdistill.errors import UserError
 
 MAX_CELL_BYTES = 64 << 20
 

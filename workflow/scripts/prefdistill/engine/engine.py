@@ -31,8 +31,8 @@ from prefdistill.engine.fp8 import to_fp8
 from prefdistill.engine.frozen import Group, gather, kind_of
 from prefdistill.engine.gated import ACTIVATIONS
 from prefdistill.engine.soft_cap import has_quick_tanh
+from prefdistill.errors import UserError
 from prefdistill.models.sharding import SHARDED
-from prefdistill.running.job import UserError
 
 CPU = torch.device("cpu")
 ARCHITECTURES = ("gemma2", "llama", "qwen2")

@@ -17,8 +17,7 @@ from typing import Any
 
 import torch
 
-from prefdistill.running.job import UserError
-from prefdistill.running.rule_lookup import rerun_advice
+from prefdistill.errors import DamagedFile, UserError
 from prefdistill.storage.tables import read_json, write_json
 from prefdistill.storage.tensors import check_finite, read_tensors, write_tensors
 from prefdistill.storage.whole_files import reading
@@ -100,9 +99,10 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
         found.append(f"init_lora_weights: {config['init_lora_weights']}")
     if config.get("peft_type") != "LORA" or found:
         what = found[0] if found else f"peft_type {config.get('peft_type')}"
-        raise UserError(
-            f"{path}: {what} cannot be averaged or merged exactly; it must be a plain "
-            f"LoRA adapter: {rerun_advice(path)}"
+        raise DamagedFile(
+            path,
+            f"{what} cannot be averaged or merged exactly; it must be a plain LoRA "
+            "adapter",
         )
     with reading(path, "an adapter's settings"):
         if not (isinstance(config["r"], int) and config["r"] > 0):

@@ -18,7 +18,7 @@ from safetensors import safe_open
 from scipy.special import log_softmax
 from torch.nn.functional import linear
 
-from prefdistill.running.job import UserError
+from prefdistill.errors import UserError
 
 N_CHECKED_ROWS = 2
 # Relative error of a layer's output. Kernels gave SmolLM2's 0.005 at most, in float32

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from prefdistill.data.prompts import ELLIPSIS, MIN_ANSWER_TOKENS
+from prefdistill.errors import UserError
 from prefdistill.models.manifests import WEIGHTS
-from prefdistill.running.job import UserError
 from prefdistill.scores.scaling import Scaling, read_scaling
 from prefdistill.storage.tables import VIEWS, read_json, write_json
 

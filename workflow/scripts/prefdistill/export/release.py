@@ -8,6 +8,7 @@ import errno
 import os
 from pathlib import Path
 
+from prefdistill.errors import UserError
 from prefdistill.export.judge_settings import CALIBRATION_FILE, SETTINGS_FILE
 from prefdistill.models.manifests import (
     TOKENIZER_FILES,
@@ -15,7 +16,6 @@ from prefdistill.models.manifests import (
     copy_file,
     copy_tokenizer,
 )
-from prefdistill.running.job import UserError
 from prefdistill.storage.whole_files import atomic_path, write_text
 
 CARD_FILE, EXAMPLE_FILE = "README.md", "example.py"

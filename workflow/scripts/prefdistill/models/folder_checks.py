@@ -7,9 +7,8 @@ from typing import Any
 
 import torch
 
+from prefdistill.errors import DamagedFile, UserError
 from prefdistill.models.manifests import weights_path
-from prefdistill.running.job import UserError
-from prefdistill.running.rule_lookup import rerun_advice
 from prefdistill.storage.tables import read_json
 from prefdistill.storage.whole_files import LONGEST_REASON
 
@@ -66,22 +65,19 @@ def fitting(path: Path, what: str) -> Iterator[None]:
         if "mismatch" not in reason:
             raise
         said = "" if "ignore_mismatched" in reason else f" ({reason[:LONGEST_REASON]})"
-        raise UserError(
-            f"{path}: its shapes are not those of {what}{said}; {rerun_advice(path)}"
-        ) from error
+        raise DamagedFile(path, f"its shapes are not those of {what}{said}") from error
 
 
 def check_missing(folder: Path, missing: set[str]) -> None:
     """Refuse a model that lacks weights.
 
     Raises:
-        UserError: Naming the first of them.
+        DamagedFile: Naming the first of them.
     """
     if missing:
         path = weights_path(folder)
-        raise UserError(
-            f"{path}: {len(missing)} weights are missing, such as {min(missing)}; "
-            f"{rerun_advice(path)}"
+        raise DamagedFile(
+            path, f"{len(missing)} weights are missing, such as {min(missing)}"
         )
 
 
@@ -89,7 +85,7 @@ def check_weights(folder: Path, model: torch.nn.Module) -> None:
     """Check that a loaded model's weights are finite.
 
     Raises:
-        UserError: Naming the first that is not.
+        DamagedFile: Naming the first that is not.
     """
     for name, weight in model.named_parameters():
         if not weight.is_floating_point() or not weight.numel():
@@ -98,6 +94,4 @@ def check_weights(folder: Path, model: torch.nn.Module) -> None:
         extremes = torch.stack(torch.aminmax(weight.detach()))
         if not torch.isfinite(extremes).all():
             path = weights_path(folder)
-            raise UserError(
-                f"{path}: {name} holds NaN or infinity; {rerun_advice(path)}"
-            )
+            raise DamagedFile(path, f"{name} holds NaN or infinity")

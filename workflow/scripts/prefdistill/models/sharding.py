@@ -17,8 +17,8 @@ from safetensors import safe_open
 from torch import nn
 
 from prefdistill.engine.attention import ATTENTION, register
+from prefdistill.errors import UserError
 from prefdistill.models.manifests import weight_files
-from prefdistill.running.job import UserError
 
 logger = logging.getLogger(__name__)
 

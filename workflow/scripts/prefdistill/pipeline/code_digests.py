@@ -25,12 +25,14 @@ PACKAGE = "prefdistill"
 # Modules that say how a job runs and not what comes out: an edit reruns nothing.
 RUN_TIME_MODULES = frozenset(
     {
-        "prefdistill.disk",
         "prefdistill.errors",
         "prefdistill.running.binding",
         "prefdistill.running.job",
+        "prefdistill.running.lock",
+        "prefdistill.running.logs",
         "prefdistill.running.rule_lookup",
         "prefdistill.running.slurm",
+        "prefdistill.running.stopping",
         "prefdistill.running.workers",
         "prefdistill.storage.checkpoints",
     }

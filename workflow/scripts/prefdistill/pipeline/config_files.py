@@ -9,7 +9,7 @@ from pathlib import Path
 
 import yaml
 
-from prefdistill.running.job import UserError
+from prefdistill.errors import UserError
 
 MERGE = "tag:yaml.org,2002:merge"
 

@@ -7,10 +7,10 @@ import string
 from pathlib import Path
 from typing import Any
 
+from prefdistill.errors import UserError
 from prefdistill.pipeline.leaks import baseline_problem
 from prefdistill.pipeline.local_models import check_local_model, check_shapes
 from prefdistill.pipeline.sizes import SIMULATED_FOLDER
-from prefdistill.running.job import UserError
 
 SIMULATED_FILES = [
     f"{SIMULATED_FOLDER}{n}.csv" for n in ("train", "extra", "ultra", "test")

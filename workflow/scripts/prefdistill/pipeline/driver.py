@@ -25,11 +25,11 @@ import time
 from pathlib import Path
 from typing import IO, NoReturn
 
+from prefdistill.errors import UserError
 from prefdistill.pipeline.config_files import check_config_file
-from prefdistill.running.job import UserError
 
 FOLDER = Path(".snakemake")
-LOCK = FOLDER / "prefdistill.lock"
+LOCK = FOLDER / "prefdistill.running.lock"
 OWNER = FOLDER / "prefdistill.owner.json"
 
 # A dry run holds the lock too, for about this long.

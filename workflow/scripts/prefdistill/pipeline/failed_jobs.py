@@ -13,7 +13,7 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
-from prefdistill.running.job import FAILED
+from prefdistill.running.logs import FAILED
 
 _LINE = re.compile(rf" ERROR (?:\S+): {re.escape(FAILED)}(.*)")
 

@@ -8,8 +8,8 @@ from math import gcd
 from pathlib import Path
 from typing import Any
 
+from prefdistill.errors import UserError
 from prefdistill.pipeline.sizes import base_shape
-from prefdistill.running.job import UserError
 
 ARCHITECTURES = ("ForCausalLM", "ForSequenceClassification")
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from prefdistill.pipeline.costs import Work
+from prefdistill.running.logs import FAILED, JOB_LOGGER
 
 PROGRESS = re.compile(r"(\d+)/(\d+) \S+ \(\d+ %\).*")
 STATES = ("done", "running", "failed", "stopped", "left")
@@ -196,11 +197,11 @@ def state_of(job: Job) -> State:
     share, progress = _progress(lines)
     if _is_held(job.log.with_name(f".{job.log.stem}.lock")):
         return State("running", progress or "started", share)
-    of_job = [line for line in lines if " prefdistill.running.job: " in line]
+    of_job = [line for line in lines if f" {JOB_LOGGER}: " in line]
     end = of_job[-1] if of_job else ""
-    if "ERROR prefdistill.running.job: failed" in end:
+    if f"ERROR {JOB_LOGGER}: {FAILED}" in end:
         return State("failed", f"{lines[-1].strip()} (log: {job.log})")
-    if "prefdistill.running.job: done in" in end or not lines:
+    if f"{JOB_LOGGER}: done in" in end or not lines:
         return State("left")
     return State("stopped", progress or "before its first step", share)
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from prefdistill.running.job import UserError
+from prefdistill.errors import UserError
 
 SIMULATED_FOLDER = "results/simulated/"
 # A pair of the LMSYS competition: its train.csv has 184 MB for 57,477 pairs.

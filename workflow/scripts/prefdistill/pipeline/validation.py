@@ -11,8 +11,8 @@ from typing import Any
 from jsonschema import Draft202012Validator
 from jsonschema.exceptions import ValidationError
 
+from prefdistill.errors import UserError
 from prefdistill.pipeline.contradictions import check_consistency
-from prefdistill.running.job import UserError
 
 LONGEST_VALUE = 200  # characters of a value in a message
 # These say how a job runs, not what comes out: a change reruns nothing.

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from prefdistill.errors import UserError
 from prefdistill.report.score_table import (
     MEAN_MODEL,
     STEP_COLUMNS,
@@ -22,7 +23,6 @@ from prefdistill.report.score_table import (
     step_pairs,
 )
 from prefdistill.report.stages import Predictions
-from prefdistill.running.job import UserError
 from prefdistill.scores.calibration import calibrate_judge
 from prefdistill.scores.metrics import Labels, group_bootstrap, row_log_loss
 from prefdistill.scores.views import read_predictions

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pyarrow.compute as pc
 
-from prefdistill.running.job import UserError
+from prefdistill.errors import UserError
 from prefdistill.scores.calibration import (
     Scaling,
     cross_fit,

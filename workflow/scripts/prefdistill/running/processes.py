@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from prefdistill.running.job import UserError
+from prefdistill.errors import UserError
 from prefdistill.running.workers import RUN_FOLDER
 
 TIMEOUT = timedelta(minutes=30)

@@ -1,15 +1,15 @@
-"""Which rule makes a file of results, as its rule says; for messages only.
+"""Find the rule that makes a file of results, for the messages of jobs.
 
-The rules' own text is read, so that no second list can go stale. Only the standard
-library is imported here, as ``files`` uses it.
+The rules' own text is read, so that no second list can go stale.
 """
 
 import re
 from functools import cache
 from pathlib import Path
 
+from prefdistill.storage.whole_files import RESULTS
+
 RULES = Path(__file__).resolve().parents[3] / "rules"
-RESULTS = "results"
 _RULE = re.compile(
     r"^(?:use rule \w+ as |rule )(\w+)(?: with)?:\n(.*?)(?=^\S|\Z)",
     re.MULTILINE | re.DOTALL,
@@ -39,7 +39,7 @@ def _pattern(target: str) -> re.Pattern[str]:
 
 
 def producing_rules(path: str | Path) -> list[str]:
-    """The rules that may have made a file; of several, the configuration decides.
+    """List the rules that may have made a file; the configuration decides which did.
 
     A file beside declared outputs, such as another one of a tokenizer, is taken for
     theirs. Empty for a file that is not in ``results``.
@@ -58,8 +58,10 @@ def producing_rules(path: str | Path) -> list[str]:
     return list(dict.fromkeys(rules))
 
 
-def rerun_advice(path: str | Path) -> str:
-    """What to do about a file that cannot be used."""
+def rerun_advice(path: str | Path) -> str | None:
+    """Say how to have a damaged file made again. None if no rule made it."""
+    if RESULTS not in Path(path).parts:
+        return None
     rules = producing_rules(path)
     named = f"rule {' or '.join(rules)}" if rules else "its rule"
     return f"delete it so that {named} runs again"

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from scipy.special import softmax
 
-from prefdistill.running.job import UserError
+from prefdistill.errors import UserError
 from prefdistill.scores.metrics import (
     Interval,
     Labels,

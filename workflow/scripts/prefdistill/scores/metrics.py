@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from prefdistill.running.job import UserError
+from prefdistill.errors import UserError
 from prefdistill.storage.tables import TARGET_COLUMNS, read_table, table_targets
 
 LEAST_PROBABILITY = 1e-15

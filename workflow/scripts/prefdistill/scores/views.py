@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from prefdistill.running.job import UserError
+from prefdistill.errors import UserError
 from prefdistill.scores.metrics import LEAST_PROBABILITY
 from prefdistill.storage.tables import (
     LOGIT_COLUMNS,

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
-from prefdistill.running.job import UserError
+from prefdistill.errors import UserError
 from prefdistill.storage.whole_files import atomic_path, reading
 
 

@@ -16,9 +16,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from prefdistill.running.job import UserError
-from prefdistill.running.rule_lookup import RESULTS, rerun_advice
+from prefdistill.errors import DamagedFile
 
+RESULTS = "results"  # where rules write
 _UMASK = os.umask(0)  # the only way to read it is to set it
 os.umask(_UMASK)
 _HOST = re.sub(r"[^\w-]", "_", socket.gethostname())
@@ -56,21 +56,18 @@ def naming(path: str | Path) -> Iterator[None]:
 
 
 @contextmanager
-def reading(path: str | Path, what: str, advice: str | None = None) -> Iterator[None]:
+def reading(path: str | Path, what: str) -> Iterator[None]:
     """Say in one line that a file is damaged, whatever a library raises on it.
 
     Args:
-        path: What the body reads.
+        path: The file that the body reads.
         what: What it should be, such as ``"a whole parquet file"``.
-        advice: What to do about a damaged file; by default to delete it, so that the
-            rule that makes it runs again.
 
     Raises:
-        UserError: If the body fails, but not on the system's or memory's account; or
-            if the path is a link out of ``results``.
+        DamagedFile: If the body fails, except for an error of the system or a lack of
+            memory. Also if the path is a link out of ``results``.
     """
-    advice = advice or rerun_advice(path)
-    _check_inside(path, advice)
+    _check_inside(path)
     try:
         with naming(path):
             yield
@@ -80,18 +77,18 @@ def reading(path: str | Path, what: str, advice: str | None = None) -> Iterator[
         reason = " ".join(str(error).split()) or type(error).__name__
         if len(reason) > LONGEST_REASON:
             reason = f"{reason[:LONGEST_REASON]}..."
-        raise UserError(f"{path}: not {what} ({reason}); {advice}") from error
+        raise DamagedFile(path, f"not {what} ({reason})") from error
 
 
-def _check_inside(path: str | Path, advice: str) -> None:
+def _check_inside(path: str | Path) -> None:
     """Refuse a link that leads out of ``results``, which itself may be a link.
 
-    Rules make no links, so that such a file is not what its name says.
+    The workflow makes no such links, so the file is not what its name says.
     """
     results, place = Path(RESULTS).absolute(), Path(os.path.abspath(path))
     real = place.resolve()
     if place.is_relative_to(results) and not real.is_relative_to(results.resolve()):
-        raise UserError(f"{path}: a link out of {RESULTS}, to {real}; {advice}")
+        raise DamagedFile(path, f"a link out of {RESULTS}, to {real}")
 
 
 def check_unpacked(n_unpacked: int, n_bytes: int) -> None:

@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 
 from prefdistill.data.prompts import text_digest
-from prefdistill.running.job import UserError
-from prefdistill.running.rule_lookup import rerun_advice
+from prefdistill.errors import DamagedFile, UserError
 from prefdistill.scores.scaling import read_scaling
 from prefdistill.storage.tables import VIEWS, Logits, read_json, read_logits
 
@@ -99,7 +98,7 @@ def check_made_with(files: TeacherFiles, text: dict[str, Any]) -> None:
         text: The ``text`` settings that they must have been made with.
 
     Raises:
-        UserError: If template, truncation or order of the views differ.
+        DamagedFile: If template, truncation or order of the views differ.
     """
     wanted = {
         "max_length": (text["max_length"], "max_length"),
@@ -110,9 +109,10 @@ def check_made_with(files: TeacherFiles, text: dict[str, Any]) -> None:
         meta = read_logits(path).meta if path.suffix == ".npz" else None
         for key, (value, what) in wanted.items():
             if meta is not None and meta.get(key) != value:
-                raise UserError(
-                    f"{path}: its logits were made with another {what} "
-                    f"({meta.get(key)}, now {value}); {rerun_advice(path)}"
+                raise DamagedFile(
+                    path,
+                    f"its logits were made with another {what} "
+                    f"({meta.get(key)}, now {value})",
                 )
 
 

@@ -26,6 +26,7 @@ from torch.autograd.graph import increment_version
 from prefdistill.data.prompts import EncodedPairs
 from prefdistill.engine.engine import set_compiled, set_recompute
 from prefdistill.engine.packing import collate, pack_shares, shape_step, shared_tokens
+from prefdistill.errors import Interrupted, UserError
 from prefdistill.models.loading import core_model, device_of, is_sharded, shares_prompts
 from prefdistill.models.memory import (
     count_parameters,
@@ -33,7 +34,6 @@ from prefdistill.models.memory import (
     halved_budget,
     note_short_memory,
 )
-from prefdistill.running.job import Interrupted, UserError, stop_requested
 from prefdistill.running.processes import (
     any_process,
     is_first,
@@ -43,6 +43,7 @@ from prefdistill.running.processes import (
     wait_for_all,
 )
 from prefdistill.running.progress import Progress
+from prefdistill.running.stopping import stop_requested
 from prefdistill.storage.checkpoints import Checkpoints
 from prefdistill.storage.tables import VIEWS
 from prefdistill.storage.whole_files import write_text

@@ -1,6 +1,48 @@
-"""What to tell the user of a file system that fails a job."""
+"""The errors that end a job with one line for the user, and what to do about disks.
+
+Only the standard library is imported here: every other module may use this one.
+"""
 
 import errno
+from pathlib import Path
+
+
+class UserError(Exception):
+    """A mistake that the user can mend. Its text is one line: where, what, how."""
+
+
+class DamagedFile(UserError):
+    """A file that is not what its name says.
+
+    Its text is one line: the path, what is wrong, and a remedy that fits whoever has
+    the file. Where a rule made the file, the job puts the rule in the remedy's place
+    (``logs.error_line``): a reader does not know of rules.
+
+    Args:
+        path: The file.
+        what: What is wrong with it.
+        remedy: What to do about it.
+    """
+
+    def __init__(
+        self, path: str | Path, what: str, remedy: str = "copy or fetch it again"
+    ) -> None:
+        super().__init__(f"{path}: {what}; {remedy}")
+        self.path, self.what = path, what
+
+
+class Interrupted(Exception):
+    """Raised once work is saved because the job has to stop. It can be resumed.
+
+    Args:
+        text: What is saved, for the log.
+        progressed: Whether this run of the job came further than the one before.
+    """
+
+    def __init__(self, text: str, *, progressed: bool) -> None:
+        super().__init__(text)
+        self.progressed = progressed
+
 
 _SAME_COMMAND = "and run the same command: earlier results are intact"
 _GONE = f"bring it back {_SAME_COMMAND}"

@@ -1,0 +1,92 @@
+"""One copy of a job at a time.
+
+Two copies run at once when a cluster queues a job again whose first process still
+lives, or when a driver was killed and its jobs were not.
+"""
+
+import fcntl
+import hashlib
+import logging
+import os
+import socket
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from prefdistill.errors import Interrupted
+from prefdistill.running.logs import JOB_LOGGER
+from prefdistill.running.stopping import stop_requested
+
+logger = logging.getLogger(JOB_LOGGER)
+
+LOCK_POLL_S = 0.5
+
+
+def _fingerprint(job: Any) -> str:
+    """Hash a job's outputs and settings, and its input files' sizes and times."""
+    state = [
+        (str(path), found.st_size, found.st_mtime_ns)
+        for path, found in ((path, os.stat(path)) for path in job.input)
+    ]
+    settings = sorted(map(repr, job.params.items()))
+    text = repr((list(job.output), settings, state))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+@contextmanager
+def only_copy(job: Any) -> Iterator[int]:
+    """Hold the job's lock; end well if another copy of it has just done the same work.
+
+    The lock is the system's (flock), on a file beside the log: it goes when its holder
+    dies.
+
+    Yields:
+        The lock's file descriptor.
+    """
+    log_path = Path(job.log[0])
+    path = log_path.with_name(f".{log_path.stem}.lock")
+    fingerprint = _fingerprint(job)
+    lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    try:
+        waited = _wait_for_lock(lock, path)
+        same = os.pread(lock, 1000, 0).decode().splitlines()[1:] == [fingerprint]
+        if waited and same and all(map(os.path.exists, job.output)):
+            logger.info("the other copy finished this job")
+            sys.exit(0)
+        with suppress(OSError):  # a full disk is for the job's own files to say
+            os.ftruncate(lock, 0)
+            text = f"{socket.gethostname()} {os.getpid()}\n{fingerprint}\n"
+            os.pwrite(lock, text.encode(), 0)
+        yield lock
+    finally:
+        os.close(lock)
+
+
+def _wait_for_lock(lock: int, path: Path) -> bool:
+    """Take the lock of an open file.
+
+    Returns:
+        Whether another copy held it.
+
+    Raises:
+        Interrupted: If this job has to stop before it gets the lock.
+    """
+    waited = False
+    while True:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return waited
+        except BlockingIOError:
+            if not waited:
+                holder = os.pread(lock, 1000, 0).decode().partition("\n")[0]
+                logger.warning("another copy runs (%s); waiting for it", holder)
+            waited = True
+        except OSError as error:
+            logger.warning("%s: no file locks here (%s)", path, error.strerror)
+            return False
+        if stop_requested():
+            raise Interrupted("nothing done yet", progressed=False)
+        time.sleep(LOCK_POLL_S)
