@@ -9,8 +9,8 @@ import torch
 from writers import WRITERS
 
 from prefdistill.errors import DamagedFile, UserError, disk_fault
-from prefdistill.export.averaging import read_adapter, write_adapter
 from prefdistill.export.merging import write_classifier
+from prefdistill.models.adapter_files import read_adapter, write_adapter
 from prefdistill.models.loading import load_classifier, load_tokenizer
 from prefdistill.models.lora import load_adapter, save_adapter
 from prefdistill.models.manifests import base_folder, tensor_header, write_manifest

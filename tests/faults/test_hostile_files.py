@@ -23,7 +23,8 @@ from safetensors.torch import save_file
 
 from prefdistill.data.prompts import text_digest
 from prefdistill.errors import UserError
-from prefdistill.export.averaging import delta_mean, read_adapter
+from prefdistill.export.averaging import delta_mean
+from prefdistill.models.adapter_files import read_adapter
 from prefdistill.models.loading import load_classifier, load_tokenizer
 from prefdistill.models.lora import load_adapter
 from prefdistill.models.manifests import (

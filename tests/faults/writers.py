@@ -22,11 +22,11 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from prefdistill.data.folds import write_splits
 from prefdistill.export import gptq as quantisation
-from prefdistill.export.averaging import Adapter, read_adapter, write_adapter
 from prefdistill.export.gptq_check import dequantise
 from prefdistill.export.judge_settings import read_judge_settings, write_judge_settings
 from prefdistill.export.merging import write_classifier
 from prefdistill.export.release import RELEASE_FILES, write_release
+from prefdistill.models.adapter_files import Adapter, read_adapter, write_adapter
 from prefdistill.models.loading import load_classifier, load_tokenizer
 from prefdistill.models.lora import add_adapter, load_adapter, save_adapter
 from prefdistill.models.manifests import (

@@ -13,8 +13,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from prefdistill.data.prompts import FIELDS, encode_pairs
 from prefdistill.errors import UserError
-from prefdistill.export.averaging import read_adapter
 from prefdistill.export.merging import classifier_config, write_classifier
+from prefdistill.models.adapter_files import read_adapter
 from prefdistill.models.loading import (
     load_classifier,
     load_language_model,

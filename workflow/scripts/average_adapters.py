@@ -37,13 +37,8 @@ def main(
         adapter_out: The adapter's weights; its configuration is written beside them.
         report: ``average.json``.
     """
-    from prefdistill.export.averaging import (
-        delta_mean,
-        factor_mean,
-        read_adapter,
-        relative_errors,
-        write_adapter,
-    )
+    from prefdistill.export.averaging import delta_mean, factor_mean, relative_errors
+    from prefdistill.models.adapter_files import read_adapter, write_adapter
     from prefdistill.scores.fold_weights import read_weights
 
     weights = read_weights(weights_path, folds)

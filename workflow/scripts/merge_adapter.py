@@ -17,8 +17,8 @@ logger = logging.getLogger(__name__)
 
 def main(manifest: Path, adapter_path: Path, dtype: str, model_out: Path) -> None:
     """Write the merged model, its configuration, tokenizer and ``merge.json``."""
-    from prefdistill.export.averaging import read_adapter
     from prefdistill.export.merging import write_classifier
+    from prefdistill.models.adapter_files import read_adapter
 
     adapter = read_adapter(adapter_path.parent)
     folder = model_out.parent

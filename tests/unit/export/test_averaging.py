@@ -13,13 +13,12 @@ from prefdistill.errors import UserError
 from prefdistill.export.averaging import (
     delta_mean,
     factor_mean,
-    read_adapter,
     relative_errors,
     squared_norm,
-    write_adapter,
 )
 from prefdistill.export.gptq_check import load_plain, row_logits
 from prefdistill.export.merging import classifier_config, write_classifier
+from prefdistill.models.adapter_files import read_adapter, write_adapter
 from prefdistill.models.manifests import write_manifest
 from prefdistill.storage.tables import read_json, write_json
 

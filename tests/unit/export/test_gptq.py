@@ -9,7 +9,6 @@ import torch
 from safetensors import safe_open
 
 from prefdistill.errors import UserError
-from prefdistill.export.averaging import read_adapter, write_adapter
 from prefdistill.export.gptq import check_group_size, sample_pairs
 from prefdistill.export.gptq_check import (
     compare,
@@ -19,6 +18,7 @@ from prefdistill.export.gptq_check import (
     row_logits,
 )
 from prefdistill.export.merging import write_classifier
+from prefdistill.models.adapter_files import read_adapter, write_adapter
 from prefdistill.models.manifests import tensor_header, write_manifest
 from prefdistill.storage.tables import FOLD_SCHEMA, read_json, write_table
 

@@ -23,9 +23,9 @@ from prefdistill.data.prompts import encode_pairs
 from prefdistill.engine.attention import ATTENTION, register
 from prefdistill.engine.packing import CPU_TOKENS
 from prefdistill.errors import UserError
-from prefdistill.export.averaging import SCORE
 from prefdistill.export.gptq_calibration import packed_classifier, packed_passes
 from prefdistill.export.gptq_check import compare, default_dtype
+from prefdistill.models.adapter_files import SCORE
 from prefdistill.models.loading import load_tokenizer
 from prefdistill.models.manifests import copy_tokenizer, tensor_header
 from prefdistill.storage.tables import (

@@ -17,7 +17,7 @@ import torch
 from safetensors import safe_open
 
 from prefdistill.errors import UserError
-from prefdistill.export.averaging import SCORE, Adapter
+from prefdistill.models.adapter_files import SCORE, Adapter
 from prefdistill.models.manifests import copy_tokenizer, tensor_header, weight_files
 from prefdistill.storage.tables import read_json, write_json
 from prefdistill.storage.whole_files import atomic_path

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from prefdistill.errors import DamagedFile, UserError
-from prefdistill.export.averaging import (
+from prefdistill.models.adapter_files import (
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
     read_adapter_config,
