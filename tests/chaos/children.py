@@ -22,10 +22,9 @@ from typing import Any
 
 import numpy as np
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT / "workflow/scripts"), str(ROOT / "tests/integration")]
+from prefdistill.running.job import hide_unused_imports, set_threads
 
-from prefdistill.running.job import hide_unused_imports, set_threads  # noqa: E402
+ROOT = Path(__file__).resolve().parents[2]
 
 CHILD_LIMIT_S = 300
 MAX_DRAWS = 30  # kills that come too late are drawn again

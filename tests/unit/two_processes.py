@@ -12,8 +12,6 @@ import time
 import types
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "workflow/scripts"))
-
 from prefdistill.running.job import (
     Interrupted,
     UserError,
