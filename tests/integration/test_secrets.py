@@ -192,7 +192,7 @@ def test_the_token_is_in_no_output_and_no_command_line(fetched):
 
 PRINT_ENVIRONMENT = """
 import json, os, sys, types
-from prefdistill.running.job import run_job
+from prefdistill.running.job import (run_job)
 job = types.SimpleNamespace(
     log=sys.argv[1:2], threads=1, input=[], output=[], params={}
 )

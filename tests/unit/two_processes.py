@@ -12,8 +12,6 @@ import time
 import types
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "workflow/scripts"))
-
 from prefdistill.errors import Interrupted, UserError
 from prefdistill.models.quick_imports import hide_unused_imports
 from prefdistill.running.job import run_job

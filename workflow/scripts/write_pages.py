@@ -91,6 +91,6 @@ if __name__ == "__main__":
             page_paths={k: Path(v) for k, v in snakemake.output.items()},
             judges=list(params.judges),
             config=dict(snakemake.config),
-            benchmarks=Path("benchmarks"),
+            benchmarks=Path("logs/benchmarks"),
             logs=Path("logs"),
         )

@@ -90,7 +90,7 @@ def test_a_library_that_moved_is_left_to_the_job():
 AT_THE_END = """
 import gc, logging, sys
 from types import SimpleNamespace
-from prefdistill.running.job import run_job
+from prefdistill.running.job import (run_job)
 class Ring:
     def __init__(self): self.me = self
     def __del__(self): print("collected")

@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 
-from pool_parts import main as pool_main
 from prefdistill.errors import UserError
 from prefdistill.report.pooling import (
     LOGITS,
@@ -12,6 +11,7 @@ from prefdistill.report.pooling import (
     pool_parts,
     pooled_scaling,
     pooled_steps,
+    print_tables,
 )
 from prefdistill.report.score_table import (
     PREDICTIONS_SCHEMA,
@@ -174,8 +174,8 @@ def test_parts_of_different_configurations_are_refused(parts, tmp_path):
         pool_parts([*parts[:2], tmp_path / "odd"])
 
 
-def test_the_tool_prints_and_keeps_the_tables(parts, tmp_path, capsys):
-    pool_main(parts, parts, tmp_path / "out", n_bootstrap=100)
+def test_the_tables_are_printed_and_kept(parts, tmp_path, capsys):
+    print_tables(parts, parts, tmp_path / "out", n_bootstrap=100)
     shown = capsys.readouterr().out
     assert f"| trees | final | test | {N_ROWS} |" in shown
     assert f"| final | merged | AB+BA | {N_ROWS} |" in shown
@@ -185,7 +185,7 @@ def test_the_tool_prints_and_keeps_the_tables(parts, tmp_path, capsys):
 
 def test_the_judge_is_scaled_by_the_rows_of_all_parts(parts, tmp_path, capsys):
     path = tmp_path / "calibration.json"
-    pool_main(parts, [], None, path, **SETTINGS)
+    print_tables(parts, [], None, path, **SETTINGS)
     record = read_json(path)
     assert record["n_select"] == N_ROWS
     assert f"{path}: fitted on {N_ROWS} rows" in capsys.readouterr().out

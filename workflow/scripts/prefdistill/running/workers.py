@@ -91,7 +91,8 @@ def run_workers(
         shared = {"WORLD_SIZE": str(count), RUN_FOLDER: folder}
         workers = [
             subprocess.Popen(
-                [sys.executable, *sys.argv],
+                # `sys.argv` lacks the `-m` of `python -m benchmarks.engine`.
+                [sys.executable, *sys.orig_argv[1:]],
                 env=os.environ | shared | {"RANK": str(n), "LOCAL_RANK": str(n)},
                 pass_fds=[lock],
             )

@@ -15,7 +15,7 @@ from safetensors.numpy import save
 
 from prefdistill.export.release import OPTIONAL_FILES, RELEASE_FILES
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 CANARY = "hf_canaryNeverToBeSeenAnywhere0123456789"
 FILES = {name: f"{name}\n".encode() for name in RELEASE_FILES}
 FILES |= {
@@ -103,10 +103,10 @@ def push(hub, tmp_path):
             environment["HF_TOKEN"] = token
         return subprocess.run(
             [
-                sys.executable, ROOT / "tools/push_release.py", folder, "me/judge",
+                sys.executable, "-m", "prefdistill", "push", folder, "me/judge",
                 *arguments,
             ],
-            env=environment, capture_output=True, text=True, check=False,
+            cwd=ROOT, env=environment, capture_output=True, text=True, check=False,
         )  # fmt: skip
 
     run.folder = folder

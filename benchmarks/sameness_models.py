@@ -11,19 +11,19 @@ TARGETS = [f"{name}_proj" for name in ("q", "k", "v", "o", "gate", "up", "down")
 
 
 def scaled(options: argparse.Namespace, n: int) -> int:
-    """A size, or an eighth of it for tiny runs."""
+    """Return a size, or an eighth of it for tiny runs."""
     return max(1, n // 8) if options.tiny else n
 
 
 def dtype_of(options: argparse.Namespace, base: str) -> torch.dtype:
-    """What a base is computed in: tiny runs in float32, as all jobs on a CPU."""
+    """Choose a base's dtype: float32 in tiny runs, as all jobs on a CPU."""
     if options.tiny:
         return torch.float32
     return torch.float16 if base == "fp16" else torch.bfloat16
 
 
 def configuration(options: argparse.Namespace, architecture: str) -> Any:
-    """Three layers, with Gemma-2's window shorter than the longest row."""
+    """Configure three layers, with Gemma-2's window shorter than the longest row."""
     from transformers import AutoConfig
 
     hidden, head_dim = scaled(options, 512), scaled(options, 128)
@@ -46,7 +46,7 @@ def configuration(options: argparse.Namespace, architecture: str) -> Any:
 
 
 def build(options: argparse.Namespace, architecture: str, base: str) -> torch.nn.Module:
-    """A judge with random weights, the same for all bases but for their rounding."""
+    """Build a judge with random weights, the same for all bases up to rounding."""
     from transformers import AutoModelForSequenceClassification
 
     from prefdistill.engine.attention import register
@@ -78,7 +78,7 @@ def build(options: argparse.Namespace, architecture: str, base: str) -> torch.nn
 def adapt(
     model: torch.nn.Module, *, rank: int, lowest_layer: int, fresh: bool
 ) -> torch.nn.Module:
-    """With an adapter, as it begins or with random B."""
+    """Add an adapter, as it begins or with random B."""
     from prefdistill.models.lora import add_adapter
 
     lora = {"r": rank, "alpha": 2 * rank, "dropout": 0.0, "targets": TARGETS}
@@ -92,25 +92,25 @@ def adapt(
 
 
 class Fp8Product(torch.autograd.Function):
-    """A linear layer of fp8 by definition, its products in float32."""
+    """Compute a linear layer as fp8 is defined, with products in float32."""
 
     @staticmethod
     def forward(ctx, x, weight, bias):
-        """Inputs and weight rounded by rows."""
+        """Round inputs and weight by rows."""
         ctx.save_for_backward(weight)
         output = linear(rounded(x.float()), weight)
         return (output if bias is None else output + bias.float()).to(x.dtype)
 
     @staticmethod
     def backward(ctx, gradient):
-        """Gradients rounded by rows, the weight by columns."""
+        """Round gradients by rows, the weight by columns."""
         (weight,) = ctx.saved_tensors
         columns = rounded(weight.t()).t()
         return (rounded(gradient.float()) @ columns).to(gradient.dtype), None, None
 
 
 def rounded(x: torch.Tensor) -> torch.Tensor:
-    """Float32 values through e4m3 with one scale a row."""
+    """Round float32 values to e4m3 with one scale per row."""
     scale = x.abs().amax(-1, keepdim=True).clamp(min=1e-12) / 448
     return (x / scale).clamp(-448, 448).to(torch.float8_e4m3fn).float() * scale
 

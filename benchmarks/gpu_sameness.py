@@ -1,23 +1,24 @@
-"""Whether the engine computes on a GPU what it should: `python bench/gpu_sameness.py`.
+"""Check on a GPU that the engine computes what it should.
 
 Small models of the three architectures with random weights, on bases of bf16, fp16, NF4
-and fp8, give logits and gradients of their adapter: packed, a row at a time, with half
-the token budget, many short rows at once and in two batches, with what rows begin with
-computed once, with each kind of recomputation, in inference mode, and through
-transformers and PEFT (for fp8, which they lack, with linear layers as its definition
-says). A few steps of the trainer follow, with the fused optimiser of GPUs, beside those
-of an ordinary one through transformers and PEFT. A JSON line a comparison is printed,
-with norms of differences over norms of what is compared; the exit status is 1 if one
-exceeds its tolerance.
+and fp8, give logits and gradients of their adapter. The engine computes them in several
+ways: packed, a row at a time, with half the token budget, many short rows at once, in
+two batches, with common prefixes computed once, with each kind of recomputation, and in
+inference mode. Transformers and PEFT compute them too. (Neither has fp8; linear layers
+that follow its definition take their place.) Then the trainer takes a few steps with
+the fused optimiser of GPUs, beside steps of an ordinary optimiser through transformers
+and PEFT. Each comparison prints a JSON line with the norm of the difference over the
+norm of what is compared. The exit status is 1 if one exceeds its tolerance.
 
-    python bench/gpu_sameness.py                            # each base in a process
-    python bench/gpu_sameness.py --curves                   # and train on each base
-    python bench/gpu_sameness.py --curves --model models/smollm2 --data data/train.csv
-    python bench/gpu_sameness.py --tiny --curves            # tiny shapes, CPU, float32
+    python -m benchmarks.gpu_sameness               # each base in a process of its own
+    python -m benchmarks.gpu_sameness --curves      # also train on each base
+    python -m benchmarks.gpu_sameness --curves --model models/smollm2 --data train.csv
+    python -m benchmarks.gpu_sameness --tiny --curves   # tiny shapes, CPU, float32
 
-The curves come from the same start, on the same pairs in the same order: those of a CSV
-file in the competition's columns, judged by the model in a folder, or random tokens, of
-which one tells the label, judged by a small random model.
+All curves start from the same weights and see the same pairs in the same order. The
+pairs come from a CSV file in the competition's columns and the model from a folder. By
+default the pairs are random tokens, one of which tells the label, and the model is
+small and random.
 """
 
 import argparse
@@ -40,12 +41,10 @@ from unittest import mock
 import numpy as np
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "workflow/scripts"))
-
-import workload
+from benchmarks import workload
+from benchmarks.sameness_models import adapt, build, define_fp8, scaled
 from prefdistill.models.quick_imports import hide_unused_imports
 from prefdistill.running.job import set_threads
-from sameness_models import adapt, build, define_fp8, scaled
 
 ARCHITECTURES = ("gemma2", "llama", "qwen2")
 BASES = ("bf16", "fp16", "nf4", "fp8")
@@ -102,7 +101,7 @@ TEXT = {
 
 
 def unsupported(options: argparse.Namespace, base: str) -> str | None:
-    """Why a base cannot be here, if it cannot."""
+    """Say why a base cannot be tested here; None if it can."""
     if base == "nf4" and find_spec("bitsandbytes") is None:
         return "bitsandbytes is not installed"
     if options.device == "cuda":
@@ -115,14 +114,14 @@ def unsupported(options: argparse.Namespace, base: str) -> str | None:
 
 
 def batch_shape(options: argparse.Namespace) -> int:
-    """Tokens of every batch but those of the curves: one shape, compiled once."""
+    """Return the tokens of a batch (curves aside): one shape, compiled once."""
     return -(-sum(scaled(options, length) for length in LENGTHS) // 256) * 256
 
 
 def begin_alike(
     options: argparse.Namespace, rows: list[np.ndarray]
 ) -> tuple[list[np.ndarray], np.ndarray]:
-    """Two pairs of rows with a common beginning, and ``shared`` of ``collate``.
+    """Make two pairs of rows with a common prefix, and ``shared`` of ``collate``.
 
     The first pair's is longer than Gemma-2's window.
     """
@@ -139,7 +138,7 @@ def begin_alike(
 def compare(
     options: argparse.Namespace, architecture: str, base: str
 ) -> Iterator[dict[str, Any]]:
-    """Relative errors of one model's logits and gradients, each with its tolerance.
+    """Yield relative errors of one model's logits and gradients, with tolerances.
 
     Every batch is padded to one shape, so that each layer is compiled but once. The
     adapter of Qwen2 leaves out the lowest layer; as it differs from Llama in nothing
@@ -240,7 +239,7 @@ def compare(
 
 
 def read_pairs(path: Path, n_pairs: int) -> tuple[Any, np.ndarray]:
-    """The first pairs of a CSV file as a table, and their ``(n, 3)`` verdicts."""
+    """Read the first pairs of a CSV file, and their ``(n, 3)`` verdicts."""
     import pyarrow as pa
 
     csv.field_size_limit(2**30)
@@ -260,7 +259,7 @@ def read_pairs(path: Path, n_pairs: int) -> tuple[Any, np.ndarray]:
 
 
 def turns_of(cell: str) -> list[str]:
-    """The turns in a cell, a JSON list or else one text."""
+    """Split a cell into turns: a JSON list, or else one text."""
     try:
         turns = json.loads(cell)
     except ValueError:
@@ -269,7 +268,7 @@ def turns_of(cell: str) -> list[str]:
 
 
 def random_pairs(options: argparse.Namespace, n_pairs: int) -> tuple[Any, np.ndarray]:
-    """Random tokens, after a prompt of one token that tells the label."""
+    """Draw tokens, after a prompt of one token that tells the label."""
     from prefdistill.data.prompts import FIELDS, EncodedPairs
 
     draw = np.random.default_rng(0)
@@ -299,7 +298,7 @@ def run_trainer(
     targets: np.ndarray,
     settings: dict[str, Any],
 ) -> list[float | None]:
-    """Losses of every step; all batches are padded to one shape.
+    """Train, and return every step's loss; all batches are padded to one shape.
 
     The optimiser is fused on the CPU too, as it is on GPUs.
     """
@@ -327,7 +326,7 @@ def run_trainer(
 def compare_steps(
     options: argparse.Namespace, architecture: str, base: str
 ) -> dict[str, Any]:
-    """Steps of the trainer, and of AdamW (not fused) on transformers and PEFT.
+    """Compare the trainer's steps with plain AdamW's on transformers and PEFT.
 
     The head stays as it is and B begins at zero: all that changes is what the engine
     computes with the B that the optimiser has changed, and the loss must fall by it.
@@ -363,7 +362,7 @@ def compare_steps(
     bins = pack(np.array([len(row) for row in rows]), settings["token_budget"])
 
     def judge(model: torch.nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
-        """Logits and mean loss of the pairs in both orders."""
+        """Return logits and mean loss of the pairs in both orders."""
         batches = [collate([rows[i] for i in b], batch_shape(options)) for b in bins]
         logits = torch.cat([models.classify(model, batch) for batch in batches])
         logits = logits[np.argsort(np.concatenate(bins))]
@@ -420,7 +419,7 @@ def compare_steps(
 
 
 def train(options: argparse.Namespace, base: str) -> list[float | None]:
-    """Losses of every step on a base."""
+    """Train on a base, and return every step's loss."""
     from prefdistill.data.prompts import encode_pairs
     from prefdistill.models.loading import load_classifier, load_tokenizer
 
@@ -444,7 +443,7 @@ def train(options: argparse.Namespace, base: str) -> list[float | None]:
 
 
 def compare_curves(curves: dict[str, list[float | None]]) -> Iterator[dict[str, Any]]:
-    """Means over the last steps, and each base's paired difference from the first."""
+    """Compare means over the last steps: each base, paired with the first."""
     first = next(base for base in BASES if base in curves)
     for base, losses in curves.items():
         last = np.array(losses[-LAST_STEPS:], dtype=np.float64)
@@ -488,7 +487,8 @@ def work(options: argparse.Namespace, base: str) -> None:
 
 def run_base(base: str, arguments: list[str]) -> list[dict[str, Any]]:
     """Work on a base in a process of its own, and pass on what it prints."""
-    command = [sys.executable, __file__, *arguments, "--worker", base]
+    command = [sys.executable, "-m", "benchmarks.gpu_sameness"]
+    command += [*arguments, "--worker", base]
     lines = []
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         for text in process.stdout or ():
@@ -503,7 +503,7 @@ def run_base(base: str, arguments: list[str]) -> list[dict[str, Any]]:
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
-    """The command line."""
+    """Read the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--bases", nargs="+", choices=BASES, default=list(BASES))
     parser.add_argument(
@@ -529,7 +529,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 
 
 def main(arguments: list[str]) -> int:
-    """Run and compare; returns the exit status."""
+    """Run and compare, and return the exit status."""
     options = parse(arguments)
     if options.worker:
         work(options, options.worker)

@@ -1,7 +1,7 @@
-"""Resume and out-of-memory on a real GPU: `python bench/gpu_reliability.py`.
+"""Check resume and out-of-memory on a real GPU: `python -m benchmarks.gpu_reliability`.
 
-Trains a random 0.5B model of Llama's shape for some steps, whole, interrupted and
-resumed, and short of memory, and prints one JSON line for each. No download.
+Trains a random 0.5B model of Llama's shape for some steps: whole, interrupted and
+resumed, and short of memory. Prints one JSON line for each. Downloads nothing.
 """
 
 import json
@@ -11,8 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "workflow/scripts"))
 
 from prefdistill.data.prompts import EncodedPairs
 from prefdistill.errors import Interrupted
@@ -64,7 +62,7 @@ def make_model(folder: Path) -> None:
 
 
 def make_pairs() -> tuple[EncodedPairs, np.ndarray]:
-    """Random tokens of log-normal lengths, whose first token tells the label."""
+    """Draw tokens of log-normal lengths, whose first token tells the label."""
     rng = np.random.default_rng(0)
     labels = rng.integers(0, 3, N_PAIRS)
     sizes = np.clip(rng.lognormal(5.5, 0.6, (N_PAIRS, 2)), 16, 900).astype(int)

@@ -4,11 +4,10 @@ from dataclasses import replace
 
 import pytest
 
-import cpu
-import write_tables
-from rows import read_rows
-from workload import SHAPES, useful_flops
-from write_tables import DOCUMENT, RESULTS, ROOT
+from benchmarks import cpu, write_tables
+from benchmarks.result_rows import read_rows
+from benchmarks.workload import SHAPES, useful_flops
+from benchmarks.write_tables import DOCUMENT, RESULTS, ROOT
 
 MEASURED = [row for path in RESULTS.values() for row in read_rows(path)]
 

@@ -1,23 +1,23 @@
 """Write the tables of GPU results into docs/performance.md.
 
-    python bench/write_tables.py             # after `make bench`
-    python bench/write_tables.py --table     # print them only
+    python -m benchmarks.write_tables            # after `make bench`
+    python -m benchmarks.write_tables --table    # print them only
 
-They come from `bench/results/h100.json` and `h200.json`, and the predicted hours from
-the first and `config/config.yaml`; a test compares the document with them.
+The results come from `benchmarks/results/h100.json` and `h200.json`. The predicted
+hours come from the first of them and `config/config.yaml`. A test compares the document
+with the tables.
 """
 
 import argparse
 import re
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "workflow/scripts"))
-
+from benchmarks.result_rows import Row, find_row, markdown_table, read_rows, speed_table
+from benchmarks.workload import PUBLISHED
 from prefdistill.pipeline.costs import Size, scoring_work, training_work
 from prefdistill.pipeline.sizes import (
     SIMULATED_FOLDER,
@@ -28,11 +28,9 @@ from prefdistill.pipeline.sizes import (
     trained_pairs,
 )
 from prefdistill.pipeline.validation import validate_config
-from rows import Row, find_row, markdown_table, read_rows, speed_table
-from workload import PUBLISHED
 
 ROOT = Path(__file__).resolve().parents[1]
-RESULTS = {card: ROOT / f"bench/results/{card}.json" for card in ("h100", "h200")}
+RESULTS = {card: ROOT / f"benchmarks/results/{card}.json" for card in ("h100", "h200")}
 DOCUMENT = ROOT / "docs/performance.md"
 BASES = {"auto": "bf16"}
 # Pairs of the published configuration's files, as its comments have them; those of
@@ -48,7 +46,7 @@ MODELLED_TFLOPS = 400
 
 
 def published() -> tuple[dict[str, Any], Pairs]:
-    """The published configuration with its defaults, and its numbers of pairs.
+    """Read the published configuration with its defaults, and its numbers of pairs.
 
     Its files need not be here: simulated ones of as many pairs stand for them.
     """
@@ -63,7 +61,7 @@ def published() -> tuple[dict[str, Any], Pairs]:
 
 
 def shape_of(base: dict[str, Any]) -> str | None:
-    """The benchmark's name of a base model's shape."""
+    """Return the benchmark's name of a base model's shape."""
     name = base.get("repo", "").rpartition("/")[2].lower()
     return next((shape for shape in PUBLISHED if name.startswith(shape)), None)
 
@@ -71,7 +69,7 @@ def shape_of(base: dict[str, Any]) -> str | None:
 def find_speed(
     rows: list[Row], shape: str | None, mode: str, base: str, *, adapter: bool
 ) -> float | None:
-    """Useful tokens/s of one GPU, with an unmerged adapter if that was measured."""
+    """Find useful tokens/s of one GPU, with an unmerged adapter if measured."""
     wanted = {"model": shape, "mode": mode, "base": BASES.get(base, base), "gpus": 1}
     row = find_row(rows, **wanted, variant="engine_adapter") if adapter else None
     row = row or find_row(rows, **wanted, variant="engine")
@@ -79,7 +77,7 @@ def find_speed(
 
 
 def list_work(config: dict[str, Any], pairs: Pairs) -> list[dict[str, Any]]:
-    """The GPU's work by model and stage, as the workflow's rules have it (``Work``).
+    """List the GPU's work by model and stage, as the workflow's rules have it.
 
     ``jobs`` of them do it, one a fold or one in all; ``pairs`` is what all show or
     score, in both orders.
@@ -120,7 +118,7 @@ def list_work(config: dict[str, Any], pairs: Pairs) -> list[dict[str, Any]]:
 
 
 def hours_table(config: dict[str, Any], pairs: Pairs, rows: list[Row]) -> str:
-    """GPU hours of a configuration by measured speeds; blank where one is missing.
+    """Predict GPU hours from measured speeds; blank where one is missing.
 
     Beside them the hours of the cost model, which `make plan` shows, less loading; in
     the sum they stand for those that are missing.
@@ -151,7 +149,7 @@ def hours_table(config: dict[str, Any], pairs: Pairs, rows: list[Row]) -> str:
 
 
 def fill_in(text: str, tables: dict[str, str]) -> str:
-    """A document with what stands between a table's two marks replaced.
+    """Replace what stands between a table's two marks in a document.
 
     Raises:
         ValueError: If a table has no marks.
@@ -167,7 +165,7 @@ def fill_in(text: str, tables: dict[str, str]) -> str:
 
 
 def render(text: str) -> str:
-    """The document with its tables as the stored results have them."""
+    """Write the document's tables from the stored results."""
     tables = {}
     for card, path in RESULTS.items():
         rows = read_rows(path)
@@ -178,7 +176,7 @@ def render(text: str) -> str:
 
 
 def describe_runs(rows: list[Row]) -> str:
-    """Machines, versions and peaks of the runs, one line for those of a day."""
+    """Describe machines, versions and peaks of the runs, one line per day."""
     peaks: dict[str, dict[str, list[float]]] = {}
     for row in rows:
         versions = ", ".join(f"{k} {v}" for k, v in row["versions"].items() if v)

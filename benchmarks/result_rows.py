@@ -1,4 +1,4 @@
-"""Results of the benchmarks: a JSON list of rows, and Markdown tables of them."""
+"""Store the benchmarks' results as rows of a JSON list, and show them as Markdown."""
 
 import json
 import re
@@ -11,12 +11,12 @@ KEY = ("model", "mode", "base", "variant", "gpus")
 
 
 def read_rows(path: Path) -> list[Row]:
-    """The rows of a file; none if it is not there."""
+    """Read the rows of a file; none if it is not there."""
     return json.loads(path.read_text("utf-8")) if path.exists() else []
 
 
 def merge_rows(old: Sequence[Row], new: Sequence[Row]) -> list[Row]:
-    """Old and new rows in order of their keys; a new one replaces that of its key."""
+    """Merge rows in order of their keys; a new row replaces that of its key."""
     merged = {tuple(row[key] for key in KEY): row for row in [*old, *new]}
     return [merged[key] for key in sorted(merged)]
 
@@ -31,13 +31,13 @@ def store_row(path: Path, row: Row) -> None:
 
 
 def gpu_name(name: str) -> str:
-    """A device's name for a file: ``NVIDIA H100 80GB HBM3`` is ``h100``."""
+    """Shorten a device's name for a file: ``NVIDIA H100 80GB HBM3`` is ``h100``."""
     model = re.search(r"\b(?:RTX )?(?:[A-Z]{1,3}\d{1,4}|\d{4})\b", name)
     return re.sub(r"\W+", "-", model[0] if model else name).strip("-").lower()
 
 
 def find_row(rows: Iterable[Row], **wanted: Any) -> Row | None:
-    """The first row that has the values wanted and a speed."""
+    """Find the first row that has the wanted values and a speed."""
     for row in rows:
         matches = all(row.get(key) == value for key, value in wanted.items())
         if matches and row.get("useful_tokens_per_s"):
@@ -46,7 +46,7 @@ def find_row(rows: Iterable[Row], **wanted: Any) -> Row | None:
 
 
 def ratio_to_recipe(row: Row, rows: Iterable[Row]) -> float | None:
-    """How many times a row's speed is that of the recipe at the same work, if known."""
+    """Divide a row's speed by the recipe's at the same work; None if unknown."""
     recipe = find_row(
         rows,
         model=row["model"],
@@ -60,7 +60,7 @@ def ratio_to_recipe(row: Row, rows: Iterable[Row]) -> float | None:
 
 
 def markdown_table(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
-    """A table whose columns are aligned to the right but for those of words."""
+    """Write a table; columns of numbers are aligned to the right."""
     lines = [list(map(str, line)) for line in lines]
     numeric = [
         all(re.fullmatch(r"[-–0-9.,× %]*", line[n]) for line in lines)
@@ -71,7 +71,7 @@ def markdown_table(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
 
 
 def speed_table(rows: Iterable[Row]) -> str:
-    """The Markdown table of ``bench/engine.py``'s rows."""
+    """Show the rows of ``benchmarks.engine`` as a Markdown table."""
     head = (
         *("model", "mode", "base", "variant", "GPUs", "tokens/s", "range"),
         *("TFLOP/s", "of peak", "GiB", "fill", "shared", "first step, s", "× recipe"),

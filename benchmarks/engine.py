@@ -1,21 +1,22 @@
-"""The public recipe and this engine at the same work, in one run: `make bench`.
+"""Time the public recipe and this engine at the same work, in one run: `make bench`.
 
 Models of real shapes with random weights train LoRA adapters and score rows of real
-lengths, first as the public notebooks do (variant `recipe`: plain transformers and
-PEFT, an NF4 base, eager attention, checkpointing, padded batches), then by this engine
-on bases of bf16, NF4 and fp8. A line a result is printed, and a row each stored.
+lengths. The recipe does it as the public notebooks do (variant `recipe`: plain
+transformers and PEFT, an NF4 base, eager attention, checkpointing, padded batches).
+Then this engine does it on bases of bf16, NF4 and fp8. Each result prints one line and
+stores one row.
 
-    python bench/engine.py --models gemma-2-9b --lengths data/train.csv
-    python bench/engine.py --modes train --variants engine --bases bf16 --profile
-    python bench/engine.py --gpus 2 --variants engine
-    python bench/engine.py --tiny                       # tiny shapes, CPU, seconds
+    python -m benchmarks.engine --models gemma-2-9b --lengths data/train.csv
+    python -m benchmarks.engine --modes train --variants engine --bases bf16 --profile
+    python -m benchmarks.engine --gpus 2 --variants engine
+    python -m benchmarks.engine --tiny                # tiny shapes, CPU, seconds
 
-Useful tokens are those of all rows, whole, without padding, even if a prompt is
-computed once for both orders of a pair; useful operations are theirs, without
-recomputation and the adapter's own products. Compilation and other warming up come
-before what is timed; `first_step_s` is the time from nothing to the end of the first
-step, the making of the random weights included. A result that fails is stored with its
-error, and the rest go on; then the exit status is 1.
+Useful tokens are those of all whole rows, without padding, even where a prompt is
+computed once for both orders of a pair. Useful operations are theirs, without
+recomputation and without the adapter's own products. Compilation and other warm-up come
+before the timed part. `first_step_s` is the time from nothing to the end of the first
+step, the making of the random weights included. A case that fails is stored with its
+error, the other cases go on, and the exit status is 1.
 """
 
 import argparse
@@ -39,14 +40,12 @@ from unittest import mock
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "workflow/scripts"))
-
-import workload
+from benchmarks import workload
+from benchmarks.result_rows import Row, gpu_name, ratio_to_recipe, store_row
 from prefdistill.errors import UserError
 from prefdistill.models.quick_imports import hide_unused_imports
 from prefdistill.running.job import set_threads
 from prefdistill.running.workers import run_workers
-from rows import Row, gpu_name, ratio_to_recipe, store_row
 
 MODES = ("train", "infer")
 BASES = ("bf16", "nf4", "fp8")
@@ -68,7 +67,7 @@ class Unsupported(Exception):
 
 @dataclass(frozen=True)
 class Case:
-    """What one row is about."""
+    """Name the work of one row."""
 
     model: str
     mode: str
@@ -77,24 +76,24 @@ class Case:
 
     @property
     def is_recipe(self) -> bool:
-        """Whether the public recipe does the work."""
+        """Tell whether the public recipe does the work."""
         return self.variant.startswith("recipe")
 
     @property
     def shape(self) -> dict[str, Any]:
-        """The model's shape."""
+        """Return the model's shape."""
         return workload.SHAPES[self.model]
 
     @property
     def lora(self) -> dict[str, Any] | None:
-        """The adapter's settings."""
+        """Return the adapter's settings."""
         n_layers = self.shape["num_hidden_layers"]
         return workload.lora_settings(self.variant, self.mode, n_layers)
 
 
 @dataclass(frozen=True)
 class Amount:
-    """How much work is timed, and how it is cut.
+    """Say how much work is timed, and how it is split.
 
     Attributes:
         pairs: Of a training step, each in both orders.
@@ -131,7 +130,7 @@ class Amount:
 
 
 def configuration(shape: dict[str, Any]) -> Any:
-    """The transformers configuration of a three-class judge."""
+    """Make the transformers configuration of a three-class judge."""
     from transformers import AutoConfig
 
     return AutoConfig.for_model(
@@ -141,7 +140,7 @@ def configuration(shape: dict[str, Any]) -> Any:
 
 
 def random_weight(name: str, size: Any, device: Any, dtype: Any) -> Any:
-    """A weight's values, the same for a name: norms as they begin, else N(0, 0.02²)."""
+    """Draw a weight, seeded by its name: norms as they begin, else N(0, 0.02²)."""
     import torch
 
     values = torch.empty(size, device=device, dtype=dtype)
@@ -152,14 +151,14 @@ def random_weight(name: str, size: Any, device: Any, dtype: Any) -> Any:
 
 
 def compute_dtype(device: Any) -> Any:
-    """What products are computed in: bf16, on the CPU float32."""
+    """Choose the dtype of products: bf16, on the CPU float32."""
     import torch
 
     return torch.bfloat16 if device.type == "cuda" else torch.float32
 
 
 def build_engine(case: Case, device: Any) -> Any:
-    """The engine's judge with random weights, and its adapter."""
+    """Build the engine's judge with random weights, and its adapter."""
     import torch
     from transformers import AutoModelForSequenceClassification
 
@@ -198,7 +197,7 @@ def fill(model: Any, base: str, dtype: Any, device: Any) -> None:
 
 
 def build_recipe(case: Case, amount: Amount, device: Any) -> Any:
-    """The public recipe's judge: plain classes of transformers, bitsandbytes, PEFT.
+    """Build the recipe's judge: plain transformers, bitsandbytes and PEFT.
 
     Norms and embedding stay in bf16, and layers below the lowest adapter get no
     backward pass: the notebooks' `prepare_model_for_kbit_training` would widen the
@@ -261,7 +260,7 @@ def _store_in_nf4(model: Any, dtype: Any, device: Any) -> None:
 
 
 class Clock:
-    """When repeats began, with the device idle, and the tokens seen till then.
+    """Record when repeats began, with the device idle, and the tokens until then.
 
     ``tick`` belongs before each repeat and after the last. With a profiler, the first
     repeat after the warm ones is recorded.
@@ -290,7 +289,7 @@ class Clock:
         self._seen.append((tokens.numel(), (tokens == 0).sum()))
 
     def tick(self) -> None:
-        """A repeat ends here and another begins."""
+        """End a repeat and begin another."""
         synchronise()
         if self.profiler and len(self.times) == self.n_warm:
             self.profiler.start()
@@ -303,17 +302,17 @@ class Clock:
 
     @property
     def seconds(self) -> np.ndarray:
-        """Seconds of each timed repeat."""
+        """Return the seconds of each timed repeat."""
         return np.diff(self.times)[self.n_warm :]
 
     @property
     def n_computed(self) -> tuple[int, int]:
-        """Tokens that the timed repeats computed, and how many of them were padding."""
+        """Count tokens that the timed repeats computed, and the padding among them."""
         first = self.n_warm + 1
         return sum(self.computed[first:]), sum(self.padding[first:])
 
     def enough(self, seconds: float) -> bool:
-        """Whether two repeats are timed, and so many seconds over."""
+        """Tell whether two repeats are timed and enough seconds have passed."""
         return len(self.seconds) >= 2 and self.seconds.sum() >= seconds
 
 
@@ -326,7 +325,7 @@ def synchronise() -> None:
 
 
 def _ticked(clock: Clock, repeats: int, seconds: float) -> Iterator[int]:
-    """Numbers of timed repeats, with a tick before each and after the last."""
+    """Yield numbers of timed repeats, with a tick before each and after the last."""
     from prefdistill.running.processes import any_process
 
     for repeat in range(repeats):
@@ -341,7 +340,7 @@ def _ticked(clock: Clock, repeats: int, seconds: float) -> Iterator[int]:
 
 
 def training_settings(amount: Amount) -> dict[str, Any]:
-    """A ``training`` section for ``Trainer``."""
+    """Make a ``training`` section for ``Trainer``."""
     return workload.STEADY | {
         "learning_rate": 1e-5,
         "max_steps": N_WARM + amount.repeats,
@@ -353,12 +352,12 @@ def training_settings(amount: Amount) -> dict[str, Any]:
 
 
 def row_tokens(encoded: Any, row: int) -> np.ndarray:
-    """Tokens of a row: pair ``row // 2``, the second order if ``row`` is odd."""
+    """Return a row's tokens: pair ``row // 2``, second order if ``row`` is odd."""
     return encoded.tokens(row // 2, ("AB", "BA")[row % 2])
 
 
 def step_rows(pairs: np.ndarray, seed: int) -> np.ndarray:
-    """Rows of a step's pairs, both orders, in a random order as a shuffled file's."""
+    """Shuffle the rows of a step's pairs, both orders, as in a shuffled file."""
     rows = np.concatenate([2 * pairs, 2 * pairs + 1])
     return np.random.default_rng(seed).permutation(rows)
 
@@ -378,7 +377,7 @@ def warm_shapes(trainer: Any) -> None:
 
 
 def train_engine(model: Any, encoded: Any, amount: Amount, clock: Clock) -> list:
-    """Train through ``Trainer``; returns the pairs of each timed step."""
+    """Train through ``Trainer``, and return the pairs of each timed step."""
     from prefdistill.models.loading import core_model
     from prefdistill.storage.checkpoints import Checkpoints
     from prefdistill.training import trainer as training
@@ -419,7 +418,7 @@ def train_engine(model: Any, encoded: Any, amount: Amount, clock: Clock) -> list
 
 
 def train_recipe(model: Any, encoded: Any, amount: Amount, clock: Clock) -> list:
-    """Train on padded batches of the same steps' pairs; returns those of each."""
+    """Train on padded batches of the same steps' pairs, and return them."""
     import torch
 
     from prefdistill.training.steps import Plan
@@ -449,7 +448,7 @@ def train_recipe(model: Any, encoded: Any, amount: Amount, clock: Clock) -> list
 
 
 def infer_engine(model: Any, encoded: Any, amount: Amount, clock: Clock) -> list:
-    """Score through ``score_pairs``; returns the pairs of each timed repeat."""
+    """Score through ``score_pairs``, and return the pairs of each timed repeat."""
     from prefdistill.models.scoring import score_pairs
 
     def score() -> None:
@@ -465,7 +464,7 @@ def infer_engine(model: Any, encoded: Any, amount: Amount, clock: Clock) -> list
 
 
 def infer_recipe(model: Any, encoded: Any, amount: Amount, clock: Clock) -> list:
-    """Score padded batches sorted by length; returns the pairs of each repeat."""
+    """Score padded batches sorted by length, and return the pairs of each repeat."""
     import torch
 
     lengths = np.repeat(encoded.lengths, 2)
@@ -488,7 +487,7 @@ def infer_recipe(model: Any, encoded: Any, amount: Amount, clock: Clock) -> list
 def _padded_forward(
     model: Any, encoded: Any, rows: np.ndarray, *, labels: bool = False
 ) -> Any:
-    """The model's output on a padded batch of rows."""
+    """Compute the model's output on a padded batch of rows."""
     import torch
 
     device = model.device
@@ -594,7 +593,7 @@ def measure(case: Case, amount: Amount, device: Any) -> Row:
 
 
 def matrix_peaks(device: Any) -> dict[str, float]:
-    """TFLOP/s of large matrix products, measured: bf16 (CPU: fp32), and fp8 if any."""
+    """Measure TFLOP/s of large products: bf16 (CPU: fp32), and fp8 if there is any."""
     import torch
 
     cuda = device.type == "cuda"
@@ -631,7 +630,7 @@ def matrix_peaks(device: Any) -> dict[str, float]:
 
 
 def describe_machine(device: Any) -> Row:
-    """Device, driver, package versions and measured peaks."""
+    """Describe device, driver, package versions and measured peaks."""
     import torch
 
     versions = {}
@@ -656,7 +655,7 @@ def describe_machine(device: Any) -> Row:
 
 
 def peak_fractions(row: Row, peaks: dict[str, float]) -> Row:
-    """A row's share of the measured peak of its own products, and of bf16's."""
+    """Divide a row's speed by the measured peak of its own products, and of bf16's."""
     speed = row["useful_tflops"]
     own = peaks.get("fp8" if row["base"] == "fp8" else "bf16")
     shares = {"peak_fraction": own, "bf16_peak_fraction": peaks["bf16"]}
@@ -674,7 +673,7 @@ def _profiler(cuda: bool) -> Any:
 
 
 def describe_kernels(profiler: Any, cuda: bool, n_kernels: int = 25) -> str:
-    """The kernels that took most of a repeat: milliseconds, share, calls, name."""
+    """List the kernels that took most of a repeat: milliseconds, share, calls, name."""
     key = "self_device_time_total" if cuda else "self_cpu_time_total"
     totals = [
         (getattr(event, key) / 1e3, event.count, event.key)
@@ -698,7 +697,7 @@ def plan_cases(
     models: list[str], modes: list[str], bases: list[str], variants: list[str],
     recipe_base: str,
 ) -> list[Case]:  # fmt: skip
-    """What to measure, each model's recipe first; impossible variants left out."""
+    """List what to measure, each model's recipe first, without impossible variants."""
     cases = []
     for model in models:
         for mode in modes:
@@ -750,7 +749,7 @@ def attempt(case: Case, amount: Amount, device: Any, gpus: int) -> Row | None:
 
 
 def say(row: Row) -> str:
-    """A row in one line."""
+    """Write a row in one line."""
     name = " ".join(str(row[key]) for key in ("model", "mode", "base", "variant"))
     if row.get("error"):
         return f"{name}: {row['error']}"
@@ -769,7 +768,7 @@ def say(row: Row) -> str:
 
 
 def run(arguments: argparse.Namespace) -> bool:
-    """Measure all cases that time allows; returns whether none failed."""
+    """Measure all cases that time allows, and return whether none failed."""
     import torch
 
     from prefdistill.running.processes import connect, disconnect, is_first
@@ -808,7 +807,7 @@ def run(arguments: argparse.Namespace) -> bool:
 
 
 def read_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
-    """The command line, with ``cases`` and ``amount`` made of it."""
+    """Read the command line, and make ``cases`` and ``amount`` of it."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -823,7 +822,7 @@ def read_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     )  # fmt: skip
     parser.add_argument("--gpus", type=int, default=1, help="processes, one a GPU")
     parser.add_argument("--minutes", type=float, default=float("inf"))
-    parser.add_argument("--out", type=Path, help="bench/results/GPU.json")
+    parser.add_argument("--out", type=Path, help="benchmarks/results/GPU.json")
     parser.add_argument("--lengths", type=Path, help="a CSV file of pairs")
     parser.add_argument("--pairs", type=int, help="of a training step")
     parser.add_argument("--repeats", type=int, help="timed steps, or scorings")
@@ -869,7 +868,7 @@ def read_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def main() -> None:
-    """Measure in this process, or start as many as there are to be GPUs."""
+    """Measure in this process, or start one process per GPU."""
     arguments = read_arguments()
     if arguments.tiny:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""

@@ -7,11 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-import engine
-import gpu_sameness
-import rows
-import sameness_models
-import workload
+from benchmarks import engine, gpu_sameness, result_rows, sameness_models, workload
 from prefdistill.engine import engine as fast
 from prefdistill.engine import fp8, packing
 from prefdistill.training import trainer as training
@@ -134,30 +130,30 @@ def test_recipe_and_engine_see_the_same_rows():
 
 def test_a_new_row_replaces_the_old_one_of_its_key(tmp_path):
     path = tmp_path / "sub" / "gpu.json"
-    rows.store_row(path, result(fill=0.5))
-    rows.store_row(path, result(base="nf4"))
-    rows.store_row(path, result(fill=0.9))
-    stored = rows.read_rows(path)
+    result_rows.store_row(path, result(fill=0.5))
+    result_rows.store_row(path, result(base="nf4"))
+    result_rows.store_row(path, result(fill=0.9))
+    stored = result_rows.read_rows(path)
     assert [(row["base"], row["fill"]) for row in stored] == [
         ("bf16", 0.9),
         ("nf4", 0.98),
     ]
-    assert rows.read_rows(tmp_path / "absent.json") == []
+    assert result_rows.read_rows(tmp_path / "absent.json") == []
 
 
 def test_ratio_is_to_the_recipe_with_the_same_adapter():
     recipe = result(variant="recipe", base="nf4", useful_tokens_per_s=1000.0)
     upper = result(variant="recipe_upper", base="nf4", useful_tokens_per_s=500.0)
-    assert rows.ratio_to_recipe(result(), [upper, recipe]) == 3.0
+    assert result_rows.ratio_to_recipe(result(), [upper, recipe]) == 3.0
     failed = result(variant="recipe", useful_tokens_per_s=None)
-    assert rows.ratio_to_recipe(result(), [failed]) is None
+    assert result_rows.ratio_to_recipe(result(), [failed]) is None
 
 
 def test_table():
     failed = result(base="fp8", useful_tokens_per_s=None, error="out of memory")
     old = result()
     old.pop("shared")  # measured before prompts were shared
-    table = rows.speed_table([result(), failed, old]).splitlines()
+    table = result_rows.speed_table([result(), failed, old]).splitlines()
     head, _, first, second, third = table
     assert {line.count("|") for line in table} == {head.count("|")}
     cells = "| 3,000 | 2,900–3,100 | 50 | 0.50 | 40.2 | 0.980 |"
@@ -177,7 +173,7 @@ def test_table():
     ],
 )
 def test_file_name_of_a_gpu(name, short):
-    assert rows.gpu_name(name) == short
+    assert result_rows.gpu_name(name) == short
 
 
 def test_cases_hold_the_recipe_first_and_once():
@@ -213,7 +209,7 @@ def test_tiny_run(tmp_path, capsys):
         assert {"machine", "versions", "lengths", "targets", "gpus"} <= row.keys()
     printed = capsys.readouterr().out
     assert printed.count("tokens/s") == 6
-    assert rows.speed_table(stored).count("\n") == 7
+    assert result_rows.speed_table(stored).count("\n") == 7
 
 
 def test_a_failure_is_a_row_and_the_rest_goes_on(tmp_path, monkeypatch):

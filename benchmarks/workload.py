@@ -1,4 +1,4 @@
-"""What the benchmarks work on: shapes of models, lengths of rows, useful operations."""
+"""Make the benchmarks' work: shapes of models, lengths of rows, useful operations."""
 
 import csv
 import json
@@ -120,7 +120,7 @@ TEXT_COLUMNS = ("prompt", "response_a", "response_b")
 
 
 def lora_settings(variant: str, mode: str, n_layers: int) -> dict[str, Any] | None:
-    """A variant's adapter, for ``peft_adapters.add_adapter``; None for a bare base.
+    """Return a variant's adapter, for ``add_adapter``; None for a bare base.
 
     Training adapts all linear layers at rank 64, in a variant that ends in ``dropout``
     with dropout, or, in one that ends in ``upper``, query, key and value of the upper
@@ -149,7 +149,7 @@ def lora_settings(variant: str, mode: str, n_layers: int) -> dict[str, Any] | No
 
 
 def linear_parameters(shape: dict[str, Any]) -> int:
-    """Weights of the decoder's matrix products: no embedding, no norm, no head."""
+    """Count weights of the decoder's products: no embedding, no norm, no head."""
     heads = shape["num_attention_heads"] + shape["num_key_value_heads"]
     attention = 2 * shape["hidden_size"] * shape["head_dim"] * heads
     mlp = 3 * shape["hidden_size"] * shape["intermediate_size"]
@@ -159,7 +159,7 @@ def linear_parameters(shape: dict[str, Any]) -> int:
 def useful_flops(
     shape: dict[str, Any], lengths: np.ndarray, *, train: bool, lowest_layer: int = 0
 ) -> float:
-    """Floating-point operations that the work needs, however it is done.
+    """Count floating-point operations that the work needs, however it is done.
 
     Forward, two a weight and token, and the causal half of the attention products.
     Backward, once more the same two (a frozen weight has no gradient) and twice the
@@ -184,7 +184,7 @@ def useful_flops(
 
 
 def csv_lengths(path: Path, max_length: int) -> tuple[np.ndarray, np.ndarray]:
-    """Tokens of a file's pairs from their characters, and those before an answer.
+    """Estimate tokens of a file's pairs from characters, and those before an answer.
 
     Args:
         path: A CSV file in the competition's columns, each text a JSON list of turns.
@@ -217,7 +217,7 @@ def _characters(cell: str) -> int:
 
 
 def lognormal_lengths(n: int, max_length: int, seed: int = 0) -> np.ndarray:
-    """Seeded tokens of pairs, ``(n,)`` int64, distributed about as LMSYS's."""
+    """Draw lengths of pairs, ``(n,)`` int64, distributed about as LMSYS's."""
     draw = np.random.default_rng(seed).lognormal(np.log(MEDIAN), SIGMA, n)
     return np.clip(draw, SHORTEST, max_length).astype(np.int64)
 
@@ -225,7 +225,7 @@ def lognormal_lengths(n: int, max_length: int, seed: int = 0) -> np.ndarray:
 def draw_lengths(
     n: int, max_length: int, path: Path | None, seed: int = 0
 ) -> tuple[np.ndarray, np.ndarray, str]:
-    """Lengths of ``n`` pairs, from a file if one is given, and a word on them.
+    """Draw lengths of ``n`` pairs, from a file if one is given, and say whence.
 
     Returns:
         ``(n,)`` int64 tokens of a row and of its part before the first answer, which
@@ -247,7 +247,7 @@ def draw_lengths(
 def random_pairs(
     lengths: np.ndarray, prefixes: np.ndarray, vocabulary: int, seed: int = 0
 ) -> Any:
-    """Pairs of random tokens as ``EncodedPairs``.
+    """Make pairs of random tokens as ``EncodedPairs``.
 
     Args:
         lengths: ``(n,)`` tokens of each pair, the same in both orders; at least 2.
@@ -279,7 +279,7 @@ def random_pairs(
 def padded_batches(
     lengths: np.ndarray, batch_rows: int, *, by_length: bool
 ) -> list[np.ndarray]:
-    """Rows in batches of so many, in the order given or the longest first."""
+    """Split rows into batches, in the order given or the longest first."""
     order = np.arange(len(lengths))
     if by_length:
         order = np.argsort(-np.asarray(lengths), kind="stable")
@@ -287,7 +287,7 @@ def padded_batches(
 
 
 def pad_rows(rows: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """Rows padded on the right: tokens and mask, ``(n_rows, longest)`` int64."""
+    """Pad rows on the right: tokens and mask, ``(n_rows, longest)`` int64."""
     longest = max(map(len, rows))
     tokens = np.zeros((len(rows), longest), dtype=np.int64)
     mask = np.zeros_like(tokens)

@@ -1,23 +1,19 @@
-"""Compare the answers of a running server (vLLM's /classify) with this judge's own.
+"""Compare a server's answers (vLLM's /classify) with those of the judge's files.
 
-usage: check_served.py FOLDER URL PAIRS [--plain] [--rows N] [--tolerance P]
-
-Rows are sent as token ids, as literals and texts of a row are tokenised apart, and
-logits are asked for, as the calibration is applied to them. Ends with 1 if a calibrated
-probability differs by more than the tolerance.
+Rows are sent as token ids, because a row's literals and texts are tokenised separately.
+The server is asked for logits, because calibration applies to them. Every row is
+compared in every view, whatever known priors and second views the judge has.
 """
 
 import argparse
 import json
-import sys
 import urllib.error
 import urllib.request
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "workflow/scripts"))
 
 from prefdistill.data.prompts import EncodedPairs
 from prefdistill.errors import UserError
@@ -29,7 +25,7 @@ TIMEOUT_S = 300
 
 
 def ask(url: str, content: dict[str, Any] | None = None) -> dict[str, Any]:
-    """The JSON answer to a GET, or to a POST of some content.
+    """Send a GET, or a POST of some content, and return the JSON answer.
 
     Raises:
         UserError: If there is no such answer.
@@ -49,7 +45,7 @@ def ask(url: str, content: dict[str, Any] | None = None) -> dict[str, Any]:
 
 
 def served_logits(url: str, encoded: EncodedPairs, views: tuple[str, ...]) -> Any:
-    """The server's logits, ``(n, n_views, 3)`` float64, classes as shown.
+    """Ask for logits: ``(n, n_views, 3)`` float64, classes as shown.
 
     Raises:
         UserError: If an answer is not three numbers for each row.
@@ -77,7 +73,7 @@ def served_logits(url: str, encoded: EncodedPairs, views: tuple[str, ...]) -> An
 
 
 def compare(judge: Judge, url: str, encoded: EncodedPairs) -> tuple[str, float]:
-    """What is said of the comparison, and the largest difference of a probability."""
+    """Return the comparison in words and the largest difference of a probability."""
     served = served_logits(url, encoded, judge.settings.views)
     own = judge.logits(encoded)
     probs = [judge.probabilities(logits) for logits in (served, own)]
@@ -91,27 +87,41 @@ def compare(judge: Judge, url: str, encoded: EncodedPairs) -> tuple[str, float]:
     ), worst
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Run the command; errors are one line, exit status 1."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+def main(arguments: Sequence[str], prog: str) -> None:
+    """Run ``prefdistill check-served``.
+
+    Raises:
+        UserError: If an input cannot be used, the server does not answer, or a
+            calibrated probability differs by more than the tolerance.
+    """
+    parser = argparse.ArgumentParser(
+        prog=prog,
+        description="Compare a server's answers (vLLM's /classify) with those of the "
+        "judge's files.\nThe exit status is 1 if a calibrated probability differs by "
+        "more than the tolerance.",
+        epilog=f"example: {prog} results/release/gptq4bit http://localhost:8000 p.csv",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("folder", type=Path, help="the judge that the server has")
     parser.add_argument("url", help="such as http://localhost:8000")
-    parser.add_argument("pairs", type=Path, help="a file as for `make predict`")
-    parser.add_argument("--plain", action="store_true", help="cells are texts")
-    parser.add_argument("--rows", type=int, default=64, help="compare the first N")
-    parser.add_argument("--tolerance", type=float, default=0.02)
+    parser.add_argument("pairs", type=Path, help="a file as for `prefdistill predict`")
+    parser.add_argument(
+        "--plain", action="store_true", help="cells are texts, not JSON lists of turns"
+    )
+    parser.add_argument(
+        "--rows", type=int, default=64, metavar="N", help="compare the first N (64)"
+    )
+    parser.add_argument(
+        "--tolerance", type=float, default=0.02, metavar="P", help="0.02 by default"
+    )
     options = parser.parse_args(arguments)
-    try:
-        pairs = read_pairs(options.pairs, plain=options.plain)
-        table = pairs_table(pairs.ids[: options.rows], pairs.rows[: options.rows])
-        judge = Judge.load(options.folder)
-        text, worst = compare(judge, options.url.rstrip("/"), judge.encode(table))
-    except UserError as error:
-        sys.exit(f"error: {error}")
+    pairs = read_pairs(options.pairs, plain=options.plain)
+    table = pairs_table(pairs.ids[: options.rows], pairs.rows[: options.rows])
+    judge = Judge.load(options.folder)
+    text, worst = compare(judge, options.url.rstrip("/"), judge.encode(table))
     print(text)
     if not worst <= options.tolerance:
-        sys.exit(f"error: {worst:.4f} is more than the tolerance {options.tolerance}")
-
-
-if __name__ == "__main__":
-    main()
+        raise UserError(
+            f"{options.url}: a probability differs by {worst:.4f}, which is more than "
+            f"the tolerance {options.tolerance}"
+        )

@@ -1,6 +1,4 @@
-"""Upload a release folder to the Hub; without --push only say what would go there.
-
-usage: push_release.py FOLDER REPOSITORY [--push]
+"""Upload a release folder to the Hub, or only show what would be uploaded.
 
 The token comes from the environment variable HF_TOKEN and from nowhere else. A new
 repository is private: make it public on its page, once you have read the licences.
@@ -8,19 +6,16 @@ repository is private: make it public on its page, once you have read the licenc
 
 import argparse
 import os
-import sys
+from collections.abc import Sequence
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "workflow/scripts"))
-
-from prefdistill.errors import UserError
 from prefdistill.export.release import CARD_FILE, release_files
 from prefdistill.models.manifests import WEIGHTS, tensor_header
 from prefdistill.version import __version__
 
 
 def describe(folder: Path, repository: str) -> str:
-    """What would be uploaded where, and the card's notes on licences.
+    """List what would be uploaded where, and the card's notes on licences.
 
     Raises:
         UserError: If a file of the release is missing, or the weights are damaged.
@@ -37,7 +32,7 @@ def describe(folder: Path, repository: str) -> str:
 
 
 def push(folder: Path, repository: str) -> str:
-    """Upload the files of a release in one commit; returns the commit's address.
+    """Upload the files of a release in one commit, and return the commit's address.
 
     Raises:
         UserError: If there is no token, or the Hub refuses.
@@ -66,23 +61,26 @@ def push(folder: Path, repository: str) -> str:
     return commit.commit_url
 
 
-def main() -> None:
-    """Run the command; errors are one line, exit status 1."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("folder", type=Path)
+def main(arguments: Sequence[str], prog: str) -> None:
+    """Run ``prefdistill push``.
+
+    Raises:
+        UserError: As ``describe`` and ``push``.
+    """
+    parser = argparse.ArgumentParser(
+        prog=prog,
+        description="Show what an upload of a release folder to the Hub would hold; "
+        "upload it with --push.\nThe token comes from the environment variable "
+        "HF_TOKEN. A new repository is private.",
+        epilog=f"example: {prog} results/release/gptq4bit me/judge --push",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("folder", type=Path, help="such as results/release/gptq4bit")
     parser.add_argument("repository", help="such as me/judge")
-    parser.add_argument("--push", action="store_true", help="really upload")
-    options = parser.parse_args()
-    try:
-        print(describe(options.folder, options.repository))
-        if options.push:
-            print(f"\nuploaded: {push(options.folder, options.repository)}")
-        else:
-            print("\nnothing was uploaded; PUSH=1 (--push) uploads")
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
-
-
-if __name__ == "__main__":
-    main()
+    parser.add_argument("--push", action="store_true", help="upload, not only show")
+    options = parser.parse_args(arguments)
+    print(describe(options.folder, options.repository))
+    if options.push:
+        print(f"\nuploaded: {push(options.folder, options.repository)}")
+    else:
+        print("\nnothing was uploaded; --push (make: PUSH=1) uploads")

@@ -1,9 +1,10 @@
-"""Import, cleaning and folds of up to a million simulated pairs, each in a process.
+"""Time import, cleaning and folds of up to a million simulated pairs.
 
-    python bench/data_stages.py                          # 10k, 100k, 1M pairs; minutes
-    python bench/data_stages.py --pairs 1000
+    python -m benchmarks.data_stages                  # 10k, 100k, 1M pairs; minutes
+    python -m benchmarks.data_stages --pairs 1000
 
-Prints a Markdown table of seconds, and the largest memory of any of the three.
+Each stage runs in a process of its own. Prints a Markdown table of seconds, and the
+largest memory of the three stages.
 """
 
 import argparse
@@ -14,10 +15,8 @@ import tempfile
 import time
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "workflow/scripts"))
-
+from benchmarks.result_rows import markdown_table
 from prefdistill.running.job import set_threads
-from rows import markdown_table
 
 SCRIPTS = Path(__file__).resolve().parents[1] / "workflow/scripts"
 STAGES = {
@@ -43,13 +42,13 @@ from make_folds import main
 settings = {"n": 3, "select_fraction": 0.04, "test_fraction": 0.08, "seed": 0}
 main(Path("clean.parquet"), [Path(f"fold{k}.parquet") for k in range(3)],
      Path("post_pretrain.parquet"), Path("unlabelled.parquet"), Path("folds.json"),
-     settings)
+     settings, Path("pseudo.parquet"))
 """,
 }
 
 
 def run_stage(stage: str, n_pairs: int, folder: Path) -> tuple[float, float]:
-    """Seconds and the largest resident GB of one stage, start-up included."""
+    """Run one stage; return its seconds, start-up included, and largest resident GB."""
     code = f"from pathlib import Path\nN = {n_pairs}\n{STAGES[stage]}"
     started = time.monotonic()
     process = subprocess.Popen(

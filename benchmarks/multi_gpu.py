@@ -1,14 +1,14 @@
-"""Training and scoring on one GPU and on two, with random weights of real shapes.
+"""Train and score on one GPU and on two, with random weights of real shapes.
 
 An 8B Llama (bf16 and NF4; whole in both processes, and NF4 in parts) takes a few steps
 on one repeated batch, on one GPU and then on two: the losses must agree. A 70B Llama in
-NF4 then does so in parts over both. Prints one JSON line a result; a result with
+NF4 then does so in parts over both. Prints one JSON line per result; a result with
 ``"ok": false`` makes the exit status 1.
 
-    python bench/multi_gpu.py                              # two processes of its own
-    torchrun --nproc-per-node 2 bench/multi_gpu.py         # the same
-    python bench/multi_gpu.py --tiny                       # tiny shapes, CPU, a minute
-    python bench/multi_gpu.py --only 70b
+    python -m benchmarks.multi_gpu             # starts two processes
+    torchrun --nproc-per-node 2 -m benchmarks.multi_gpu   # the same
+    python -m benchmarks.multi_gpu --tiny      # tiny shapes, CPU, a minute
+    python -m benchmarks.multi_gpu --only 70b
 
 Timings leave out the first two steps, which compile.
 """
@@ -23,9 +23,7 @@ import time
 import zlib
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "workflow/scripts"))
-
-import workload
+from benchmarks import workload
 from prefdistill.models.quick_imports import hide_unused_imports
 from prefdistill.running.job import set_threads
 from prefdistill.running.workers import run_workers
@@ -63,7 +61,7 @@ SHAPES = {
 
 
 def build(shape, precision, sharded, device, rank):
-    """A random judge of a shape with a fresh adapter on all linear layers."""
+    """Build a random judge of a shape with a fresh adapter on all linear layers."""
     import torch
     from transformers import AutoModelForSequenceClassification, LlamaConfig
 
@@ -197,7 +195,7 @@ def compare(one, two, tolerance):
 
 
 def work(tiny, only):
-    """One process's share: the first is alone for a while, before the other joins."""
+    """Do one process's share; the first works alone until the other joins."""
     import torch
 
     from prefdistill.running.processes import connect, disconnect, is_first

@@ -1,11 +1,11 @@
-"""Packing's gain on the CPU, and what the start of a job costs: `make bench-cpu`.
+"""Measure packing's gain on the CPU and what a job's start costs: `make bench-cpu`.
 
-    python bench/cpu.py                      # all three tables; minutes on one core
-    python bench/cpu.py --only start         # what a job costs before it works
-    python bench/cpu.py --only demo          # its share in a finished `make demo`
+    python -m benchmarks.cpu               # all three tables; minutes on one core
+    python -m benchmarks.cpu --only start  # what a job costs before it works
+    python -m benchmarks.cpu --only demo   # that cost's share in a finished demo
 
-Everything runs on one thread. The demo's share is read from the benchmark files that
-Snakemake leaves in `benchmarks/`.
+Everything runs on one thread. The demo's share comes from the timing files that
+Snakemake leaves in `logs/benchmarks/`.
 """
 
 import argparse
@@ -21,12 +21,10 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "workflow/scripts"))
-
-from engine import Amount, Case, measure
+from benchmarks.engine import Amount, Case, measure
+from benchmarks.result_rows import Row, markdown_table
 from prefdistill.models.quick_imports import hide_unused_imports
 from prefdistill.running.job import set_threads
-from rows import Row, markdown_table
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = ROOT / "workflow/scripts"
@@ -72,8 +70,8 @@ import sys
 import numpy as np
 import peft
 from transformers import AutoModelForSequenceClassification
-import workload
-from engine import training_settings, Amount
+from benchmarks import workload
+from benchmarks.engine import training_settings, Amount
 from prefdistill.storage.checkpoints import Checkpoints
 from prefdistill.training.objectives import label_objective
 from prefdistill.models.loading import load_classifier
@@ -97,7 +95,7 @@ print(loaded - started, process_time() - loaded)
 
 
 def compare_packing() -> list[Row]:
-    """Rows of padded and packed work, ``ratio_to_recipe`` on the packed ones.
+    """Measure padded and packed work; ``ratio_to_recipe`` is on the packed rows.
 
     The padded side is plain transformers and PEFT in float32 without recomputation, in
     the recipe's batches; its attention is PyTorch's fused one where the model has no
@@ -123,7 +121,7 @@ def compare_packing() -> list[Row]:
 
 
 def packing_table(rows: list[Row]) -> str:
-    """Padded and packed side by side; rows come in such pairs."""
+    """Put padded and packed side by side; rows come in such pairs."""
     lines = [
         (
             *(packed["model"], packed["mode"]),
@@ -142,7 +140,7 @@ def packing_table(rows: list[Row]) -> str:
 
 
 def import_lines(script: Path) -> list[str]:
-    """A script's imports of every scope, but those for type checkers."""
+    """List a script's imports of every scope, except those for type checkers."""
     tree = ast.parse(script.read_text(encoding="utf-8"))
     nodes = [each for each in ast.walk(tree) if isinstance(each, ast.Import)]
     nodes += [each for each in ast.walk(tree) if isinstance(each, ast.ImportFrom)]
@@ -150,8 +148,8 @@ def import_lines(script: Path) -> list[str]:
 
 
 def cpu_seconds(code: str, *arguments: str) -> tuple[float, str]:
-    """CPU seconds of a new interpreter that runs some code, and what it printed."""
-    paths = os.pathsep.join([str(SCRIPTS), str(ROOT / "bench")])
+    """Run code in a new interpreter; return its CPU seconds and what it printed."""
+    paths = os.pathsep.join([str(SCRIPTS), str(ROOT)])
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     done = subprocess.run(
         [sys.executable, "-c", code, *arguments],
@@ -171,7 +169,7 @@ def _median_of_starts(code: str) -> float:
 
 
 def start_costs() -> dict[str, float]:
-    """CPU seconds before a job works: by kind, and of loading and a first step."""
+    """Measure CPU seconds before a job works, by kind, and of load and first step."""
     costs = {"interpreter": _median_of_starts("pass")}
     for kind, (script, later) in KINDS.items():
         lines = import_lines(SCRIPTS / script)
@@ -192,7 +190,7 @@ def save_random_model(model: str, folder: Path) -> None:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    import workload
+    from benchmarks import workload
 
     config = AutoConfig.for_model(**workload.SHAPES[model], pad_token_id=0)
     AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).save_pretrained(
@@ -201,7 +199,7 @@ def save_random_model(model: str, folder: Path) -> None:
 
 
 def start_table(costs: dict[str, float]) -> str:
-    """The costs in words."""
+    """Write the costs as a Markdown table."""
     words = {
         "interpreter": "interpreter alone",
         **{kind: f"interpreter and imports, {kind} job" for kind in KINDS},
@@ -218,7 +216,7 @@ def start_table(costs: dict[str, float]) -> str:
 
 
 def kind_of(path: Path) -> str:
-    """The kind of job that wrote a benchmark file."""
+    """Tell the kind of job that wrote a timing file."""
     rule = path.parent.name
     if rule.startswith("quantise") or path.stem.startswith("gptq"):
         return "GPTQ" if rule != "calibrate_judge" else "data"
@@ -226,10 +224,10 @@ def kind_of(path: Path) -> str:
 
 
 def demo_share(folder: Path, costs: dict[str, float]) -> list[tuple[str, ...]]:
-    """Jobs, their CPU seconds and the part of the start by kind, and in all.
+    """Count jobs, CPU seconds and the start's part of them, by kind and in all.
 
     Args:
-        folder: Snakemake's benchmark files, ``RULE/NAME.tsv``.
+        folder: Snakemake's timing files, ``RULE/NAME.tsv``.
         costs: From ``start_costs``.
     """
     seconds: dict[str, list[float]] = {kind: [] for kind in KINDS}
@@ -264,7 +262,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS))
-    parser.add_argument("--benchmarks", type=Path, default=ROOT / "benchmarks")
+    parser.add_argument("--times", type=Path, default=ROOT / "logs/benchmarks")
     arguments = parser.parse_args()
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
     set_threads(1)
@@ -275,10 +273,10 @@ def main() -> None:
     if "start" in arguments.only:
         print(start_table(costs), flush=True)
     if "demo" in arguments.only:
-        if not arguments.benchmarks.is_dir():
-            sys.exit("error: no benchmarks/ here: run `make demo` first")
+        if not arguments.times.is_dir():
+            sys.exit("error: no logs/benchmarks/ here: run `make demo` first")
         head = ("jobs", "number", "CPU s", "of it start", "share")
-        print(markdown_table(head, demo_share(arguments.benchmarks, costs)))
+        print(markdown_table(head, demo_share(arguments.times, costs)))
 
 
 if __name__ == "__main__":
