@@ -2,7 +2,7 @@
 
 Rows are sent as token ids, because a row's literals and texts are tokenised separately.
 The server is asked for logits, because calibration applies to them. Every row is
-compared in every view, whatever known priors and second views the judge has.
+compared in every view of the judge.
 """
 
 import argparse

@@ -121,8 +121,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command; an error is one line, exit status 1."""
     given = parse_arguments(arguments)
     # Here and not above: they take longer than all of `prefdistill --help`.
-    from prefdistill.disk import disk_fault
-    from prefdistill.errors import UserError
+    from prefdistill.errors import UserError, disk_fault
 
     command = COMMANDS[given.command]
     try:
