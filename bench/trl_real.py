@@ -51,6 +51,7 @@ from prefdistill.scores.baselines import fit_baselines, pair_features
 from prefdistill.scores.calibration import fit_scaling
 from prefdistill.scores.metrics import Labels, labels_of, log_loss
 from prefdistill.scores.views import as_answers, symmetrise
+from prefdistill.settings import LoraSettings, TextSettings, TrainingSettings, read
 from prefdistill.storage.checkpoints import Checkpoints
 from prefdistill.storage.tables import (
     FOLD_SCHEMA,
@@ -112,13 +113,17 @@ def train_student(
     base: Path, train: pa.Table, settings: dict[str, Any], rate: float, folder: Path
 ) -> torch.nn.Module:
     """The student on labels, as the workflow trains it."""
-    training = settings["student"]["training"] | {"learning_rate": rate}
-    model = load_classifier(base, settings["student"]["precision"])
-    model = add_adapter(model, settings["student"]["lora"], training["seed"])
-    encoded = encode_pairs(train, load_tokenizer(base), settings["text"])
+    student = settings["student"]
+    training = student["training"] | {"learning_rate": rate}
+    training = read(TrainingSettings, training)
+    model = load_classifier(base, student["precision"])
+    model = add_adapter(model, read(LoraSettings, student["lora"]), training.seed)
+    encoded = encode_pairs(
+        train, load_tokenizer(base), read(TextSettings, settings["text"])
+    )
     objective = label_objective(table_targets(train))
     kept = Checkpoints(folder / "checkpoints", "bench")
-    trainer = Trainer(model, encoded, objective, training, training["epochs"], kept)
+    trainer = Trainer(model, encoded, objective, training, training.epochs, kept)
     trainer.run(folder / "train.jsonl")
     return model
 
@@ -137,9 +142,8 @@ def try_student(
     model = train_student(base, train, settings, rate, folder)
     trained = time.monotonic()
     rows = np.isin(labels.split, HELD_OUT)
-    encoded = encode_pairs(
-        table.filter(pa.array(rows)), load_tokenizer(base), settings["text"]
-    )
+    text = read(TextSettings, settings["text"])
+    encoded = encode_pairs(table.filter(pa.array(rows)), load_tokenizer(base), text)
     answers = as_answers(score_pairs(model, encoded, token_budget=8192), VIEWS)
     known = labels.rows(rows)
     select = known.split == "select"

@@ -9,6 +9,7 @@ import pytest
 from compare_budgets import main as compare_budgets
 from compare_ensembles import main as compare_ensembles
 from scipy.special import softmax
+from two_processes import DISTILLATION
 
 from prefdistill.pipeline.ensembles import Ensembles
 from prefdistill.report.comparisons import compare
@@ -179,11 +180,7 @@ def test_only_the_weighed_ensemble_needs_predictions():
         "predict": {"views": VIEWS},
         "ensemble": {"advantage": {"baseline": "trees", "temperature": 0.1}},
         "teachers": {"llama": {}},
-        "distillation": {
-            "labels": "in_fold",
-            "sample_weights": {"beta": 0.0},
-            "ema": {"decay": 0.9, "use": False},
-        },
+        "distillation": DISTILLATION | {"ema": {"decay": 0.9, "use": False}},
     }
     ensembles = Ensembles(config | {"folds": {"n": 3}})
     assert set(Ensembles(config | {"folds": {"n": 2}}).arms) == {

@@ -33,6 +33,7 @@ from prefdistill.running.job import UserError
 from prefdistill.scores.budget import combine_views, first_probabilities, is_uncertain
 from prefdistill.scores.known_priors import apply_priors, row_kinds
 from prefdistill.scores.views import as_answers, symmetrise
+from prefdistill.settings import TextSettings, read
 from prefdistill.storage.checkpoints import Checkpoints, identity_of
 from prefdistill.storage.tables import Logits
 
@@ -231,7 +232,9 @@ class Judge:
 
     def encode(self, table: pa.Table) -> EncodedPairs:
         """A table of pairs (see ``pairs_table``) as tokens."""
-        return encode_pairs(table, self.tokenizer, self.settings.text)
+        return encode_pairs(
+            table, self.tokenizer, read(TextSettings, self.settings.text)
+        )
 
     def logits(
         self,
