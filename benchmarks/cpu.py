@@ -67,6 +67,7 @@ import_model_libraries("fp32")
 from pathlib import Path
 from time import process_time
 import sys
+from dataclasses import replace
 import numpy as np
 import peft
 from transformers import AutoModelForSequenceClassification
@@ -76,13 +77,15 @@ from prefdistill.storage.checkpoints import Checkpoints
 from prefdistill.training.objectives import label_objective
 from prefdistill.models.loading import load_classifier
 from prefdistill.models.lora import add_adapter
+from prefdistill.settings import LoraSettings, read
 from prefdistill.training.trainer import Trainer
 folder = Path(sys.argv[1])
 encoded = workload.random_pairs(np.full(4, 64), np.full(4, 8), 800)
-settings = training_settings(Amount(pairs=4)) | {"max_steps": 1}
+settings = replace(training_settings(Amount(pairs=4)), max_steps=1)
 started = process_time()
 model = load_classifier(folder, "fp32")
-model = add_adapter(model, workload.lora_settings("engine", "train", 1), 0)
+lora = read(LoraSettings, workload.lora_settings("engine", "train", 1))
+model = add_adapter(model, lora, 0)
 loaded = process_time()
 trainer = Trainer(model, encoded, label_objective(np.eye(3, dtype=np.float32)[[0] * 4]),
                   settings, 1.0, Checkpoints(folder / "none", "bench"))

@@ -46,6 +46,7 @@ from prefdistill.errors import UserError
 from prefdistill.models.quick_imports import hide_unused_imports
 from prefdistill.running.job import set_threads
 from prefdistill.running.workers import run_workers
+from prefdistill.settings import LoraSettings, OptimisationSettings, read
 
 MODES = ("train", "infer")
 BASES = ("bf16", "nf4", "fp8")
@@ -179,7 +180,8 @@ def build_engine(case: Case, device: Any) -> Any:
     model.score.to(torch.float32)
     model.score.weight.data.copy_(seeded_head(config.hidden_size, 0))
     model.eval()
-    model = add_adapter(model, case.lora, seed=0) if case.lora else model
+    if case.lora:
+        model = add_adapter(model, read(LoraSettings, case.lora), seed=0)
     return model if case.mode == "train" else model.requires_grad_(False)
 
 
@@ -339,9 +341,9 @@ def _ticked(clock: Clock, repeats: int, seconds: float) -> Iterator[int]:
 # --- the work ----------------------------------------------------------------------
 
 
-def training_settings(amount: Amount) -> dict[str, Any]:
-    """Make a ``training`` section for ``Trainer``."""
-    return workload.STEADY | {
+def training_settings(amount: Amount) -> OptimisationSettings:
+    """Build the settings of a training that compiles its layers."""
+    changes = {
         "learning_rate": 1e-5,
         "max_steps": N_WARM + amount.repeats,
         "pairs_per_step": amount.pairs,
@@ -349,6 +351,7 @@ def training_settings(amount: Amount) -> dict[str, Any]:
         "recompute": amount.recompute,
         "compile": "always",
     }
+    return read(OptimisationSettings, workload.STEADY | changes)
 
 
 def row_tokens(encoded: Any, row: int) -> np.ndarray:
@@ -426,14 +429,14 @@ def train_recipe(model: Any, encoded: Any, amount: Amount, clock: Clock) -> list
     settings = training_settings(amount)
     plan = Plan.from_settings(settings, len(encoded.ids), 1.0)
     weights = [weight for weight in model.parameters() if weight.requires_grad]
-    optimizer = torch.optim.AdamW(weights, lr=settings["learning_rate"])
+    optimizer = torch.optim.AdamW(weights, lr=settings.learning_rate)
 
     def step(rows: np.ndarray) -> None:
         lengths = encoded.lengths[rows // 2]
         for batch in workload.padded_batches(lengths, TRAIN_BATCH, by_length=False):
             loss = _padded_forward(model, encoded, rows[batch], labels=True).loss
             (loss * len(batch) / len(rows)).backward()
-        torch.nn.utils.clip_grad_norm_(weights, settings["max_grad_norm"])
+        torch.nn.utils.clip_grad_norm_(weights, settings.max_grad_norm)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 

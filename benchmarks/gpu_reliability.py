@@ -16,6 +16,7 @@ from prefdistill.data.prompts import EncodedPairs
 from prefdistill.errors import Interrupted
 from prefdistill.models.loading import load_classifier
 from prefdistill.models.lora import add_adapter
+from prefdistill.settings import LoraSettings, OptimisationSettings, read
 from prefdistill.storage.checkpoints import Checkpoints
 from prefdistill.training import trainer as training
 from prefdistill.training.objectives import label_objective
@@ -28,6 +29,7 @@ SETTINGS = {
     "pairs_per_step": 16,
     "token_budget": 8192,
     "warmup_steps": 2,
+    "warmup_fraction": 0.0,
     "schedule": "cosine",
     "min_lr_ratio": 0.1,
     "weight_decay": 0.0,
@@ -93,9 +95,10 @@ def main() -> None:
         name: str, precision: str, stop_at: int | None = None, **changes
     ) -> Trainer:
         model = load_classifier(root / "model", precision, head_seed=1)
-        model = add_adapter(model, LORA, seed=1)
+        model = add_adapter(model, read(LoraSettings, LORA), seed=1)
+        settings = read(OptimisationSettings, SETTINGS | changes)
         trainer = Trainer(
-            model, encoded, label_objective(targets), SETTINGS | changes, 100.0,
+            model, encoded, label_objective(targets), settings, 100.0,
             Checkpoints(root / name, precision),
         )  # fmt: skip
         training.stop_requested = lambda: trainer.step == stop_at

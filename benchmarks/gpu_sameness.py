@@ -45,6 +45,7 @@ from benchmarks import workload
 from benchmarks.sameness_models import adapt, build, define_fp8, scaled
 from prefdistill.models.quick_imports import hide_unused_imports
 from prefdistill.running.job import set_threads
+from prefdistill.settings import OptimisationSettings, TextSettings, read
 
 ARCHITECTURES = ("gemma2", "llama", "qwen2")
 BASES = ("bf16", "fp16", "nf4", "fp8")
@@ -296,7 +297,7 @@ def run_trainer(
     model: torch.nn.Module,
     encoded: Any,
     targets: np.ndarray,
-    settings: dict[str, Any],
+    settings: OptimisationSettings,
 ) -> list[float | None]:
     """Train, and return every step's loss; all batches are padded to one shape.
 
@@ -347,6 +348,7 @@ def compare_steps(
     settings |= {"token_budget": batch_shape(options), "warmup_steps": 2}
     # Narrow layers change less.
     settings["learning_rate"] = 1e-2 if options.tiny else 5e-4
+    settings = read(OptimisationSettings, settings)
     plan = Plan.from_settings(settings, STEP_PAIRS, 100.0)
     scale = FP16_LOSS_SCALE if base == "fp16" else 1.0
 
@@ -359,7 +361,7 @@ def compare_steps(
 
     rows = [encoded.tokens(pair, view) for pair in range(STEP_PAIRS) for view in VIEWS]
     wanted = np.stack([targets, targets[:, [1, 0, 2]]], 1).reshape(-1, 3)
-    bins = pack(np.array([len(row) for row in rows]), settings["token_budget"])
+    bins = pack(np.array([len(row) for row in rows]), settings.token_budget)
 
     def judge(model: torch.nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
         """Return logits and mean loss of the pairs in both orders."""
@@ -378,7 +380,7 @@ def compare_steps(
             (scale * loss).backward()
             for weight in weights:
                 weight.grad /= scale
-            torch.nn.utils.clip_grad_norm_(weights, settings["max_grad_norm"])
+            torch.nn.utils.clip_grad_norm_(weights, settings.max_grad_norm)
             optimizer.param_groups[0]["lr"] = plan.learning_rate(step, settings)
             optimizer.step()
             optimizer.zero_grad()
@@ -431,7 +433,8 @@ def train(options: argparse.Namespace, base: str) -> list[float | None]:
     n_pairs = options.steps * settings["pairs_per_step"]
     if options.data:
         table, targets = read_pairs(options.data, n_pairs)
-        encoded = encode_pairs(table, load_tokenizer(options.model), TEXT)
+        tokenizer = load_tokenizer(options.model)
+        encoded = encode_pairs(table, tokenizer, read(TextSettings, TEXT))
     else:
         encoded, targets = random_pairs(options, n_pairs)
     if options.model:
@@ -439,7 +442,9 @@ def train(options: argparse.Namespace, base: str) -> list[float | None]:
     else:
         model = build(options, "llama", base)
     model = adapt(model, rank=16, lowest_layer=0, fresh=True)
-    return run_trainer(options, model, encoded, targets, settings)
+    return run_trainer(
+        options, model, encoded, targets, read(OptimisationSettings, settings)
+    )
 
 
 def compare_curves(curves: dict[str, list[float | None]]) -> Iterator[dict[str, Any]]:

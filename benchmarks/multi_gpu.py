@@ -70,6 +70,7 @@ def build(shape, precision, sharded, device, rank):
     from prefdistill.models.loading import seeded_head
     from prefdistill.models.lora import add_adapter
     from prefdistill.models.sharding import empty_model, materialise
+    from prefdistill.settings import LoraSettings, read
 
     engine.COMPILE_FLOP = 0.0  # short as the work is here
     register()
@@ -100,7 +101,7 @@ def build(shape, precision, sharded, device, rank):
     # No dropout: it is drawn by the bin, and two processes have other bins than one.
     lora = {"r": rank, "alpha": 2 * rank, "dropout": 0.0}
     lora |= {"targets": TARGETS, "lowest_layer": 0}
-    return add_adapter(model.eval(), lora, seed=0)
+    return add_adapter(model.eval(), read(LoraSettings, lora), seed=0)
 
 
 def measure(shape, precision, *, sharded, tiny, n_pairs=16, rank=64):
@@ -110,6 +111,7 @@ def measure(shape, precision, *, sharded, tiny, n_pairs=16, rank=64):
 
     from prefdistill.models.scoring import score_pairs
     from prefdistill.running.processes import is_first, n_processes
+    from prefdistill.settings import OptimisationSettings, read
     from prefdistill.storage.checkpoints import Checkpoints
     from prefdistill.training.objectives import label_objective
     from prefdistill.training.trainer import Trainer
@@ -127,12 +129,13 @@ def measure(shape, precision, *, sharded, tiny, n_pairs=16, rank=64):
     lengths = np.resize(ROW_LENGTHS, n_pairs) // scale
     encoded = workload.random_pairs(lengths, lengths // 8, vocabulary)
     budget = 3840 // scale  # no pass of an 8B is short of memory, so bins are alike
-    settings = workload.STEADY | {
+    changes = {
         "learning_rate": 3e-4,
         "max_steps": N_STEPS,
         "pairs_per_step": n_pairs,
         "token_budget": budget,
     }
+    settings = read(OptimisationSettings, workload.STEADY | changes)
     targets = np.eye(3, dtype=np.float32)[np.arange(n_pairs) % 3]
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(

@@ -80,9 +80,11 @@ def adapt(
 ) -> torch.nn.Module:
     """Add an adapter, as it begins or with random B."""
     from prefdistill.models.lora import add_adapter
+    from prefdistill.settings import LoraSettings, read
 
     lora = {"r": rank, "alpha": 2 * rank, "dropout": 0.0, "targets": TARGETS}
-    model = add_adapter(model, lora | {"lowest_layer": lowest_layer}, seed=0)
+    lora |= {"lowest_layer": lowest_layer}
+    model = add_adapter(model, read(LoraSettings, lora), seed=0)
     for name, weight in model.named_parameters():
         if "lora_B" in name and not fresh:
             generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))

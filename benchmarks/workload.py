@@ -10,7 +10,9 @@ import numpy as np
 
 # A `training` block without warm-up, decay or checkpoints: every step costs the same.
 STEADY: dict[str, Any] = {
+    "max_steps": None,
     "warmup_steps": 0,
+    "warmup_fraction": 0.0,
     "schedule": "constant",
     "min_lr_ratio": 1.0,
     "weight_decay": 0.0,

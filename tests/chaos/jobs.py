@@ -163,11 +163,12 @@ def warm_up(finished: Path) -> None:
 
     from prefdistill.models.loading import load_classifier
     from prefdistill.models.lora import add_adapter
+    from prefdistill.settings import LoraSettings, read
 
     lora = {"r": 1, "alpha": 1, "dropout": 0.0, "targets": ["q_proj"]}
     for manifest in finished.glob("results/base/*/manifest.json"):
         model = load_classifier(manifest.parent, "nf4")
-        add_adapter(model, lora | {"lowest_layer": 0}, seed=0)
+        add_adapter(model, read(LoraSettings, lora | {"lowest_layer": 0}), seed=0)
 
 
 @dataclass

@@ -49,6 +49,12 @@ from prefdistill.models.lora import add_adapter, save_adapter  # noqa: E402
 from prefdistill.models.scoring import score_pairs  # noqa: E402
 from prefdistill.running.job import run_job  # noqa: E402
 from prefdistill.running.progress import Progress  # noqa: E402
+from prefdistill.settings import (  # noqa: E402
+    LoraSettings,
+    OptimisationSettings,
+    TextSettings,
+    read,
+)
 from prefdistill.simulation.tiny_models import (  # noqa: E402
     build_model,
     draw_pairs,
@@ -85,6 +91,7 @@ SETTINGS = {
     "pairs_per_step": 4,
     "token_budget": 160,  # three bins or more a step
     "warmup_steps": 2,
+    "warmup_fraction": 0.0,
     "schedule": "cosine",
     "min_lr_ratio": 0.1,
     "weight_decay": 0.01,
@@ -178,6 +185,7 @@ class Case:
         targets = np.eye(3, dtype=np.float32)[np.arange(N_PAIRS) % 3]
         settings = SETTINGS | {"checkpoint_steps": self.checkpoint_steps}
         objective = label_objective(targets)
+        settings = read(OptimisationSettings, settings)
         trainer = Trainer(self.model, self.encoded, objective, settings, 9.0, kept)
         trainer.run(folder / "train.jsonl")
         save_adapter(self.model, folder)
@@ -243,9 +251,10 @@ def make_cases(folder: Path) -> list[Case]:
         tokenizer = train_tokenizer(tokenizer_corpus(table, TEXT), architecture)
         model = build_model(SHAPE | {"architecture": architecture}, tokenizer)
         save_base(base, model, tokenizer)
-        encoded = encode_pairs(table, load_tokenizer(base), TEXT)
+        encoded = encode_pairs(table, load_tokenizer(base), read(TextSettings, TEXT))
         for precision in ("fp32", "nf4"):
-            model = add_adapter(load_classifier(base, precision), LORA, seed=1)
+            lora = read(LoraSettings, LORA)
+            model = add_adapter(load_classifier(base, precision), lora, seed=1)
             models[f"{architecture}-{precision}"] = model, encoded
     every = {"llama": 1, "qwen2": 3, "gemma2": 2}
     cases = [

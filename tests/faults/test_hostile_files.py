@@ -12,6 +12,7 @@ import os
 import pickle
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -38,6 +39,7 @@ from prefdistill.scores.fold_weights import read_weights
 from prefdistill.scores.metrics import read_labels
 from prefdistill.scores.scaling import read_scaling
 from prefdistill.scores.views import read_predictions
+from prefdistill.settings import TextSettings
 from prefdistill.storage import whole_files as files
 from prefdistill.storage.tables import (
     FOLD_SCHEMA,
@@ -51,9 +53,11 @@ from prefdistill.storage.tables import (
 )
 from prefdistill.storage.tensors import read_tensors
 from prefdistill.storage.whole_files import check_unpacked
-from prefdistill.training.teachers import TeacherFiles, check_made_with, teacher_logits
+from prefdistill.training.teachers import TeacherFiles, read_teachers, teacher_logits
 
-TEXT = {"template": "{prompt}", "max_length": 64}
+TEXT = TextSettings(
+    template="{prompt}", turn="", max_length=64, prompt_share=0.25, head_share=0.5
+)
 IDS = np.array(["train:1", "train:2", "train:3"])
 SPLIT = np.array(["train", "dev", "select"])
 CANARY = Path("canary")
@@ -278,8 +282,9 @@ def shards(path):
 
 
 def student(path):
-    check_made_with(TeacherFiles({"llama": [path]}), TEXT)
-    return teacher_logits(IDS, {"llama": [path]}, 0, "in_fold")
+    files = TeacherFiles(["llama"], 0, [path])
+    settings = SimpleNamespace(labels="in_fold", teacher_gate="off")
+    return teacher_logits(IDS, read_teachers(files, TEXT, settings))
 
 
 def calibration(path):

@@ -41,6 +41,7 @@ from prefdistill.report.figures import save_figure
 from prefdistill.report.score_table import SCORE_COLUMNS
 from prefdistill.report.tables import read_rows
 from prefdistill.scores.views import SYMMETRISED_SCHEMA, read_predictions, write_views
+from prefdistill.settings import LoraSettings
 from prefdistill.simulation.simulated_files import write_simulation
 from prefdistill.simulation.tiny_models import save_base
 from prefdistill.storage.checkpoints import Checkpoints
@@ -111,8 +112,10 @@ class World:
         base = folder / "base"
         save_base(base, model, tokenizer)
         classifier = load_classifier(base, "fp32")
-        lora = {"r": 2, "alpha": 4, "dropout": 0.0, "lowest_layer": 0}
-        peft_model = add_adapter(classifier, lora | {"targets": ["q_proj"]}, seed=0)
+        lora = LoraSettings(
+            r=2, alpha=4, dropout=0.0, targets=("q_proj",), lowest_layer=0
+        )
+        peft_model = add_adapter(classifier, lora, seed=0)
         save_adapter(peft_model, folder / "adapter")
         write_classifier(base, folder / "merged", torch.ones(3, 32))
         scaling = {"method": "none", "tied": True, "a": [1, 1, 1], "b": [0, 0, 0]}

@@ -37,7 +37,7 @@ use rule post_pretrain as post_pretrain_arm with:
     params:
         precision=model_precision,
         lora=model_lora,
-        settings=STUDENTS.post_pretrain,
+        post_pretrain=STUDENTS.post_pretrain,
         text=config["text"],
         code=code_digest("post_pretrain.py"),
 

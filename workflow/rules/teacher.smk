@@ -32,7 +32,7 @@ rule post_pretrain:
     params:
         precision=model_precision,
         lora=model_lora,
-        settings=settings_of("post_pretrain"),
+        post_pretrain=settings_of("post_pretrain"),
         text=config["text"],
         code=code_digest("post_pretrain.py"),
     script:

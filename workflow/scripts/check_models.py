@@ -34,11 +34,12 @@ def describe(
     from prefdistill.models.lora import add_adapter
     from prefdistill.models.memory import count_parameters, estimate_memory
     from prefdistill.models.scoring import score_pairs
+    from prefdistill.settings import LoraSettings, TextSettings, read
     from prefdistill.storage.tables import VIEWS
 
     precision, seed = settings["precision"], settings["post_pretrain"]["seed"]
     model = load_classifier(folder, precision, head_seed=seed)
-    model = add_adapter(model, settings["lora"], seed)
+    model = add_adapter(model, read(LoraSettings, settings["lora"]), seed)
     core, counts = core_model(model), count_parameters(model)
     budget = settings["training"]["token_budget"]
     n_base = counts["embedding"] + counts["linear"] + counts["other"]
@@ -61,7 +62,7 @@ def describe(
             dropout=settings["lora"]["dropout"],
         )
         row[f"training_gib_recompute_{how}"] = f"{gib:.3f}"
-    encoded = encode_pairs(table, load_tokenizer(folder), text)
+    encoded = encode_pairs(table, load_tokenizer(folder), read(TextSettings, text))
     probs = softmax(score_pairs(model, encoded, token_budget=budget), axis=-1)
     for number, by_view in enumerate(probs, start=1):
         for view, (first, second, tie) in zip(VIEWS, by_view, strict=True):

@@ -46,6 +46,7 @@ def main(
     from prefdistill.models.scoring import score_pairs, subset_rows
     from prefdistill.pipeline.validation import result_settings
     from prefdistill.running.processes import is_first
+    from prefdistill.settings import TextSettings, read
     from prefdistill.storage.checkpoints import Checkpoints, identity_of
 
     table = read_table(fold_table, FOLD_SCHEMA)
@@ -53,7 +54,7 @@ def main(
     kept = subset_rows(split, inference["rows"], inference["n_rows"], seed)
     table, split = table.filter(kept), split[kept]
     folder = base_folder(base)
-    encoded = encode_pairs(table, load_tokenizer(folder), text)
+    encoded = encode_pairs(table, load_tokenizer(folder), read(TextSettings, text))
     if inference["weights"] == "merged":
         model = load_merged(folder, adapter_path.parent, precision)
     else:
@@ -75,7 +76,7 @@ def main(
     meta = {
         "adapter": file_digest(adapter_path),
         "base": file_digest(base),
-        "text": text_digest(text),
+        "text": text_digest(read(TextSettings, text)),
         "max_length": text["max_length"],
         "views": list(VIEWS),
         "classes": ["first", "second", "tie"],

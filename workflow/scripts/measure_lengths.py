@@ -55,6 +55,7 @@ def main(
     from prefdistill.data.prompts import encode_pairs
     from prefdistill.models.loading import base_folder, load_tokenizer
     from prefdistill.report.figures import draw_lengths, save_figure
+    from prefdistill.settings import TextSettings, read
     from prefdistill.storage.tables import FOLD_SCHEMA, read_table, write_json
 
     table = read_table(fold_table, FOLD_SCHEMA)
@@ -62,7 +63,8 @@ def main(
     table = table.take(np.arange(0, len(table), every))
     split = np.array(table.column("split").to_pylist(), dtype=np.str_)
     tokenizer = load_tokenizer(base_folder(base))
-    n_tokens = encode_pairs(table, tokenizer, text | {"max_length": NO_LIMIT}).lengths
+    uncut = read(TextSettings, text | {"max_length": NO_LIMIT})
+    n_tokens = encode_pairs(table, tokenizer, uncut).lengths
     splits = [name for name in ("train", "dev", "select", "test") if name in split]
     lengths = {name: n_tokens[split == name] for name in splits}
     longest = text["max_length"]

@@ -51,6 +51,7 @@ def main(
     from prefdistill.models.memory import place
     from prefdistill.models.scoring import score_pairs
     from prefdistill.running.processes import is_first
+    from prefdistill.settings import TextSettings, read
     from prefdistill.storage.checkpoints import Checkpoints, identity_of
 
     table = pa.concat_tables([read_table(path, FOLD_SCHEMA) for path in tables])
@@ -62,7 +63,7 @@ def main(
     model = load_classifier(folder, precision, shard=shard)
     if base is not None:
         model = load_adapter(model, weights.parent, trainable=False)
-    encoded = encode_pairs(table, load_tokenizer(folder), text)
+    encoded = encode_pairs(table, load_tokenizer(folder), read(TextSettings, text))
     views = list(outputs)
     files = [*tables, weights, *filter(None, (base,))]
     identity = identity_of([code, precision, text, splits, views], *files)

@@ -16,6 +16,7 @@ from tokenizers import AddedToken, normalizers
 from transformers import AutoTokenizer
 
 from prefdistill.data.prompts import encode_pairs, forbidden_tokens
+from prefdistill.settings import TextSettings, read
 from prefdistill.simulation.tiny_models import SPECIAL_TOKENS, train_tokenizer
 
 MARKERS = ("<prompt>:", "<response_a>:", "<response_b>:", "<verdict>:", "<turn 2>:")
@@ -57,7 +58,7 @@ def occurrences(tokens, part):
 
 def encode_sides(tokenizer, *sides):
     text = TEXT | {"max_length": 20_000}
-    return encode_pairs(table_of([("x", *sides)]), tokenizer, text)
+    return encode_pairs(table_of([("x", *sides)]), tokenizer, read(TextSettings, text))
 
 
 def check_structure(tokenizer, sides):
@@ -119,7 +120,12 @@ def test_no_mixture_of_hostile_texts_does_either(tiny_tokenizer, sides):
 def test_rows_with_hostile_text_are_counted(tiny_tokenizer):
     rows = [("1", ["p"], ["a"], ["b"]), ("2", ["p"], ["<eos>"], ["<eos>"])]
     rows += [("3", ["<|end|>"], ["a"], [None]), ("4", ["p", "<turn 2>:"], [], ["<"])]
-    assert encode_pairs(table_of(rows), tiny_tokenizer, TEXT).n_neutralised == 3
+    assert (
+        encode_pairs(
+            table_of(rows), tiny_tokenizer, read(TextSettings, TEXT)
+        ).n_neutralised
+        == 3
+    )
 
 
 def test_a_token_that_only_the_normaliser_builds_is_dropped(tiny_tokenizer):

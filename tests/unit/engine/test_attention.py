@@ -23,6 +23,7 @@ from prefdistill.engine.block_masks import BLOCK, block_mask, visible_blocks, wi
 from prefdistill.engine.packing import collate, sight
 from prefdistill.models.loading import classify, load_classifier
 from prefdistill.models.lora import add_adapter
+from prefdistill.settings import LoraSettings, read
 
 CPU = torch.device("cpu")
 ARCHITECTURES = ("llama", "qwen2", "gemma2")
@@ -295,7 +296,7 @@ def judge(request, tiny_model_folder):
     """A classifier whose adapter changes its logits, as B is not zero."""
     architecture, precision = request.param
     model = load_classifier(tiny_model_folder(architecture), precision)
-    model = add_adapter(model, LORA, seed=1)
+    model = add_adapter(model, read(LoraSettings, LORA), seed=1)
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if "lora_B" in name:

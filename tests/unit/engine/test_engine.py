@@ -23,6 +23,7 @@ from prefdistill.models import loading as models
 from prefdistill.models.loading import classify, core_model, load_classifier
 from prefdistill.models.lora import add_adapter
 from prefdistill.models.sharding import SHARDED
+from prefdistill.settings import LoraSettings, read
 from prefdistill.training.ema import WeightAverage
 
 LENGTHS = (5, 30, 11, 17, 29, 1, 30)
@@ -50,7 +51,7 @@ def adapt(model, lora=LORA):
     if lora is None:
         model.score.requires_grad_(True)
         return model
-    model = add_adapter(model, lora, seed=1)
+    model = add_adapter(model, read(LoraSettings, lora), seed=1)
     generator = torch.Generator().manual_seed(2)
     with torch.no_grad():
         for name, weight in model.named_parameters():

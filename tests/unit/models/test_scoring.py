@@ -10,6 +10,7 @@ from prefdistill.errors import Interrupted, UserError
 from prefdistill.models import scoring as inference
 from prefdistill.models.loading import classify, load_classifier
 from prefdistill.models.scoring import score_pairs, subset_rows
+from prefdistill.settings import TextSettings, read
 from prefdistill.storage.checkpoints import Checkpoints
 from prefdistill.storage.tables import VIEWS, write_predictions
 
@@ -33,7 +34,7 @@ def encoded(tiny_tokenizer):
             "response_b": [["two " * b] for _, _, b in sizes],
         }
     )
-    return encode_pairs(table, tiny_tokenizer, TEXT)
+    return encode_pairs(table, tiny_tokenizer, read(TextSettings, TEXT))
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +76,9 @@ def test_empty_and_equal_answers_in_any_template(model, tiny_tokenizer, template
             for column, name in enumerate(("prompt", "response_a", "response_b"))
         }
     )
-    encoded = encode_pairs(table, tiny_tokenizer, TEXT | {"template": template})
+    encoded = encode_pairs(
+        table, tiny_tokenizer, read(TextSettings, TEXT | {"template": template})
+    )
     with torch.no_grad():
         expected = [
             [classify(model, collate([encoded.tokens(row, view)]))[0] for view in VIEWS]
@@ -223,7 +226,9 @@ def test_memory_that_is_short_for_one_row_is_one_line(model, encoded, monkeypatc
 def test_no_rows_score_to_nothing(model, encoded, tiny_tokenizer):
     names = ("id", "prompt", "response_a", "response_b")
     empty = pa.table({name: pa.array([], pa.string()) for name in names})
-    logits = score_pairs(model, encode_pairs(empty, tiny_tokenizer, TEXT))
+    logits = score_pairs(
+        model, encode_pairs(empty, tiny_tokenizer, read(TextSettings, TEXT))
+    )
     assert logits.shape == (0, 2, 3)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from prefdistill.pipeline.students import ABLATIONS, Students, clean_dev, with_changes
+from prefdistill.pipeline.students import ABLATIONS, Students, with_changes
 from prefdistill.pipeline.validation import validate_config
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -109,8 +109,7 @@ def test_predictions_are_listed_arm_by_arm_seed_by_seed_fold_by_fold():
     ],
 )
 def test_which_arms_dev_scores_are_clean(arm, clean):
-    settings = students().arms[arm]
-    assert clean_dev(settings["distillation"], settings["teachers"]) == clean
+    assert students().keeps_dev_clean(arm) == clean
 
 
 def test_rows_are_judged_and_pseudo_labelled_only_where_asked_for():

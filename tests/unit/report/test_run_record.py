@@ -8,6 +8,7 @@ from measure_lengths import main as measure_lengths
 
 from prefdistill.data.prompts import encode_pairs
 from prefdistill.report.run_record import read_times, read_versions, rule_rows
+from prefdistill.settings import TextSettings, read
 from prefdistill.storage.tables import FOLD_SCHEMA, write_table
 
 GPUS = {"llama": 2, "student": 1}
@@ -82,7 +83,7 @@ def test_lengths_before_the_cut(
     counts, figure = tmp_path / "lengths.json", tmp_path / "lengths.svg"
     measure_lengths(tmp_path / "fold0.parquet", base, counts, figure, text)
     found = json.loads(counts.read_text())
-    cut = encode_pairs(table, tiny_tokenizer, text)
+    cut = encode_pairs(table, tiny_tokenizer, read(TextSettings, text))
     assert (found["max_length"], found["every"]) == (100, 1)
     assert (
         sum(part["rows_cut"] for part in found["splits"].values())

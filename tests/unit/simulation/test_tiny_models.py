@@ -14,6 +14,7 @@ from transformers import (
 )
 
 from prefdistill.data.prompts import encode_pairs
+from prefdistill.settings import TextSettings, read
 from prefdistill.simulation.dense_labels import TAGS, make_dense_labels
 from prefdistill.simulation.dense_training import batches, pretrain
 from prefdistill.simulation.simulated_pairs import HEDGES
@@ -60,7 +61,7 @@ def folder(request, tmp_path_factory):
 def encoded(pairs):
     answers, table = pairs
     tokenizer = train_tokenizer(tokenizer_corpus(table, TEXT), "gemma2")
-    encoded = encode_pairs(table, tokenizer, TEXT)
+    encoded = encode_pairs(table, tokenizer, read(TextSettings, TEXT))
     return tokenizer, encoded, make_dense_labels(answers, encoded, tokenizer)
 
 
@@ -101,7 +102,8 @@ def test_reloaded_tokenizer_is_the_one_that_was_taught(tokenizer, pairs, tmp_pat
     tokenizer.save_pretrained(tmp_path)
     reloaded = AutoTokenizer.from_pretrained(tmp_path)
     first, second = (
-        encode_pairs(pairs[1], each, TEXT) for each in (tokenizer, reloaded)
+        encode_pairs(pairs[1], each, read(TextSettings, TEXT))
+        for each in (tokenizer, reloaded)
     )
     for row in range(100):
         np.testing.assert_array_equal(first.tokens(row, "AB"), second.tokens(row, "AB"))

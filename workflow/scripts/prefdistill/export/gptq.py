@@ -28,6 +28,7 @@ from prefdistill.export.gptq_check import compare, default_dtype
 from prefdistill.models.adapter_files import SCORE
 from prefdistill.models.loading import load_tokenizer
 from prefdistill.models.manifests import copy_tokenizer, tensor_header
+from prefdistill.settings import TextSettings, read
 from prefdistill.storage.tables import (
     FOLD_SCHEMA,
     VIEWS,
@@ -58,7 +59,7 @@ def token_rows(
     table: pa.Table, tokenizer: Any, text: dict[str, Any]
 ) -> list[np.ndarray]:
     """Tokens of both orders of each pair, as at inference: ``(length,)`` int32 each."""
-    encoded = encode_pairs(table, tokenizer, text)
+    encoded = encode_pairs(table, tokenizer, read(TextSettings, text))
     return [
         encoded.tokens(row, view) for row in range(len(encoded.ids)) for view in VIEWS
     ]

@@ -5,7 +5,6 @@ model and without PEFT. PEFT is imported inside functions; see ``models``.
 """
 
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -22,19 +21,20 @@ from prefdistill.models.loading import (
     load_classifier,
     resolve_precision,
 )
+from prefdistill.settings import LoraSettings
 from prefdistill.storage.tables import read_json, write_json
 from prefdistill.storage.tensors import check_finite, read_tensors, write_tensors
 from prefdistill.storage.whole_files import reading
 
 
 def add_adapter(
-    model: torch.nn.Module, lora: dict[str, Any], seed: int
+    model: torch.nn.Module, lora: LoraSettings, seed: int
 ) -> torch.nn.Module:
     """Wrap a model with a fresh float32 LoRA adapter (and its trainable head).
 
     Args:
         model: A classifier, or a language model, which has no head to train.
-        lora: ``r``, ``alpha``, ``dropout``, ``targets``, ``lowest_layer``.
+        lora: The adapter's shape.
         seed: Seed of the initialisation; it leaves torch's own generator alone.
 
     Raises:
@@ -43,18 +43,18 @@ def add_adapter(
     from peft import LoraConfig, get_peft_model
 
     n_layers = model.config.num_hidden_layers
-    if lora["lowest_layer"] >= n_layers:
+    if lora.lowest_layer >= n_layers:
         raise UserError(
-            f"lora.lowest_layer: {lora['lowest_layer']}, but the model's layers are "
+            f"lora.lowest_layer: {lora.lowest_layer}, but the model's layers are "
             f"0 to {n_layers - 1}"
         )
     config = LoraConfig(
         task_type="SEQ_CLS" if hasattr(model, "score") else "CAUSAL_LM",
-        r=lora["r"],
-        lora_alpha=lora["alpha"],
-        lora_dropout=lora["dropout"],
-        target_modules=sorted(lora["targets"]),
-        layers_to_transform=list(range(lora["lowest_layer"], n_layers)),
+        r=lora.r,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=sorted(lora.targets),
+        layers_to_transform=list(range(lora.lowest_layer, n_layers)),
         modules_to_save=["score"] if hasattr(model, "score") else None,
     )
     with torch.random.fork_rng():

@@ -17,6 +17,7 @@ from prefdistill.models.loading import (
 )
 from prefdistill.models.sharding import empty_model
 from prefdistill.running.processes import n_processes
+from prefdistill.settings import OptimisationSettings
 
 logger = logging.getLogger(__name__)
 
@@ -142,7 +143,7 @@ def halved_budget(token_budget: int, longest_row: int) -> int:
 
 
 def fit_training(
-    model: torch.nn.Module, settings: dict[str, Any], longest_row: int
+    model: torch.nn.Module, settings: OptimisationSettings, longest_row: int
 ) -> tuple[str, int]:
     """How much to recompute and how many tokens to take in a pass, to fit the GPU.
 
@@ -152,13 +153,13 @@ def fit_training(
 
     Args:
         model: With its adapter.
-        settings: A ``training`` or ``post_pretrain`` block.
+        settings: The ``training`` or ``post_pretrain`` settings.
         longest_row: Tokens that a pass must hold.
 
     Returns:
         ``none``, ``selective`` or ``full``, and the token budget.
     """
-    how, budget = settings["recompute"], settings["token_budget"]
+    how, budget = settings.recompute, settings.token_budget
     device = device_of(model)
     if is_sharded(model) or device.type == "cpu":
         auto = "full" if is_sharded(model) else "none"

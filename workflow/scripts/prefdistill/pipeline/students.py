@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from prefdistill.pipeline.leaks import clean_dev, judges_rows
 from prefdistill.pipeline.validation import result_settings
+from prefdistill.settings import DistillationSettings, read
 
 # Arms by ablation, as (from, to): a negative difference speaks for the second.
 ABLATIONS: dict[str, list[tuple[str, str]]] = {
@@ -247,8 +247,8 @@ class Students:
 
     def unseen(self, wildcards: Any) -> list[str]:
         """The teachers' calibrated logits of every fold, if rows are judged by them."""
-        wanted = self.distillation(wildcards)
-        if not judges_rows(wanted):
+        wanted = read(DistillationSettings, self.distillation(wildcards))
+        if not wanted.judges_rows:
             return []
         return self._files(wildcards, "calibrated.npz", range(self.n_folds))
 
@@ -322,8 +322,14 @@ class Students:
         return [
             arm
             for arm in self.compared_changes(wildcards)
-            if not clean_dev(self.arms[arm]["distillation"], self.arms[arm]["teachers"])
+            if not self.keeps_dev_clean(arm)
         ]
+
+    def keeps_dev_clean(self, arm: str) -> bool:
+        """Return whether no teacher of an arm was trained on its student's dev rows."""
+        settings = self.arms[arm]
+        distillation = read(DistillationSettings, settings["distillation"])
+        return distillation.keeps_dev_clean(settings["teachers"])
 
 
 def scaling_name(calibration: Mapping[str, Any]) -> str:

@@ -13,12 +13,9 @@ from jsonschema.exceptions import ValidationError
 
 from prefdistill.errors import UserError
 from prefdistill.pipeline.contradictions import check_consistency
+from prefdistill.settings import RUN_TIME_KEYS
 
 LONGEST_VALUE = 200  # characters of a value in a message
-# These say how a job runs, not what comes out: a change reruns nothing.
-RUN_TIME_KEYS = frozenset(
-    {"token_budget", "recompute", "compile", "checkpoint_steps", "progress_batches"}
-)
 
 # Keys that were taken out: since which version, and what they gave.
 GONE = {

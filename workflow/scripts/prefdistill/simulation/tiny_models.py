@@ -35,6 +35,7 @@ from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
 
 from prefdistill.data.prompts import encode_pairs
 from prefdistill.models.manifests import copy_file, write_manifest
+from prefdistill.settings import TextSettings, read
 from prefdistill.simulation.dense_labels import make_dense_labels
 from prefdistill.simulation.dense_training import BATCH_PAIRS, pretrain
 from prefdistill.simulation.simulated_pairs import (
@@ -208,7 +209,7 @@ def make_tiny_base(
     logger.info("tokenizer of %d entries", len(tokenizer))
     model = build_model(settings, tokenizer)
     logger.info("%s, %d parameters", architecture, model.num_parameters())
-    encoded = encode_pairs(table, tokenizer, text)
+    encoded = encode_pairs(table, tokenizer, read(TextSettings, text))
     losses = pretrain(
         model,
         encoded,

@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from prefdistill.engine.packing import PackedBatch
 from prefdistill.models.loading import classify, core_model, hidden_states
+from prefdistill.settings import DistillationSettings, LossWeights
 from prefdistill.storage.tensors import to_device
 from prefdistill.training.lessons import Lessons
 
@@ -36,7 +37,7 @@ def distillation_loss(
     teacher_logits: torch.Tensor,
     is_labelled: torch.Tensor,
     has_teacher: torch.Tensor,
-    weights: dict[str, float],
+    weights: LossWeights,
     temperature: float,
 ) -> torch.Tensor:
     """Labels and any number of teachers, as BlackPearl's student was trained.
@@ -61,16 +62,16 @@ def distillation_loss(
         ``(n,)`` losses.
     """
     n_teachers = teacher_logits.shape[1]
-    total = weights["ce"] * cross_entropy(logits, targets) * is_labelled
+    total = weights.ce * cross_entropy(logits, targets) * is_labelled
     student = log_softmax(logits / temperature, dim=1)[:, None]
     teacher = log_softmax(teacher_logits / temperature, dim=2)
     kl = (teacher.exp() * (teacher - student)).sum(dim=2) * temperature**2
     cosine = 1 - cosine_similarity(
         logits.softmax(dim=1)[:, None], teacher_logits.softmax(dim=2), dim=2
     )
-    both = weights["kl"] * kl + weights["cosine"] * cosine
+    both = weights.kl * kl + weights.cosine * cosine
     total = total + (both * has_teacher).sum(dim=1)
-    return total / (weights["ce"] + n_teachers * (weights["kl"] + weights["cosine"]))
+    return total / (weights.ce + n_teachers * (weights.kl + weights.cosine))
 
 
 def next_token_losses(
@@ -133,14 +134,13 @@ def label_objective(targets: np.ndarray) -> RowLosses:
 
 
 def distillation_objective(
-    lessons: Lessons, weights: dict[str, float], temperature: float
+    lessons: Lessons, settings: DistillationSettings
 ) -> RowLosses:
     """``distillation_loss`` of pairs, times their weights.
 
     Args:
         lessons: What is learnt from each pair.
-        weights: ``ce``, ``kl`` and ``cosine``.
-        temperature: Of the KL term.
+        settings: With the loss terms' weights and the temperature.
     """
     shown = _shown(lessons.targets)
     by_order = torch.from_numpy(lessons.teacher_logits.transpose(2, 0, 1, 3).copy())
@@ -152,7 +152,9 @@ def distillation_objective(
         logits = classify(model, batch)
         seen = shown[views, rows], by_order[views, rows], labelled[rows], taught[rows]
         parts = [to_device(part, logits.device) for part in seen]
-        losses = distillation_loss(logits, *parts, weights, temperature)
+        losses = distillation_loss(
+            logits, *parts, settings.weights, settings.temperature
+        )
         return losses * to_device(row_weights[rows], logits.device)
 
     return row_losses
