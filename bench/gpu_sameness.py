@@ -43,6 +43,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "workflow/scripts"))
 
 import workload
+from prefdistill.classes import swap_classes
 from prefdistill.running.job import hide_unused_imports, set_threads
 from sameness_models import adapt, build, define_fp8, scaled
 
@@ -358,7 +359,7 @@ def compare_steps(
         return model.train()
 
     rows = [encoded.tokens(pair, view) for pair in range(STEP_PAIRS) for view in VIEWS]
-    wanted = np.stack([targets, targets[:, [1, 0, 2]]], 1).reshape(-1, 3)
+    wanted = np.stack([targets, swap_classes(targets)], 1).reshape(-1, 3)
     bins = pack(np.array([len(row) for row in rows]), settings["token_budget"])
 
     def judge(model: torch.nn.Module) -> tuple[torch.Tensor, torch.Tensor]:

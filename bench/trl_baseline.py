@@ -31,8 +31,13 @@ from prefdistill.scores.metrics import (
     labels_of,
     row_log_loss,
 )
-from prefdistill.scores.views import read_predictions, symmetrise
-from prefdistill.storage.tables import FOLD_SCHEMA, read_table, table_targets
+from prefdistill.scores.views import symmetrise
+from prefdistill.storage.tables import (
+    FOLD_SCHEMA,
+    read_logits,
+    read_table,
+    table_targets,
+)
 from reward_model import (
     fit_margin,
     preferences,
@@ -41,7 +46,6 @@ from reward_model import (
     train_reward_model,
 )
 
-VIEWS = ["AB", "BA"]
 LORA = {"r": 4, "lora_alpha": 8, "lora_dropout": 0.0, "target_modules": "all-linear"}
 TRAINING = {
     "learning_rate": 3e-3,
@@ -53,11 +57,11 @@ TRAINING = {
 }
 
 
-def own_probabilities(folder: Path, labels: Labels, ids: np.ndarray) -> np.ndarray:
+def own_probabilities(path: Path, labels: Labels, ids: np.ndarray) -> np.ndarray:
     """A judge's probabilities on rows, calibrated on select as all judges are."""
-    scores = read_predictions([folder / f"{view}.parquet" for view in VIEWS], VIEWS)
-    fit, _ = calibrate_judge(scores, labels, VIEWS, "vector")
-    return symmetrise(fit.apply(scores.logits[scores.rows_of(ids)]), VIEWS)
+    scores = read_logits(path)
+    fit, _ = calibrate_judge(scores, labels, "vector")
+    return symmetrise(fit.apply(scores.logits[scores.rows_of(ids)]), scores.views)
 
 
 def score_row(
@@ -115,15 +119,16 @@ def main() -> None:
     reward, facts = reward_model_probabilities(
         run, run / options.base, table, known.ids, options.seed
     )
-    names = {
-        "student of fold 0, labels alone": "results/ablation/labels_only/seed0/fold0",
-        "student of fold 0, distilled": "results/predictions/fold0_bf16",
-        "merged": "results/predictions/merged",
+    labels_only = "results/ablation/labels_only/seed0/fold0/predictions.npz"
+    files = {
+        "student of fold 0, labels alone": labels_only,
+        "student of fold 0, distilled": "results/predictions/fold0_bf16/logits.npz",
+        "merged": "results/predictions/merged/logits.npz",
     }
     rows = [score_row("TRL reward model", reward, known, reward)]
-    for name, folder in names.items():
-        if (run / folder / "AB.parquet").is_file():
-            probs = own_probabilities(run / folder, labels, known.ids)
+    for name, path in files.items():
+        if (run / path).is_file():
+            probs = own_probabilities(run / path, labels, known.ids)
             rows.append(score_row(name, probs, known, reward))
     header = ["model", "log loss", "accuracy", "ECE", "difference to TRL"]
     print(f"\n{len(known.ids)} test rows\n\n{markdown_table(header, rows)}\n")

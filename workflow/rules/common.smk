@@ -159,7 +159,36 @@ def quantisation_settings(wildcards):
     return {k: v for k, v in config["quantisation"].items() if k != "bits"}
 
 
-# --- what is predicted, with which weights ------------------------------------------
+# --- which rows are scored, with which weights, and how -----------------------------
+
+
+def inference_section(wildcards):
+    """Where the configuration says how many tokens a teacher scores at once."""
+    teacher = wildcards.get("teacher")
+    return [*(["teachers", teacher] if teacher else ["student"]), "inference"]
+
+
+def teacher_scoring(wildcards):
+    """How a teacher, or a student as one, scores the rows of a fold; by an arm's seed."""
+    model = model_config(wildcards)
+    return {
+        **result_settings(model["inference"]),
+        "precision": model["precision"],
+        "seed": int(wildcards.get("seed", model["training"]["seed"])),
+    }
+
+
+def judge_scoring(precision, splits):
+    """How the student's models are scored: precision and splits, or functions."""
+
+    def settings(wildcards):
+        return {
+            "precision": precision(wildcards) if callable(precision) else precision,
+            "splits": splits(wildcards) if callable(splits) else splits,
+            "views": VIEWS,
+        }
+
+    return settings
 
 
 def prediction_base(wildcards):

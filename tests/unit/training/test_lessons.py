@@ -14,6 +14,7 @@ from prefdistill.training.row_weights import gain_weights, unseen_probs
 from prefdistill.training.teachers import TeacherFiles, pseudo_logits
 
 N_ROWS = 30
+META = {"views": ["AB", "BA"]}
 OFF = {
     "weights": {"ce": 1.0, "kl": 1.0, "cosine": 1.0},
     "labels": "in_fold",
@@ -57,12 +58,12 @@ def world(tmp_path):
         for fold, split in enumerate(splits):
             logits = rng.normal(size=(N_ROWS, 2, 3)) * 2
             path = tmp_path / f"{teacher}{fold}.npz"
-            write_logits(path, Logits(np.array(ids), np.array(split), logits, {}))
+            write_logits(path, Logits(np.array(ids), np.array(split), logits, META))
             unseen[teacher].append(path)
         path = tmp_path / f"{teacher}.unlabelled.npz"
         logits = rng.normal(size=(4, 2, 3)).astype(np.float32)
         write_logits(
-            path, Logits(np.array(new), np.array(["unlabelled"] * 4), logits, {})
+            path, Logits(np.array(new), np.array(["unlabelled"] * 4), logits, META)
         )
         own[teacher] = [path]
     train = table.filter(pa.array([each == "train" for each in splits[0]]))

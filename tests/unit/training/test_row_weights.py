@@ -8,6 +8,7 @@ import pytest
 from prefdistill.storage.tables import Logits, write_logits
 from prefdistill.training.row_weights import gain_weights, soften, unseen_probs
 
+META = {"views": ["AB", "BA"]}
 IDS = ["a", "b", "c", "extra"]
 SPLITS = [["dev", "train", "train", "train"], ["train", "dev", "train", "train"]]
 
@@ -21,7 +22,7 @@ def unseen(tmp_path):
         paths = []
         for fold, split in enumerate(SPLITS):
             logits = rng.normal(size=(4, 2, 3)).astype(np.float32)
-            scores = Logits(np.array(IDS), np.array(split), logits, {})
+            scores = Logits(np.array(IDS), np.array(split), logits, META)
             path = tmp_path / f"{name}{fold}.npz"
             write_logits(path, scores.select(np.arange(n_rows)))
             paths.append((path, logits))

@@ -7,6 +7,7 @@ from prefdistill.running.job import UserError
 from prefdistill.storage.tables import Logits, write_logits
 from prefdistill.training.teachers import check_gates, check_weights, teacher_logits
 
+META = {"views": ["AB", "BA"]}
 IDS = ["a", "b", "c", "x"]
 SPLITS = {0: ["dev", "train", "train", "train"], 1: ["train", "dev", "train", "train"]}
 
@@ -19,7 +20,7 @@ def files(tmp_path):
         values = 100 * fold + 10 * np.arange(4)[:, None] + np.arange(2)
         logits = np.repeat(values[:, :, None], 3, axis=2).astype(np.float32)
         path = tmp_path / f"fold{fold}.npz"
-        write_logits(path, Logits(np.array(IDS), np.array(split), logits, {}))
+        write_logits(path, Logits(np.array(IDS), np.array(split), logits, META))
         paths.append(path)
     return paths
 
