@@ -59,7 +59,7 @@ KINDS = {
 END = "import atexit, gc\natexit.register(gc.freeze)"
 MODEL_RULES = {
     *("make_tiny_model", "post_pretrain", "train_teacher", "infer_logits"),
-    *("distill_student", "predict_view"),
+    *("distill_student", "predict_logits"),
 }
 LOADING = """
 from prefdistill.models.quick_imports import import_model_libraries

@@ -43,6 +43,7 @@ import torch
 
 from benchmarks import workload
 from benchmarks.sameness_models import adapt, build, define_fp8, scaled
+from prefdistill.classes import swap_classes
 from prefdistill.models.quick_imports import hide_unused_imports
 from prefdistill.running.job import set_threads
 from prefdistill.settings import OptimisationSettings, TextSettings, read
@@ -360,7 +361,7 @@ def compare_steps(
         return model.train()
 
     rows = [encoded.tokens(pair, view) for pair in range(STEP_PAIRS) for view in VIEWS]
-    wanted = np.stack([targets, targets[:, [1, 0, 2]]], 1).reshape(-1, 3)
+    wanted = np.stack([targets, swap_classes(targets)], 1).reshape(-1, 3)
     bins = pack(np.array([len(row) for row in rows]), settings.token_budget)
 
     def judge(model: torch.nn.Module) -> tuple[torch.Tensor, torch.Tensor]:

@@ -63,14 +63,14 @@ RULES = (
     "distill_student",
     "average_adapters",
     "merge_adapter",
-    "predict_view",
+    "predict_logits",
 )
 # Jobs with checkpoints or several outputs have more to lose: half of the trials.
 OFTEN = ("train_teacher", "distill_student", "infer_logits", "merge_adapter")
 SMALLER = {"teachers": {"qwen": None}, "folds": {"n": 2}}
 RUN_TARGETS = (
     "results/merged/model.safetensors",
-    "results/predictions/merged/AB.parquet",
+    "results/predictions/merged/logits.npz",
 )
 PREAMBLE_END = "######## snakemake preamble end #########"
 CAPTURE = "--skip-script-cleanup"

@@ -64,7 +64,7 @@ from prefdistill.simulation.tiny_models import (  # noqa: E402
 )
 from prefdistill.storage import checkpoints  # noqa: E402
 from prefdistill.storage.checkpoints import Checkpoints  # noqa: E402
-from prefdistill.storage.tables import Logits, write_logits  # noqa: E402
+from prefdistill.storage.tables import VIEWS, Logits, write_logits  # noqa: E402
 from prefdistill.training import trainer as training  # noqa: E402
 from prefdistill.training.objectives import label_objective  # noqa: E402
 from prefdistill.training.trainer import Trainer  # noqa: E402
@@ -211,7 +211,7 @@ class Case:
         logits = score_pairs(
             self.model, self.encoded, token_budget=160, checkpoints=kept
         )
-        write_logits(folder / "logits.npz", Logits(ids, ids, logits, {}))
+        write_logits(folder / "logits.npz", Logits(ids, ids, logits, {"views": VIEWS}))
         kept.remove()
 
     def measure(self, folder: Path) -> None:

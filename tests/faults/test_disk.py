@@ -64,7 +64,7 @@ def scores(n_rows):
     rng = np.random.default_rng(0)
     ids = np.array([str(row) for row in range(n_rows)])
     logits = rng.normal(size=(n_rows, 2, 3)).astype(np.float32)
-    return Logits(ids, np.full(n_rows, "dev"), logits, {})
+    return Logits(ids, np.full(n_rows, "dev"), logits, {"views": ["AB", "BA"]})
 
 
 def small_files():

@@ -40,7 +40,7 @@ from prefdistill.predict import write_scores
 from prefdistill.report.figures import save_figure
 from prefdistill.report.score_table import SCORE_COLUMNS
 from prefdistill.report.tables import read_rows
-from prefdistill.scores.views import SYMMETRISED_SCHEMA, read_predictions, write_views
+from prefdistill.scores.views import SYMMETRISED_SCHEMA
 from prefdistill.settings import LoraSettings
 from prefdistill.simulation.simulated_files import write_simulation
 from prefdistill.simulation.tiny_models import save_base
@@ -164,7 +164,8 @@ def _scores() -> Logits:
     rng = np.random.default_rng(0)
     ids = np.array([f"train:{row}" for row in range(N_ROWS)])
     logits = rng.normal(size=(N_ROWS, 2, 3)).astype(np.float32)
-    return Logits(ids, np.full(N_ROWS, "dev"), logits, {"base": "0" * 64})
+    meta = {"base": "0" * 64, "views": ["AB", "BA"]}
+    return Logits(ids, np.full(N_ROWS, "dev"), logits, meta)
 
 
 def summary(world: World) -> Writer:
@@ -191,19 +192,6 @@ def symmetrised(world: World) -> Writer:
         lambda folder: write_table(folder / name, _symmetrised(), SYMMETRISED_SCHEMA),
         (name,),
         lambda folder: read_table(folder / name, SYMMETRISED_SCHEMA),
-    )
-
-
-def predictions(world: World) -> Writer:
-    names = ("AB.parquet", "BA.parquet")
-
-    def paths(folder: Path) -> list[Path]:
-        return [folder / name for name in names]
-
-    return Writer(
-        lambda folder: write_views(paths(folder), _scores()),
-        names,
-        lambda folder: read_predictions(paths(folder), ["AB", "BA"]),
     )
 
 
@@ -436,7 +424,9 @@ def unpacked_weights(world: World) -> Writer:
 
 def fold_weights(world: World) -> Writer:
     return Writer(
-        lambda folder: weigh_folds.main([0, 1, 2], "equal", folder / "weights.json"),
+        lambda folder: weigh_folds.main(
+            [], [], [], folder / "weights.json", [0, 1, 2], "equal", None
+        ),
         ("weights.json",),
         lambda folder: read_json(folder / "weights.json"),
     )
@@ -507,7 +497,7 @@ def code_digests(world: World) -> Writer:
 WRITERS = {
     make.__name__: make
     for make in (
-        summary, cleaning, symmetrised, predictions, logits, trained_adapter,
+        summary, cleaning, symmetrised, logits, trained_adapter,
         written_adapter, averaged_adapter, merged_model, quantised_model, checkpoint,
         submission, scores, figure_svg, figure_png, tokenizer, tiny_base, linked_base,
         unpacked_weights, fold_weights, imported_pairs, fold_files, simulated_files,

@@ -13,7 +13,7 @@ from prefdistill.running.rule_lookup import producing_rules
 
 RULES_ON_GPUS = {
     *("post_pretrain", "train_teacher", "infer_logits", "distill_student"),
-    *("quantise_model", "quantise_base", "predict_view"),
+    *("quantise_model", "quantise_base", "predict_logits"),
 }
 
 

@@ -73,7 +73,7 @@ def test_every_job_gets_what_its_rule_asks_for(finished):
         assert (n_gpus > 0) == (rule in on_gpus)
     assert {record["rule"] for record in records} >= {
         *("import_pairs", "train_teacher", "infer_logits", "distill_student"),
-        *("merge_adapter", "quantise_model", "predict_view", "evaluate"),
+        *("merge_adapter", "quantise_model", "predict_logits", "evaluate"),
     }
 
 

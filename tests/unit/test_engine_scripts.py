@@ -8,9 +8,7 @@ import distill_student
 import infer_logits
 import numpy as np
 import post_pretrain
-import predict_view
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import train_teacher
 import two_processes
@@ -18,6 +16,7 @@ from safetensors.numpy import load_file
 from two_processes import DISTILLATION, SETTINGS, TEXT
 
 from prefdistill.errors import UserError
+from prefdistill.models.score_files import Scoring
 from prefdistill.settings import (
     DistillationSettings,
     LoraSettings,
@@ -28,6 +27,7 @@ from prefdistill.settings import (
 )
 from prefdistill.storage.tables import (
     FOLD_SCHEMA,
+    file_digest,
     read_json,
     read_logits,
     write_json,
@@ -130,14 +130,12 @@ def teacher(world):
 def run_infer_logits(world, teacher, **changes):
     path = world["folder"] / "logits.npz"
     infer_logits.main(
-        fold_table=world["folder"] / "fold0.parquet",
-        adapter_path=teacher / "adapter_model.safetensors",
+        pairs=[world["folder"] / "fold0.parquet"],
+        weights=teacher / "adapter_model.safetensors",
         base=world["llama"],
-        logits_path=path,
-        precision="fp32",
-        inference=INFERENCE | changes,
+        logits=path,
+        scoring=Scoring(precision="fp32", **INFERENCE | changes),
         text=TEXT,
-        seed=0,
         scratch=world["folder"] / "scratch" / "logits",
         code="c",
     )
@@ -248,25 +246,29 @@ def test_student_and_predictions(world, teacher):
     assert not (student / "ema").exists()
     assert read_json(few / "rows.json")["n_labelled"] == 2
 
-    out = world["folder"] / "predictions"
-    predict_view.main(
-        scratch=world["folder"] / "scratch" / "view",
-        code="c",
-        tables=[
+    out = world["folder"] / "predictions/logits.npz"
+    infer_logits.main(
+        pairs=[
             world["folder"] / "fold0.parquet",
             world["folder"] / "unlabelled.parquet",
         ],
         weights=student / "adapter_model.safetensors",
         base=world["gemma2"],
-        outputs={"AB": out / "ab.parquet", "BA": out / "ba.parquet"},
+        logits=out,
+        scoring=Scoring(
+            "auto", splits=["select", "test", "unlabelled"], token_budget=512
+        ),
         text=TEXT,
-        precision="auto",
-        token_budget=512,
-        splits=["select", "test", "unlabelled"],
+        scratch=world["folder"] / "scratch" / "predictions",
+        code="c",
     )
-    table = pq.read_table(out / "ba.parquet")
-    assert table.column("split").to_pylist() == ["select", "test", *["unlabelled"] * 2]
-    assert table.column("id").to_pylist()[-1] == "new:1"
+    scores = read_logits(out)
+    assert scores.split.tolist() == ["select", "test", *["unlabelled"] * 2]
+    assert scores.ids.tolist()[-1] == "new:1"
+    assert scores.views == ["AB", "BA"]
+    assert scores.meta["classes"] == ["first", "second", "tie"]
+    assert scores.meta["adapter"] == file_digest(student / "adapter_model.safetensors")
+    assert not (world["folder"] / "scratch" / "predictions").exists()
 
 
 def test_predicting_with_a_whole_model(world, tmp_path):
@@ -275,22 +277,29 @@ def test_predicting_with_a_whole_model(world, tmp_path):
     model = load_classifier(world["gemma2"].parent, "fp32", head_seed=1)
     model.save_pretrained(tmp_path)
     load_tokenizer(world["gemma2"].parent).save_pretrained(tmp_path)
+    weights, logits = tmp_path / "model.safetensors", tmp_path / "logits.npz"
     arguments = {
-        "tables": [world["folder"] / "fold0.parquet"],
-        "weights": tmp_path / "model.safetensors",
+        "pairs": [world["folder"] / "fold0.parquet"],
+        "weights": weights,
         "base": None,
+        "logits": logits,
         "text": TEXT,
-        "precision": "auto",
-        "token_budget": 512,
-        "splits": ["test"],
         "scratch": tmp_path / "scratch",
         "code": "c",
     }
-    predict_view.main(**arguments, outputs={"BA": tmp_path / "ba.parquet"})
-    assert pq.read_table(tmp_path / "ba.parquet").num_rows == 1
-    arguments["tables"] *= 2
+    options = {"splits": ["test"], "token_budget": 512}
+    one_view = Scoring("auto", views=["BA"], **options)
+    infer_logits.main(**arguments, scoring=one_view)
+    scores = read_logits(logits)
+    assert (scores.logits.shape, scores.views) == ((1, 1, 3), ["BA"])
+    assert scores.meta["adapter"] is None
+    assert scores.meta["base"] == file_digest(weights)
+    infer_logits.main(**arguments, scoring=Scoring("auto", **options))
+    both = read_logits(logits).logits
+    np.testing.assert_allclose(both[:, 1:], scores.logits, atol=1e-5)
+    arguments["pairs"] *= 2
     with pytest.raises(UserError, match="a row id occurs twice"):
-        predict_view.main(**arguments, outputs={"BA": tmp_path / "ba.parquet"})
+        infer_logits.main(**arguments, scoring=one_view)
 
 
 def test_check_models(world, tmp_path):

@@ -8,11 +8,7 @@ from typing import get_type_hints
 import pytest
 import yaml
 
-from prefdistill.pipeline.validation import (
-    RUN_TIME_KEYS,
-    fill_defaults,
-    result_settings,
-)
+from prefdistill.pipeline.validation import RUN_TIME_KEYS, fill_defaults
 from prefdistill.settings import (
     DistillationSettings,
     InferenceSettings,
@@ -21,7 +17,7 @@ from prefdistill.settings import (
     TextSettings,
     TrainingSettings,
     read,
-    result_fields,
+    result_settings,
 )
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -55,7 +51,7 @@ def test_the_fields_are_the_keys_of_the_schema(kind):
 @pytest.mark.parametrize("kind", SECTIONS)
 def test_the_values_are_those_of_the_configuration(kind):
     given = defaults(kind)
-    plain = result_fields(read(kind, copy.deepcopy(given)))
+    plain = result_settings(read(kind, copy.deepcopy(given)))
     as_lists = {k: list(v) if isinstance(v, tuple) else v for k, v in plain.items()}
     assert as_lists == result_settings(given)
     assert not RUN_TIME_KEYS & plain.keys()

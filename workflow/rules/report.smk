@@ -46,21 +46,13 @@ rule evaluate:
             teacher=TEACHERS,
             fold=FOLDS,
         ),
-        students=expand(
-            "<results>/predictions/fold{fold}_bf16/{view}.parquet",
-            fold=FOLDS,
-            view=VIEWS,
-        ),
+        students=expand("<results>/predictions/fold{fold}_bf16/logits.npz", fold=FOLDS),
         labels_only=labels_only_predictions,
         weights="<results>/ensemble/weights.json",
-        judges=expand(
-            "<results>/predictions/{model}/{view}.parquet", model=JUDGES, view=VIEWS
-        ),
+        judges=expand("<results>/predictions/{model}/logits.npz", model=JUDGES),
         judge_calibrations=map(calibration_of, JUDGES),
         final=f"<results>/predictions/{FINAL}/symmetrised.parquet",
-        final_views=expand(
-            "<results>/predictions/{model}/{view}.parquet", model=FINAL, view=VIEWS
-        ),
+        final_logits=f"<results>/predictions/{FINAL}/logits.npz",
         final_calibration=calibration_of(FINAL),
         truth=simulator_truth,
     output:
@@ -91,7 +83,6 @@ rule evaluate:
         teachers=TEACHERS,
         judges=JUDGES,
         final=FINAL,
-        views=VIEWS,
         trees_weight=TREES_WEIGHT,
         calibration=TEACHER_SCALING,
         evaluation=config["evaluation"],

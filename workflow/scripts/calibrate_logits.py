@@ -2,7 +2,7 @@
 
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from prefdistill.errors import DamagedFile
 from prefdistill.running.job import run_job
@@ -14,68 +14,58 @@ logger = logging.getLogger(__name__)
 
 
 def main(
-    logits_path: Path,
-    adapter_path: Path,
-    fold_path: Path,
-    calibrated_path: Path,
-    calibration_path: Path,
-    method: str,
-    tied: bool,
+    logits: Path,
+    adapter: Path,
+    fold: Path,
+    calibrated: Path,
+    record: Path,
+    calibration: dict[str, Any],
 ) -> None:
     """Read logits and labels, fit, write calibrated logits and the record.
+
+    Args:
+        logits: The teacher's.
+        adapter: The adapter that they must be of.
+        fold: Has the labels of dev.
+        calibrated: Gets the scaled logits.
+        record: Gets the scaling and its effect: ``calibration.json``.
+        calibration: The settings ``method`` and ``tied``.
 
     Raises:
         UserError: If the logits are not those of the adapter that lies there.
     """
-    from dataclasses import replace
-
-    from prefdistill.scores.calibration import calibrate_teacher, fingerprint
+    from prefdistill.scores.calibration import apply_to_teacher, calibrate_teacher
     from prefdistill.scores.metrics import read_labels
     from prefdistill.storage.tables import (
-        VIEWS,
         file_digest,
         read_logits,
         write_json,
         write_logits,
     )
 
-    scores = read_logits(logits_path)
-    if scores.meta.get("adapter") != file_digest(adapter_path):
-        raise DamagedFile(
-            logits_path, f"its logits are of another adapter than {adapter_path}"
-        )
-    fit, record = calibrate_teacher(
-        scores, read_labels(fold_path), VIEWS, method=method, tied=tied
-    )
-    gate = record["gate"]
+    scores = read_logits(logits)
+    if scores.meta.get("adapter") != file_digest(adapter):
+        raise DamagedFile(logits, f"its logits are of another adapter than {adapter}")
+    fit, effect = calibrate_teacher(scores, read_labels(fold), **calibration)
+    gate = effect["gate"]
     logger.info(
         "log loss %.4f -> %.4f, ECE %.4f -> %.4f, information gain %.4f (%.4f to %.4f)",
-        record["nll_before"], record["nll_after"],
-        record["ece_before"], record["ece_after"],
+        effect["nll_before"], effect["nll_after"],
+        effect["ece_before"], effect["ece_after"],
         gate["information_gain"], gate["low"], gate["high"],
     )  # fmt: skip
-    scaled = scores.replace_logits(fit.apply(scores.logits))
-    applied = {
-        "method": fit.method,
-        "tied": fit.tied,
-        "a": fit.a,
-        "b": fit.b,
-        "fingerprint": fingerprint(fit, file_digest(logits_path)),
-    }
-    write_logits(
-        calibrated_path, replace(scaled, meta={**scores.meta, "calibration": applied})
-    )
-    write_json(calibration_path, record)
+    scaled = apply_to_teacher(scores, fit, file_digest(logits))
+    write_logits(calibrated, scaled)
+    write_json(record, effect)
 
 
 if __name__ == "__main__":
     with run_job(snakemake):
         main(
-            logits_path=Path(snakemake.input.logits),
-            adapter_path=Path(snakemake.input.adapter),
-            fold_path=Path(snakemake.input.fold),
-            calibrated_path=Path(snakemake.output.calibrated),
-            calibration_path=Path(snakemake.output.calibration),
-            method=snakemake.params.calibration["method"],
-            tied=snakemake.params.calibration["tied"],
+            logits=Path(snakemake.input.logits),
+            adapter=Path(snakemake.input.adapter),
+            fold=Path(snakemake.input.fold),
+            calibrated=Path(snakemake.output.calibrated),
+            record=Path(snakemake.output.record),
+            calibration=snakemake.params.calibration,
         )

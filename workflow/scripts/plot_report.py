@@ -80,18 +80,14 @@ def main(
 if __name__ == "__main__":
     with run_job(snakemake):
         source, params = snakemake.input, snakemake.params
-        logits = [
-            (Path(raw), Path(calibrated))
-            for raw, calibrated in zip(source.logits, source.calibrated, strict=True)
-        ]
-        n_folds = len(source.folds)
+        from prefdistill.report.stages import pair_teacher_files
+
         main(
             scores_path=Path(source.scores),
             fold_paths=[Path(path) for path in source.folds],
-            teacher_paths={
-                name: logits[place * n_folds : (place + 1) * n_folds]
-                for place, name in enumerate(params.teachers)
-            },
+            teacher_paths=pair_teacher_files(
+                params.teachers, source.logits, source.calibrated
+            ),
             final_path=Path(source.final),
             curve_paths=dict(zip(params.runs, map(Path, source.curves), strict=True)),
             weights_path=Path(source.weights),

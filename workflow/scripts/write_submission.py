@@ -24,19 +24,20 @@ def main(symmetrised_path: Path, unlabelled_path: Path, submission_path: Path) -
         SYMMETRISED_SCHEMA,
         columns_of,
     )
+    from prefdistill.storage.joining import find_rows
     from prefdistill.storage.tables import TARGET_COLUMNS, read_table
     from prefdistill.storage.whole_files import atomic_path
 
     table = read_table(symmetrised_path, SYMMETRISED_SCHEMA)
     probs = columns_of(table, PROBABILITY_COLUMNS)
-    rows = {name: row for row, name in enumerate(table.column("id").to_pylist())}
     wanted = read_table(unlabelled_path, columns=["id"]).column("id").to_pylist()
     if not wanted:
         raise UserError(f"{unlabelled_path}: no rows to predict; set data.test")
-    missing = [name for name in wanted if name not in rows]
-    if missing:
-        raise UserError(f"{symmetrised_path}: lacks row id {missing[0]}")
-    chosen = probs[[rows[name] for name in wanted]]
+    rows = find_rows(table.column("id").to_pylist(), wanted)
+    if (rows < 0).any():
+        missing = wanted[int(np.argmin(rows))]
+        raise UserError(f"{symmetrised_path}: lacks row id {missing}")
+    chosen = probs[rows]
     sound = np.isfinite(chosen).all(axis=1) & (chosen >= 0).all(axis=1)
     sound &= np.abs(chosen.sum(axis=1) - 1) < 1e-6
     if not sound.all():

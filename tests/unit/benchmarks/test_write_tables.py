@@ -106,7 +106,7 @@ def test_share_of_the_start_in_a_demo(tmp_path):
     jobs = {
         "make_folds/make_folds.tsv": 0.5,
         "train_teacher/llama.fold0.tsv": 10.0,
-        "predict_view/gptq4.tsv": 8.0,
+        "predict_logits/gptq4.tsv": 8.0,
         "calibrate_judge/gptq4.tsv": 2.0,
     }
     for name, seconds in jobs.items():

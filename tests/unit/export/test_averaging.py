@@ -308,7 +308,7 @@ def test_a_merged_file_is_16_bit_with_a_float32_head_and_no_lm_head(
     assert not any(name.startswith("lm_head") for name in dtypes)
     config = read_json(tmp_path / "config.json")
     assert config["architectures"] == ["LlamaForSequenceClassification"]
-    assert config["id2label"] == {"0": "A", "1": "B", "2": "tie"}
+    assert config["id2label"] == {"0": "first", "1": "second", "2": "tie"}
 
 
 def test_sharded_and_single_bases_merge_alike(pair, tiny_model_folder, tmp_path):

@@ -1,6 +1,5 @@
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -12,7 +11,7 @@ from prefdistill.models.loading import classify, load_classifier
 from prefdistill.models.scoring import score_pairs, subset_rows
 from prefdistill.settings import TextSettings, read
 from prefdistill.storage.checkpoints import Checkpoints
-from prefdistill.storage.tables import VIEWS, write_predictions
+from prefdistill.storage.tables import VIEWS
 
 TEXT = {
     "template": "{prompt} A: {response_a} B: {response_b} =",
@@ -249,16 +248,3 @@ def test_subset_rows():
     assert subset_rows(split, None, 7, 0).all()
     with pytest.raises(UserError, match=r"inference\.rows"):
         subset_rows(split, [5, 9], None, 0)
-
-
-def test_predictions_keep_their_order(tmp_path):
-    path = tmp_path / "ab.parquet"
-    logits = np.arange(6, dtype=np.float32).reshape(2, 3)
-    write_predictions(path, np.array(["a", "b"]), np.array(["dev", "test"]), logits)
-    assert pq.read_table(path).to_pylist()[1] == {
-        "id": "b",
-        "split": "test",
-        "logit_first": 3.0,
-        "logit_second": 4.0,
-        "logit_tie": 5.0,
-    }

@@ -22,7 +22,7 @@ from prefdistill.report.score_table import (
 from prefdistill.report.stages import Predictions
 from prefdistill.scores.metrics import Labels, log_loss, row_log_loss
 from prefdistill.scores.scaling import read_scaling
-from prefdistill.storage.tables import read_json, write_predictions, write_table
+from prefdistill.storage.tables import Logits, read_json, write_logits, write_table
 
 N_ROWS, N_PARTS, N_FOLDS = 120, 3, 2
 SETTINGS = {"n_bootstrap": 200, "seed": 0}
@@ -71,11 +71,9 @@ def write_part(folder, part, noise=1.0, stages=("student", "merged")):
     for stage in ("merged", "merged_calibrated"):
         views = two_views(test, noise, 20)
         found.append(Predictions(stage, "merged", None, "test", IDS[test], views))
-    for view, probs in views.items():
-        swapped = probs if view == "AB" else probs[:, [1, 0, 2]]
-        path = folder / LOGITS / "merged" / f"{view}.parquet"
-        splits = np.full(len(test), "test")
-        write_predictions(path, IDS[test], splits, np.log(swapped).astype(np.float32))
+    logits = np.log([views["AB"], views["BA"][:, [1, 0, 2]]]).swapaxes(0, 1)
+    scores = Logits(IDS[test], np.full(len(test), "test"), logits, {"views": [*views]})
+    write_logits(folder / LOGITS.format(model="merged"), scores)
     both = {"AB+BA": found[-1].averaged()}
     found.append(Predictions("final", "merged", None, "test", IDS[test], both, 0.5))
     kept = {*stages, "prior", "trees", "merged_calibrated", "final"}

@@ -23,7 +23,7 @@ def folders(tmp_path):
     jobs = {
         "train_teacher/llama.fold0": ("3600", "2000", "1800", ON_GPU),
         "train_teacher/llama.fold1": ("1800", "3000", "900", "on the CPU"),
-        "predict_view/gptq4": ("7200", "1000", "3600", ON_GPU),
+        "predict_logits/gptq4": ("7200", "1000", "3600", ON_GPU),
         "evaluate/all": ("0.1", "NA", "NA", ""),
     }
     for name, (seconds, rss, cpu, log) in jobs.items():
@@ -40,7 +40,7 @@ def folders(tmp_path):
 def test_times_by_rule_and_gpus_where_the_log_says_so(folders):
     rows = rule_rows(read_times(*folders, GPUS))
     assert rows == [
-        ("predict_view", 1, 2.0, 2.0, 1.0, 2.0, 1.0),
+        ("predict_logits", 1, 2.0, 2.0, 1.0, 2.0, 1.0),
         ("train_teacher", 2, 1.5, 1.0, 0.75, 2.0, 3.0),
         ("evaluate", 1, 0.1 / 3600, 0.1 / 3600, 0.0, 0.0, 0.0),
         ("all", 4, 3.5 + 0.1 / 3600, 2.0, 1.75, 4.0, 3.0),

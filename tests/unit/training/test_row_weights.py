@@ -9,6 +9,7 @@ from prefdistill.settings import SampleWeightSettings
 from prefdistill.storage.tables import Logits
 from prefdistill.training.row_weights import gain_weights, unseen_probs
 
+META = {"views": ["AB", "BA"]}
 IDS = ["a", "b", "c", "extra"]
 SPLITS = [["dev", "train", "train", "train"], ["train", "dev", "train", "train"]]
 
@@ -22,7 +23,7 @@ def unseen():
         scored = []
         for split in SPLITS:
             logits = rng.normal(size=(4, 2, 3)).astype(np.float32)
-            scores = Logits(np.array(IDS), np.array(split), logits, {})
+            scores = Logits(np.array(IDS), np.array(split), logits, META)
             scored.append((scores.select(np.arange(n_rows)), logits))
         teachers.append(scored)
     return teachers

@@ -11,8 +11,12 @@ from two_processes import LORA, N_PAIRS, SETTINGS, encoded_pairs
 from prefdistill.errors import Interrupted, UserError
 from prefdistill.models.loading import load_classifier
 from prefdistill.models.lora import add_adapter, save_adapter
-from prefdistill.pipeline.validation import result_settings
-from prefdistill.settings import LoraSettings, OptimisationSettings, read, result_fields
+from prefdistill.settings import (
+    LoraSettings,
+    OptimisationSettings,
+    read,
+    result_settings,
+)
 from prefdistill.storage.checkpoints import Checkpoints
 from prefdistill.training import trainer as training
 from prefdistill.training.objectives import label_objective
@@ -395,7 +399,7 @@ def test_train_rows(tmp_path):
 
 
 def test_how_a_job_runs_is_not_its_result():
-    kept = result_fields(settings_of())
+    kept = result_settings(settings_of())
     assert kept == result_settings(SETTINGS)
     assert set(SETTINGS) - set(kept) == {
         "token_budget",

@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 
+from prefdistill.classes import VERDICTS
 from prefdistill.data.pairs import (
     SCORED,
     TEXT_COLUMNS,
@@ -42,7 +43,6 @@ from prefdistill.version import __version__
 logger = logging.getLogger(__name__)
 
 OUTPUT_COLUMNS = ("id", *TARGET_COLUMNS, "verdict", "order_gap")
-CLASSES = ("a", "b", "tie")
 
 
 @dataclass(frozen=True)
@@ -146,7 +146,7 @@ def write_scores(
         for name, row, top, gap in zip(
             ids, probs.tolist(), best, order_gap.tolist(), strict=True
         ):
-            writer.writerow([name, *row, CLASSES[top], f"{gap:.4f}"])
+            writer.writerow([name, *row, VERDICTS[top].lower(), f"{gap:.4f}"])
 
 
 def score_text(probs: np.ndarray, pairs: Pairs) -> str | None:

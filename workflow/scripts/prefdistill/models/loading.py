@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from prefdistill.classes import CLASSES
 from prefdistill.engine.attention import (
     ATTENTION,
     ROWS_STEP,
@@ -39,7 +40,6 @@ from prefdistill.storage.whole_files import reading
 
 logger = logging.getLogger(__name__)
 
-CLASSES = {0: "first", 1: "second", 2: "tie"}
 HEAD_STD = 0.02
 UNUSED_BY_GPTQ = ("bitsandbytes", "sklearn", "torchao")
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -241,8 +241,8 @@ def load_classifier(
         shard,
         num_labels=len(CLASSES),
     )
-    model.config.id2label = dict(CLASSES)
-    model.config.label2id = {name: label for label, name in CLASSES.items()}
+    model.config.id2label = dict(enumerate(CLASSES))
+    model.config.label2id = {name: label for label, name in enumerate(CLASSES)}
     check_missing(folder, missing - {"score.weight"})
     model.score.to(torch.float32)
     if missing:

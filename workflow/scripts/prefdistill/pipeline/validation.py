@@ -13,7 +13,6 @@ from jsonschema.exceptions import ValidationError
 
 from prefdistill.errors import UserError
 from prefdistill.pipeline.contradictions import check_consistency
-from prefdistill.settings import RUN_TIME_KEYS
 
 LONGEST_VALUE = 200  # characters of a value in a message
 
@@ -36,11 +35,6 @@ GONE = {
         "choosing uncertain rows for a second view was no better than chance",
     ),
 }
-
-
-def result_settings(settings: dict[str, Any]) -> dict[str, Any]:
-    """Settings that decide a result, without those of how a job runs; keys sorted."""
-    return {key: settings[key] for key in sorted(settings) if key not in RUN_TIME_KEYS}
 
 
 def validate_config(config: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:

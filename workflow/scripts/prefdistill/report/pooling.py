@@ -28,12 +28,12 @@ from prefdistill.report.score_table import (
 from prefdistill.report.stages import Predictions
 from prefdistill.scores.calibration import calibrate_judge
 from prefdistill.scores.metrics import Labels, group_bootstrap, row_log_loss
-from prefdistill.scores.views import read_predictions
-from prefdistill.storage.tables import Logits, write_json
+from prefdistill.storage.joining import find_rows
+from prefdistill.storage.tables import Logits, read_logits, write_json
 from prefdistill.storage.whole_files import write_csv
 
 TABLE = "results/report/predictions.parquet"
-LOGITS = "results/predictions"
+LOGITS = "results/predictions/{model}/logits.npz"
 ONE_FOLD, ONE_VIEW = "one fold of ", "one view of "
 SHOWN = [name for name in SCORE_COLUMNS if name not in ("fold", "split")]
 
@@ -110,17 +110,16 @@ def pooled_scaling(
             f"{folders[0]}: the final model {model} has no scaling of its own; set "
             "predict.model to merged, gptq8 or gptq4"
         )
-    views = list(judge[0].probs)
     parts = []
     for folder in folders:
-        paths = [folder / LOGITS / model / f"{view}.parquet" for view in views]
-        parts.append(read_predictions(paths, views, splits=["test"]))
+        scores = read_logits(folder / LOGITS.format(model=model))
+        parts.append(scores.select(scores.split == "test"))
     columns = [
         np.concatenate([getattr(part, name) for part in parts])
         for name in ("ids", "split", "logits")
     ]
-    scores = Logits(*columns, meta={"views": views})
-    return calibrate_judge(scores, labels, views, "vector", split="test")[1]
+    scores = Logits(*columns, meta={"views": parts[0].views})
+    return calibrate_judge(scores, labels, "vector", split="test")[1]
 
 
 def stage_losses(predictions: Sequence[Predictions], labels: Labels) -> dict:
@@ -179,8 +178,7 @@ def _compare(
     ids = before[0][np.isin(before[0], after[0])]
     values = []
     for own, losses in (before, after):
-        order = np.argsort(own)
-        values.append(losses[order[np.searchsorted(own, ids, sorter=order)]])
+        values.append(losses[find_rows(own, ids)])
     groups = labels.of(ids).group
     span = group_bootstrap(values[1] - values[0], groups, **evaluation)
     return len(ids), span.mean, span.low, span.high

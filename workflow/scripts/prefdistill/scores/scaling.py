@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -24,24 +23,15 @@ class Scaling:
         return logits.astype(np.float64) * np.array(self.a) + np.array(self.b)
 
 
-def scaling_of(record: dict[str, Any]) -> Scaling:
-    """The scaling of a record.
-
-    Raises:
-        ValueError: If it holds no such thing.
-    """
-    scale, shift = (tuple(map(float, record[key])) for key in ("a", "b"))
-    if len(scale) != 3 or len(shift) != 3 or min(scale) <= 0:
-        raise ValueError(f"scales {record['a']}, shifts {record['b']}")
-    return Scaling(record["method"], record["tied"], scale, shift)
-
-
 def read_scaling(path: Path) -> Scaling:
-    """The scaling of a ``calibration.json``.
+    """Read the scaling of a ``calibration.json``.
 
     Raises:
         UserError: If the file holds no such thing.
     """
     record = read_json(path, ["method", "tied", "a", "b"])
     with reading(path, "a calibration"):
-        return scaling_of(record)
+        scale, shift = (tuple(map(float, record[key])) for key in ("a", "b"))
+        if len(scale) != 3 or len(shift) != 3 or min(scale) <= 0:
+            raise ValueError(f"scales {record['a']}, shifts {record['b']}")
+    return Scaling(record["method"], record["tied"], scale, shift)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from prefdistill.classes import SWAPPED
 from prefdistill.simulation.simulated_pairs import (
     MODEL_NAMES,
     N_PROMPTS,
@@ -128,7 +129,7 @@ def _repeat_rows(rng: np.random.Generator, rows: Rows, donor: Rows) -> None:
         for column, texts in enumerate(rows.texts):
             taken = column if column == 0 or not swap else 3 - column
             texts[row] = list(donor.texts[taken][source])
-        classes = [1, 0, 2] if swap else [0, 1, 2]
+        classes = list(SWAPPED) if swap else [0, 1, 2]
         rows.models[row] = donor.models[source][classes[:2]]
         rows.probs[row] = donor.probs[source][classes]
         rows.labels[row] = classes[donor.labels[source]]

@@ -13,6 +13,7 @@ import torch
 from torch.nn.functional import cosine_similarity, log_softmax
 from torch.utils.checkpoint import checkpoint
 
+from prefdistill.classes import swap_classes
 from prefdistill.engine.packing import PackedBatch
 from prefdistill.models.loading import classify, core_model, hidden_states
 from prefdistill.settings import DistillationSettings, LossWeights
@@ -119,7 +120,7 @@ def next_token_losses(
 
 def _shown(targets: np.ndarray) -> torch.Tensor:
     """Targets by order, ``(2, n, 3)``: order BA shows B first."""
-    return torch.from_numpy(np.stack([targets, targets[:, [1, 0, 2]]]))
+    return torch.from_numpy(np.stack([targets, swap_classes(targets)]))
 
 
 def label_objective(targets: np.ndarray) -> RowLosses:

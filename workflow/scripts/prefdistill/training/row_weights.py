@@ -11,7 +11,8 @@ import numpy as np
 
 from prefdistill.scores.views import symmetrise
 from prefdistill.settings import SampleWeightSettings
-from prefdistill.storage.tables import VIEWS, Logits
+from prefdistill.storage.joining import find_rows
+from prefdistill.storage.tables import Logits
 
 
 def unseen_probs(
@@ -29,13 +30,12 @@ def unseen_probs(
         ``(n,)`` bool, false for rows that are dev nowhere: the extra ones, and those
         that no teacher scored.
     """
-    position = {name: row for row, name in enumerate(ids.tolist())}
     total, n_teachers = np.zeros((len(ids), 3)), np.zeros(len(ids))
     for scores in unseen:
         dev = scores.select(scores.split == "dev")
-        rows = np.array([position.get(name, -1) for name in dev.ids.tolist()], int)
+        rows = find_rows(ids, dev.ids)
         known = rows >= 0
-        total[rows[known]] += symmetrise(dev.logits[known], VIEWS)
+        total[rows[known]] += symmetrise(dev.logits[known], dev.views)
         n_teachers[rows[known]] += 1
     return total / np.maximum(n_teachers, 1)[:, None], n_teachers > 0
 

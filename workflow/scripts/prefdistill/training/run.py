@@ -20,7 +20,7 @@ from prefdistill.settings import (
     OptimisationSettings,
     TextSettings,
     read,
-    result_fields,
+    result_settings,
 )
 
 if TYPE_CHECKING:
@@ -171,7 +171,7 @@ class TrainingRun:
             len(table), encoded.n_truncated, encoded.n_neutralised,
         )  # fmt: skip
         given = [job.text, settings, self.lora, distillation]
-        known = [result_fields(each) for each in given if each is not None]
+        known = [result_settings(each) for each in given if each is not None]
         files = [path for path in (job.base, job.init, *sources) if path is not None]
         identity = identity_of([job.code, self.precision, *known], *files)
         checkpoints = Checkpoints(job.scratch, identity)

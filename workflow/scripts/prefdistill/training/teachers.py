@@ -12,6 +12,7 @@ from prefdistill.data.prompts import text_digest
 from prefdistill.errors import DamagedFile, UserError
 from prefdistill.scores.scaling import Scaling, scaling_of
 from prefdistill.settings import DistillationSettings, LossWeights, TextSettings
+from prefdistill.storage.joining import find_rows
 from prefdistill.storage.tables import VIEWS, Logits, read_json, read_logits
 from prefdistill.storage.whole_files import reading
 
@@ -200,14 +201,13 @@ def out_of_fold(folds: Sequence[Logits], own: Logits) -> Logits:
     keep ``own``'s: the extra rows, which every teacher trained on.
     """
     logits = own.logits.copy()
-    position = {name: row for row, name in enumerate(own.ids.tolist())}
     n_replaced = 0
     for scores in folds:
-        for row in np.flatnonzero(scores.split == "dev").tolist():
-            place = position.get(str(scores.ids[row]))
-            if place is not None and own.split[place] == "train":
-                logits[place] = scores.logits[row]
-                n_replaced += 1
+        dev = scores.select(scores.split == "dev")
+        rows = find_rows(own.ids, dev.ids)
+        left_out = (rows >= 0) & (own.split[rows] == "train")
+        logits[rows[left_out]] = dev.logits[left_out]
+        n_replaced += int(left_out.sum())
     logger.info("%d rows take their out-of-fold teacher's logits", n_replaced)
     return own.replace_logits(logits)
 
@@ -232,8 +232,7 @@ def teacher_logits(
     found = np.zeros((len(ids), len(teachers)), dtype=bool)
     for column, teacher in enumerate(teachers):
         scores = teacher.scores
-        position = {name: row for row, name in enumerate(scores.ids.tolist())}
-        places = np.array([position.get(name, -1) for name in ids.tolist()])
+        places = find_rows(scores.ids, ids)
         found[:, column] = places >= 0
         if not found[:, column].any():
             raise UserError(f"{teacher.source}: holds none of the student's rows")
