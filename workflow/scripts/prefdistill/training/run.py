@@ -161,7 +161,7 @@ class TrainingRun:
         """
         from prefdistill.data.prompts import encode_pairs
         from prefdistill.models.loading import load_tokenizer
-        from prefdistill.storage.checkpoints import Checkpoints, identity_of
+        from prefdistill.storage.checkpoints import Checkpoints
         from prefdistill.training.trainer import Trainer
 
         job, settings = self.job, self.settings
@@ -170,17 +170,32 @@ class TrainingRun:
             "%d rows, %d truncated, %d with a special token or marker made plain text",
             len(table), encoded.n_truncated, encoded.n_neutralised,
         )  # fmt: skip
-        given = [job.text, settings, self.lora, distillation]
-        known = [result_settings(each) for each in given if each is not None]
-        files = [path for path in (job.base, job.init, *sources) if path is not None]
-        identity = identity_of([job.code, self.precision, *known], *files)
-        checkpoints = Checkpoints(job.scratch, identity)
+        checkpoints = Checkpoints(job.scratch, self.identity(sources, distillation))
         decay = distillation.ema.decay if distillation else 0.0
         trainer = Trainer(
             model, encoded, objective, settings, epochs, checkpoints, decay
         )
         trainer.run(job.curve)
         return trainer
+
+    def identity(
+        self,
+        sources: Sequence[Path],
+        distillation: DistillationSettings | None = None,
+    ) -> str:
+        """Return the fingerprint of all that decides the result, for the checkpoints.
+
+        Args:
+            sources: The files that the pairs and the objective are made from.
+            distillation: The settings of a student.
+        """
+        from prefdistill.storage.checkpoints import identity_of
+
+        job = self.job
+        given = [job.text, self.settings, self.lora, distillation]
+        known = [result_settings(each) for each in given if each is not None]
+        files = [path for path in (job.base, job.init, *sources) if path is not None]
+        return identity_of([job.code, self.precision, *known], *files)
 
     def finish(
         self,
