@@ -25,7 +25,8 @@ STAGES = {
 from simulate_pairs import main
 paths = {name: Path(f"{name}.csv") for name in ("train", "extra", "ultra", "test")}
 sizes = {"n_train": N, "n_extra": 30, "n_ultra": 30, "n_test": 30}
-main(paths, Path("truth.parquet"), sizes | {"dirty_fraction": 0.03, "seed": 0})
+main(**paths, truth=Path("truth.parquet"),
+     settings=sizes | {"dirty_fraction": 0.03, "seed": 0})
 """,
     "import": """
 from import_pairs import main
@@ -43,7 +44,7 @@ from make_folds import main
 settings = {"n": 3, "select_fraction": 0.04, "test_fraction": 0.08, "seed": 0}
 main(Path("clean.parquet"), [Path(f"fold{k}.parquet") for k in range(3)],
      Path("post_pretrain.parquet"), Path("unlabelled.parquet"), Path("folds.json"),
-     settings)
+     settings, Path("pseudo.parquet"))
 """,
 }
 

@@ -26,6 +26,7 @@ from prefdistill.report.pooling import (
     pooled_steps,
 )
 from prefdistill.report.score_table import SCORE_COLUMNS, STEP_COLUMNS, score_rows
+from prefdistill.running.logs import error_line
 from prefdistill.storage.tables import write_json
 from prefdistill.storage.whole_files import write_csv
 
@@ -94,4 +95,4 @@ if __name__ == "__main__":
     try:
         main(given.parts, given.other, given.out, given.scaling)
     except UserError as error:
-        sys.exit(f"error: {error}")
+        sys.exit(f"error: {error_line(error)}")

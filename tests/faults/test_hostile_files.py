@@ -284,7 +284,12 @@ def student(path):
 def calibration(path):
     out = path.with_name("calibrated.npz")
     calibrate_logits(
-        path, Path(ADAPTER), Path(FOLD), out, out.with_suffix(".json"), "none", True
+        path,
+        Path(ADAPTER),
+        Path(FOLD),
+        out,
+        out.with_suffix(".json"),
+        {"method": "none", "tied": True},
     )
 
 

@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "workflow/scripts")
 
 from prefdistill.errors import Interrupted, UserError
 from prefdistill.models.quick_imports import hide_unused_imports
-from prefdistill.running.job import run_job
+from prefdistill.running.job import guarded
 from prefdistill.running.stopping import stop_requested
 
 TEXT = {
@@ -183,7 +183,7 @@ def main():
     job = types.SimpleNamespace(
         log=[folder / "logs/a.log"], threads=1, input=[], output=[], params={}
     )
-    with run_job(job, processes=2):
+    with guarded(job, processes=2):
         hide_unused_imports()
         from prefdistill.running.processes import rank, wait_for_all
 

@@ -2,7 +2,7 @@
 
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from prefdistill.errors import DamagedFile
 from prefdistill.running.job import run_job
@@ -14,18 +14,25 @@ logger = logging.getLogger(__name__)
 
 
 def main(
-    logits_path: Path,
-    adapter_path: Path,
-    fold_path: Path,
-    calibrated_path: Path,
-    calibration_path: Path,
-    method: str,
-    tied: bool,
+    logits: Path,
+    adapter: Path,
+    fold: Path,
+    calibrated: Path,
+    calibration: Path,
+    scaling: dict[str, Any],
 ) -> None:
     """Read logits and labels, fit, write calibrated logits and the record.
 
+    Args:
+        logits: The teacher's logits.
+        adapter: The teacher's adapter, which must be the one that made them.
+        fold: The fold's rows, with labels.
+        calibrated: Where the calibrated logits go.
+        calibration: Where the record of the fit goes.
+        scaling: ``method`` and ``tied``, see ``calibration.calibrate_teacher``.
+
     Raises:
-        UserError: If the logits are not those of the adapter that lies there.
+        DamagedFile: If the logits are of another adapter.
     """
     from dataclasses import replace
 
@@ -39,14 +46,10 @@ def main(
         write_logits,
     )
 
-    scores = read_logits(logits_path)
-    if scores.meta.get("adapter") != file_digest(adapter_path):
-        raise DamagedFile(
-            logits_path, f"its logits are of another adapter than {adapter_path}"
-        )
-    fit, record = calibrate_teacher(
-        scores, read_labels(fold_path), VIEWS, method=method, tied=tied
-    )
+    scores = read_logits(logits)
+    if scores.meta.get("adapter") != file_digest(adapter):
+        raise DamagedFile(logits, f"its logits are of another adapter than {adapter}")
+    fit, record = calibrate_teacher(scores, read_labels(fold), VIEWS, **scaling)
     gate = record["gate"]
     logger.info(
         "log loss %.4f -> %.4f, ECE %.4f -> %.4f, information gain %.4f (%.4f to %.4f)",
@@ -60,22 +63,13 @@ def main(
         "tied": fit.tied,
         "a": fit.a,
         "b": fit.b,
-        "fingerprint": fingerprint(fit, file_digest(logits_path)),
+        "fingerprint": fingerprint(fit, file_digest(logits)),
     }
     write_logits(
-        calibrated_path, replace(scaled, meta={**scores.meta, "calibration": applied})
+        calibrated, replace(scaled, meta={**scores.meta, "calibration": applied})
     )
-    write_json(calibration_path, record)
+    write_json(calibration, record)
 
 
 if __name__ == "__main__":
-    with run_job(snakemake):
-        main(
-            logits_path=Path(snakemake.input.logits),
-            adapter_path=Path(snakemake.input.adapter),
-            fold_path=Path(snakemake.input.fold),
-            calibrated_path=Path(snakemake.output.calibrated),
-            calibration_path=Path(snakemake.output.calibration),
-            method=snakemake.params.calibration["method"],
-            tied=snakemake.params.calibration["tied"],
-        )
+    run_job(snakemake, main)

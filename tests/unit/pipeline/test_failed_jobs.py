@@ -15,11 +15,11 @@ JOB = """
 import sys, types
 sys.path.insert(0, {scripts!r})
 from prefdistill.errors import UserError
-from prefdistill.running.job import run_job
+from prefdistill.running.job import guarded
 job = types.SimpleNamespace(
     log=["logs/a.log"], threads=1, input=[], output=["out"], params={{}}
 )
-with run_job(job):
+with guarded(job):
     raise {error}
 """
 ERRORS = {

@@ -22,12 +22,12 @@ SCRIPT = """
 import os, signal, sys, types
 sys.path.insert(0, {scripts!r})
 from prefdistill.errors import Interrupted, UserError
-from prefdistill.running.job import run_job
+from prefdistill.running.job import guarded
 from prefdistill.running.progress import Progress
 job = types.SimpleNamespace(
     log=[sys.argv[3]], threads=1, input=[], output=["out.txt"], params={{}}
 )
-with run_job(job):
+with guarded(job):
     progress = Progress(10, "steps", every_s=0)
     for _ in range(int(sys.argv[2])):
         progress.update(n_tokens=100)

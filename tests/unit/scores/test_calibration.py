@@ -265,8 +265,7 @@ def test_script(tmp_path, method):
         tmp_path / "fold0.parquet",
         tmp_path / "calibrated.npz",
         tmp_path / "calibration.json",
-        method=method,
-        tied=True,
+        {"method": method, "tied": True},
     )
     record = read_json(tmp_path / "calibration.json")
     calibrated = read_logits(tmp_path / "calibrated.npz")
