@@ -24,7 +24,8 @@ STAGES = {
 from simulate_pairs import main
 paths = {name: Path(f"{name}.csv") for name in ("train", "extra", "ultra", "test")}
 sizes = {"n_train": N, "n_extra": 30, "n_ultra": 30, "n_test": 30}
-main(paths, Path("truth.parquet"), sizes | {"dirty_fraction": 0.03, "seed": 0})
+main(**paths, truth=Path("truth.parquet"),
+     settings=sizes | {"dirty_fraction": 0.03, "seed": 0})
 """,
     "import": """
 from import_pairs import main

@@ -47,7 +47,7 @@ from prefdistill.models import scoring as inference  # noqa: E402
 from prefdistill.models.loading import load_classifier, load_tokenizer  # noqa: E402
 from prefdistill.models.lora import add_adapter, save_adapter  # noqa: E402
 from prefdistill.models.scoring import score_pairs  # noqa: E402
-from prefdistill.running.job import run_job  # noqa: E402
+from prefdistill.running.job import guarded  # noqa: E402
 from prefdistill.running.progress import Progress  # noqa: E402
 from prefdistill.settings import (  # noqa: E402
     LoraSettings,
@@ -393,7 +393,7 @@ class Trials:
         )
 
         def body() -> None:
-            with run_job(job):
+            with guarded(job):
                 shared.ready = 1
                 case.run(folder, shared)
 

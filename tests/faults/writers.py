@@ -232,9 +232,9 @@ def averaged_adapter(world: World) -> Writer:
         lambda folder: average_adapters.main(
             adapters=[adapter, adapter],
             folds=[0, 1],
-            weights_path=weights,
+            weights=weights,
             method="delta_mean",
-            adapter_out=folder / ADAPTER_FILES[1],
+            adapter=folder / ADAPTER_FILES[1],
             report=folder / "average.json",
         ),
         (*ADAPTER_FILES, "average.json"),
@@ -246,10 +246,10 @@ def averaged_adapter(world: World) -> Writer:
 def merged_model(world: World) -> Writer:
     return Writer(
         lambda folder: merge_adapter.main(
-            manifest=world.folder / "base/manifest.json",
-            adapter_path=world.folder / "adapter/adapter_model.safetensors",
+            base=world.folder / "base/manifest.json",
+            adapter=world.folder / "adapter/adapter_model.safetensors",
             dtype="bfloat16",
-            model_out=folder / "model.safetensors",
+            model=folder / "model.safetensors",
         ),
         (*MODEL_FILES, "model.safetensors", "merge.json"),
         lambda folder: load_classifier(folder, "fp32"),

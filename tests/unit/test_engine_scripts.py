@@ -312,11 +312,12 @@ def test_check_models(world, tmp_path):
     }
     pair = {"prompt": "Which?", "response_a": "yes", "response_b": "no"}
     check_models.main(
-        bases={"llama": world["llama"], "student": world["gemma2"]},
+        models=["llama", "student"],
+        bases=[world["llama"], world["gemma2"]],
         settings={"llama": settings, "student": settings | {"precision": "fp32"}},
         text=TEXT,
         pairs=[pair, pair],
-        output=tmp_path / "models.csv",
+        table=tmp_path / "models.csv",
     )
     rows = list(csv.DictReader((tmp_path / "models.csv").read_text().splitlines()))
     assert [row["architecture"] for row in rows] == [

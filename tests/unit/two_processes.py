@@ -14,7 +14,7 @@ from pathlib import Path
 
 from prefdistill.errors import Interrupted, UserError
 from prefdistill.models.quick_imports import hide_unused_imports
-from prefdistill.running.job import run_job
+from prefdistill.running.job import guarded
 from prefdistill.running.stopping import stop_requested
 
 TEXT = {
@@ -197,7 +197,7 @@ def main():
     job = types.SimpleNamespace(
         log=[folder / "logs/a.log"], threads=1, input=[], output=[], params={}
     )
-    with run_job(job, processes=2):
+    with guarded(job, processes=2):
         hide_unused_imports()
         from prefdistill.running.processes import rank, wait_for_all
 

@@ -19,7 +19,7 @@ use rule calibrate_logits as calibrate_for_arms with:
     wildcard_constraints:
         scaling="|".join(STUDENTS.scalings),
     params:
-        calibration=STUDENTS.calibration,
+        scaling=STUDENTS.calibration,
         code=code_digest("calibrate_logits.py"),
 
 

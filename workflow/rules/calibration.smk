@@ -21,7 +21,7 @@ rule calibrate_logits:
         mem_mb=memory_of(handling_tables),
         runtime=minutes_of(handling_tables),
     params:
-        calibration=TEACHER_SCALING,
+        scaling=TEACHER_SCALING,
         code=code_digest("calibrate_logits.py"),
     script:
         "../scripts/calibrate_logits.py"

@@ -104,7 +104,7 @@ rule write_submission:
         symmetrised=f"<results>/predictions/{FINAL}/symmetrised.parquet",
         unlabelled="<results>/folds/unlabelled.parquet",
     output:
-        "<results>/submission.csv",
+        submission="<results>/submission.csv",
     log:
         "<logs>/write_submission/all.log",
     benchmark:

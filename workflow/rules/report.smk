@@ -13,7 +13,7 @@ rule fit_baselines:
         folds=expand("<results>/folds/fold{fold}.parquet", fold=FOLDS),
         unlabelled=["<results>/folds/unlabelled.parquet"] if TREES_WEIGHT else [],
     output:
-        "<results>/predictions/baselines.parquet",
+        baselines="<results>/predictions/baselines.parquet",
     log:
         "<logs>/fit_baselines/all.log",
     benchmark:
@@ -210,12 +210,12 @@ rule summarise_report:
         scores="<results>/report/scores.csv",
         steps="<results>/report/steps.csv",
         cleaning="<results>/data/cleaning.json",
-        teachers=expand(
+        teacher_calibrations=expand(
             "<results>/teacher/{teacher}/fold{fold}/calibration.json",
             teacher=TEACHERS,
             fold=FOLDS,
         ),
-        judges=map(calibration_of, JUDGES),
+        judge_calibrations=map(calibration_of, JUDGES),
         figures=rules.plot_report.output,
         submission=SUBMISSION,
     output:
@@ -255,12 +255,12 @@ rule write_pages:
         cleaning="<results>/data/cleaning.json",
         folds="<results>/folds/folds.json",
         lengths="<results>/report/lengths.json",
-        teachers=expand(
+        teacher_calibrations=expand(
             "<results>/teacher/{teacher}/fold{fold}/calibration.json",
             teacher=TEACHERS,
             fold=FOLDS,
         ),
-        judges=map(calibration_of, JUDGES),
+        judge_calibrations=map(calibration_of, JUDGES),
         weights="<results>/ensemble/weights.json",
         fingerprinted=[
             *DATA_FILES,

@@ -19,20 +19,20 @@ def main(
     fold: Path,
     calibrated: Path,
     record: Path,
-    calibration: dict[str, Any],
+    scaling: dict[str, Any],
 ) -> None:
     """Read logits and labels, fit, write calibrated logits and the record.
 
     Args:
-        logits: The teacher's.
-        adapter: The adapter that they must be of.
-        fold: Has the labels of dev.
-        calibrated: Gets the scaled logits.
-        record: Gets the scaling and its effect: ``calibration.json``.
-        calibration: The settings ``method`` and ``tied``.
+        logits: The teacher's logits.
+        adapter: The teacher's adapter, which must be the one that made them.
+        fold: The fold's rows, with labels.
+        calibrated: Where the calibrated logits go.
+        record: Where the record of the fit goes.
+        scaling: ``method`` and ``tied``, see ``calibration.calibrate_teacher``.
 
     Raises:
-        UserError: If the logits are not those of the adapter that lies there.
+        DamagedFile: If the logits are of another adapter.
     """
     from prefdistill.scores.calibration import apply_to_teacher, calibrate_teacher
     from prefdistill.scores.metrics import read_labels
@@ -46,7 +46,7 @@ def main(
     scores = read_logits(logits)
     if scores.meta.get("adapter") != file_digest(adapter):
         raise DamagedFile(logits, f"its logits are of another adapter than {adapter}")
-    fit, effect = calibrate_teacher(scores, read_labels(fold), **calibration)
+    fit, effect = calibrate_teacher(scores, read_labels(fold), **scaling)
     gate = effect["gate"]
     logger.info(
         "log loss %.4f -> %.4f, ECE %.4f -> %.4f, information gain %.4f (%.4f to %.4f)",
@@ -60,12 +60,4 @@ def main(
 
 
 if __name__ == "__main__":
-    with run_job(snakemake):
-        main(
-            logits=Path(snakemake.input.logits),
-            adapter=Path(snakemake.input.adapter),
-            fold=Path(snakemake.input.fold),
-            calibrated=Path(snakemake.output.calibrated),
-            record=Path(snakemake.output.record),
-            calibration=snakemake.params.calibration,
-        )
+    run_job(snakemake, main)

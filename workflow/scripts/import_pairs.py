@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-def main(pairs_path: Path, report_path: Path, data: dict[str, Any]) -> None:
+def main(pairs: Path, report: Path, data: dict[str, Any]) -> None:
     """Read every configured file and write the table and its counts."""
     from prefdistill.data.hub_rows import read_hub_rows
     from prefdistill.data.pairs import (
@@ -33,8 +33,8 @@ def main(pairs_path: Path, report_path: Path, data: dict[str, Any]) -> None:
     from prefdistill.storage.tables import PAIRS_SCHEMA, write_json
 
     files: list[ImportedFile] = []
-    with open_parquet(pairs_path, PAIRS_SCHEMA) as writer:
-        pairs = PairsWriter(writer)
+    with open_parquet(pairs, PAIRS_SCHEMA) as parquet:
+        writer = PairsWriter(parquet)
         for source, entry in list_entries(data):
             is_hub = isinstance(entry, dict)
             counts = ImportedFile(str(entry["hub"] if is_hub else entry), source)
@@ -42,7 +42,7 @@ def main(pairs_path: Path, report_path: Path, data: dict[str, Any]) -> None:
                 rows = read_hub_rows(entry, source, counts)
             else:
                 rows = read_file_rows(Path(entry), source, counts)
-            pairs.add(rows, counts, integer_id=not is_hub)
+            writer.add(rows, counts, integer_id=not is_hub)
             counts.repaired = +counts.repaired
             files.append(counts)
             logger.info(
@@ -57,15 +57,8 @@ def main(pairs_path: Path, report_path: Path, data: dict[str, Any]) -> None:
         n_rows[counts.source] += counts.n_rows
         repaired += counts.repaired
     described = [{**vars(file), "repaired": dict(file.repaired)} for file in files]
-    write_json(
-        report_path, {"n_rows": n_rows, "repaired": repaired, "files": described}
-    )
+    write_json(report, {"n_rows": n_rows, "repaired": repaired, "files": described})
 
 
 if __name__ == "__main__":
-    with run_job(snakemake, online=True):
-        main(
-            pairs_path=Path(snakemake.output.pairs),
-            report_path=Path(snakemake.output.report),
-            data=snakemake.params.data,
-        )
+    run_job(snakemake, main, online=True)

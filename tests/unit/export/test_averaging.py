@@ -265,9 +265,9 @@ def test_the_two_rules_from_folds_to_one_model(
     average_adapters.main(
         adapters=[folder / "adapter_model.safetensors" for folder in pair],
         folds=[0, 1],
-        weights_path=weights,
+        weights=weights,
         method=method,
-        adapter_out=adapter,
+        adapter=adapter,
         report=tmp_path / "ensemble/average.json",
     )
     report = read_json(tmp_path / "ensemble/average.json")

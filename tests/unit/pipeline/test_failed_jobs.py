@@ -14,12 +14,12 @@ from prefdistill.pipeline.failed_jobs import FailedJobs, failure_of
 SCRIPTS = Path(__file__).resolve().parents[3] / "workflow/scripts"
 JOB = """
 import types
-from prefdistill.running.job import (run_job)
-from prefdistill.errors import (UserError)
+from prefdistill.errors import UserError
+from prefdistill.running.job import guarded
 job = types.SimpleNamespace(
     log=["logs/a.log"], threads=1, input=[], output=["out"], params={{}}
 )
-with run_job(job):
+with guarded(job):
     raise {error}
 """
 ERRORS = {

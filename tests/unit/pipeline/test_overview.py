@@ -21,13 +21,13 @@ TABLES = Job("make_folds", True, 2.0, 0, Work(2, minutes=30, disk_gb=1), None)
 # A job that counts to `sys.argv[2]` of ten units, and then ends as it is told.
 SCRIPT = """
 import os, signal, sys, types
-from prefdistill.running.job import (run_job)
-from prefdistill.errors import (Interrupted, UserError)
+from prefdistill.errors import Interrupted, UserError
+from prefdistill.running.job import guarded
 from prefdistill.running.progress import Progress
 job = types.SimpleNamespace(
     log=[sys.argv[3]], threads=1, input=[], output=["out.txt"], params={}
 )
-with run_job(job):
+with guarded(job):
     progress = Progress(10, "steps", every_s=0)
     for _ in range(int(sys.argv[2])):
         progress.update(n_tokens=100)

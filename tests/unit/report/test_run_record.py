@@ -94,7 +94,7 @@ def test_lengths_before_the_cut(
     assert dev["tokens"] - dev["tokens_cut"] == cut.lengths[2]
     assert dev["quantiles"]["1"] == dev["tokens"]
     assert figure.read_text().startswith("<?xml")
-    monkeypatch.setattr("measure_lengths.MAX_ROWS", 2)
+    monkeypatch.setattr("prefdistill.models.lengths.MAX_ROWS", 2)
     measure_lengths(tmp_path / "fold0.parquet", base, counts, figure, text)
     few = json.loads(counts.read_text())
     assert few["every"] == 2

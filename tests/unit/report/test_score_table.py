@@ -4,20 +4,21 @@ import csv
 import math
 import re
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
+import plot_report
 import pyarrow as pa
 import pytest
+import summarise_report
+import write_pages
 from average_predictions import main as average_predictions
 from calibrate_judge import main as calibrate_judge
 from calibrate_logits import main as calibrate_logits
 from evaluate import main as evaluate
 from fit_baselines import main as fit_baselines
-from plot_report import main as plot_report
-from summarise_report import main as summarise_report
 from symmetrise import main as symmetrise_script
 from weigh_folds import main as weigh_folds
-from write_pages import main as write_pages
 from write_submission import main as write_submission
 
 from prefdistill.classes import swap_classes
@@ -430,16 +431,22 @@ def test_report(toy, tmp_path):
     curve.write_text('{"step": 1, "loss": 1.1}\n{"step": 2, "loss": null}\n')
     names = ("stages", "reliability", "confusion", "swap", "curves", "weights")
     figures = {name: tmp_path / f"{name}.svg" for name in names}
-    plot_report(
-        toy.path("scores.csv"),
-        folds,
-        {name: toy.teacher_paths(name) for name in TEACHERS},
-        toy.path("gptq8.parquet"),
-        {"llama/fold 0": curve, "student/fold 0": curve},
-        toy.path("weights.json"),
-        {},
+    logits = [pair for name in TEACHERS for pair in toy.teacher_paths(name)]
+    plot_report.main(
+        plot_report.Inputs(
+            scores=toy.path("scores.csv"),
+            folds=folds,
+            logits=[raw for raw, _ in logits],
+            calibrated=[calibrated for _, calibrated in logits],
+            final=toy.path("gptq8.parquet"),
+            curves=[curve, curve],
+            weights=toy.path("weights.json"),
+            rows=[],
+        ),
         figures,
+        teachers=TEACHERS,
         judges=JUDGES,
+        runs=["llama/fold 0", "student/fold 0"],
         n_bins=10,
     )
     for figure in figures.values():
@@ -451,16 +458,20 @@ def test_report(toy, tmp_path):
         "dropped": {"duplicate": {"train": 2, "test": 0}},
     }
     write_json(tmp_path / "cleaning.json", cleaning)
-    summarise_report(
-        toy.path("scores.csv"),
-        toy.path("steps.csv"),
-        tmp_path / "cleaning.json",
-        {"llama fold 0": toy.path("llama0.json")},
-        {name: toy.path(f"{name}.json") for name in JUDGES},
+    summarise_report.main(
+        summarise_report.Inputs(
+            scores=toy.path("scores.csv"),
+            steps=toy.path("steps.csv"),
+            cleaning=tmp_path / "cleaning.json",
+            teacher_calibrations=[toy.path("llama0.json")],
+            judge_calibrations=[toy.path(f"{name}.json") for name in JUDGES],
+            figures=list(figures.values()),
+            submission=Path("results/submission.csv"),
+        ),
         tmp_path / "summary.md",
         judges=JUDGES,
+        teachers=["llama fold 0"],
         teacher_gate="warn",
-        paths={"submission": "results/submission.csv"},
     )
     text = (tmp_path / "summary.md").read_text()
     shown = ("| final ", "| bayes ", "gate: warn", "passed", "dropped: duplicate")
@@ -497,16 +508,19 @@ def test_pages(toy, tmp_path):
     (times / "llama.fold0.tsv").write_text("s\tmax_rss\tcpu_time\n3600\t2000\t7200\n")
     names = ("scores", "data", "models", "run")
     pages = {name: tmp_path / f"{name}.html" for name in names}
-    write_pages(
-        toy.path("scores.csv"),
-        toy.path("steps.csv"),
-        paths,
-        {"llama fold 0": toy.path("llama0.json")},
-        {name: toy.path(f"{name}.json") for name in JUDGES},
-        toy.path("weights.json"),
-        [toy.path("weights.json")],
+    write_pages.main(
+        write_pages.Inputs(
+            scores=toy.path("scores.csv"),
+            steps=toy.path("steps.csv"),
+            **paths,
+            teacher_calibrations=[toy.path("llama0.json")],
+            judge_calibrations=[toy.path(f"{name}.json") for name in JUDGES],
+            weights=toy.path("weights.json"),
+            fingerprinted=[toy.path("weights.json")],
+        ),
         pages,
         judges=JUDGES,
+        teachers=["llama fold 0"],
         config={
             "teachers": {"llama": {"gpus": 2}},
             "student": {"gpus": 1},

@@ -19,13 +19,14 @@ JOB = """
 import os, sys, time, types
 from prefdistill.storage.tables import write_text
 from prefdistill.errors import Interrupted
-from prefdistill.running.job import (run_job)
+from prefdistill.running.job import run_job
+from prefdistill.running.job import guarded
 from prefdistill.running.stopping import stop_requested
 job = types.SimpleNamespace(
     log=["logs/rule/a.log"], threads=1, input=["in.txt"], output=["out.txt"],
     params={"x": sys.argv[2]},
 )
-with run_job(job):
+with guarded(job):
     print("started", flush=True)
     for step in range(int(sys.argv[1])):
         if stop_requested():

@@ -1,4 +1,4 @@
-"""Safetensors files of torch tensors: written whole and finite, checked when read."""
+"""Read and write safetensors files of torch tensors, whole and finite."""
 
 from pathlib import Path
 
