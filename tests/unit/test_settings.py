@@ -8,8 +8,9 @@ from typing import get_type_hints
 import pytest
 import yaml
 
-from prefdistill.pipeline.validation import RUN_TIME_KEYS, fill_defaults
+from prefdistill.pipeline.validation import fill_defaults
 from prefdistill.settings import (
+    RUN_TIME_KEYS,
     DistillationSettings,
     InferenceSettings,
     LoraSettings,
