@@ -7,14 +7,10 @@ BlackPearl solution did; its error against the exact mean is reported either way
 
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from prefdistill.errors import UserError
 from prefdistill.running.job import run_job
 from prefdistill.storage.tables import file_digest, write_json
-
-if TYPE_CHECKING:
-    from snakemake.iocontainers import snakemake
 
 logger = logging.getLogger(__name__)
 

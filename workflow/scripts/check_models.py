@@ -2,14 +2,11 @@
 
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from prefdistill.models.quick_imports import hide_unused_imports
 from prefdistill.running.job import run_job
 from prefdistill.settings import TextSettings
-
-if TYPE_CHECKING:
-    from snakemake.iocontainers import snakemake
 
 logger = logging.getLogger(__name__)
 

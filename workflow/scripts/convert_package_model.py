@@ -8,14 +8,10 @@ weights are themselves quantised; transformers widens them to float32 when it lo
 
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from prefdistill.models.manifests import copy_file, extract_gguf, write_manifest
 from prefdistill.running.job import run_job
 from prefdistill.storage.whole_files import temporary_folder
-
-if TYPE_CHECKING:
-    from snakemake.iocontainers import snakemake
 
 logger = logging.getLogger(__name__)
 

@@ -1,7 +1,6 @@
 """Distil the teachers into the student on one fold's train side."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -11,9 +10,6 @@ from prefdistill.settings import DistillationSettings, TrainingSettings, read
 from prefdistill.storage.tables import FOLD_SCHEMA, read_table, write_json
 from prefdistill.training.run import TrainingJob, TrainingRun, settings_of
 from prefdistill.training.teachers import TeacherFiles, check_weights, read_teachers
-
-if TYPE_CHECKING:
-    from snakemake.iocontainers import snakemake
 
 
 def main(

@@ -6,8 +6,6 @@ from typing import TYPE_CHECKING, Any
 from prefdistill.running.job import run_job
 
 if TYPE_CHECKING:
-    from snakemake.iocontainers import snakemake
-
     from prefdistill.report.stages import StageFiles
 
 

@@ -5,12 +5,8 @@ resumes after an interruption; only the manifest, written last, is a declared ou
 """
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from prefdistill.running.job import run_job
-
-if TYPE_CHECKING:
-    from snakemake.iocontainers import snakemake
 
 
 def main(repo: str, revision: str | None, manifest: Path) -> None:

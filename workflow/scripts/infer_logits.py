@@ -9,8 +9,6 @@ from typing import TYPE_CHECKING
 from prefdistill.running.job import run_job, scratch_folder
 
 if TYPE_CHECKING:
-    from snakemake.iocontainers import snakemake
-
     from prefdistill.models.score_files import Scoring
     from prefdistill.settings import TextSettings
 

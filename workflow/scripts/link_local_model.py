@@ -1,14 +1,10 @@
 """Use a model folder that is already on this machine; nothing is copied."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from prefdistill.errors import UserError
 from prefdistill.models.manifests import write_manifest
 from prefdistill.running.job import run_job
-
-if TYPE_CHECKING:
-    from snakemake.iocontainers import snakemake
 
 
 def main(path: Path, manifest: Path) -> None:

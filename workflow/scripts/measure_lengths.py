@@ -1,14 +1,10 @@
 """Count the tokens of a fold's rows before the cut, and what the cut takes away."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from prefdistill.models.quick_imports import hide_unused_imports
 from prefdistill.running.job import run_job
 from prefdistill.settings import TextSettings
-
-if TYPE_CHECKING:
-    from snakemake.iocontainers import snakemake
 
 
 def main(

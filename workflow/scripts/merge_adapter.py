@@ -3,14 +3,10 @@
 import logging
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from prefdistill.models.manifests import base_folder, read_manifest
 from prefdistill.running.job import run_job
 from prefdistill.storage.tables import file_digest, write_json
-
-if TYPE_CHECKING:
-    from snakemake.iocontainers import snakemake
 
 logger = logging.getLogger(__name__)
 

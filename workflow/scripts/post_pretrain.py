@@ -2,7 +2,6 @@
 
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from prefdistill.models.quick_imports import import_model_libraries
 from prefdistill.running.job import run_job
@@ -10,9 +9,6 @@ from prefdistill.settings import LoraSettings, PostPretrainSettings, read
 from prefdistill.storage.tables import FOLD_SCHEMA, read_table, table_targets
 from prefdistill.storage.whole_files import write_text
 from prefdistill.training.run import TrainingJob, TrainingRun, settings_of
-
-if TYPE_CHECKING:
-    from snakemake.iocontainers import snakemake
 
 logger = logging.getLogger(__name__)
 

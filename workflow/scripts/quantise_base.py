@@ -6,16 +6,13 @@ replaces with its own.
 """
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from prefdistill.models.manifests import base_folder
 from prefdistill.models.quick_imports import import_quantiser
 from prefdistill.running.job import run_job
 from prefdistill.storage.tables import read_json
 from prefdistill.storage.whole_files import temporary_folder
-
-if TYPE_CHECKING:
-    from snakemake.iocontainers import snakemake
 
 
 def main(

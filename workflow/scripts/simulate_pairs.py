@@ -6,13 +6,10 @@ simulates one. Its judge is known, and so is the best possible log loss.
 
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from prefdistill.running.job import run_job
 from prefdistill.simulation.simulated_files import write_simulation
-
-if TYPE_CHECKING:
-    from snakemake.iocontainers import snakemake
 
 logger = logging.getLogger(__name__)
 

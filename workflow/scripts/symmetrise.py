@@ -1,12 +1,8 @@
 """Combine a judge's views into probabilities of (A, B, tie), calibrated and raw."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from prefdistill.running.job import run_job
-
-if TYPE_CHECKING:
-    from snakemake.iocontainers import snakemake
 
 
 def main(

@@ -1,16 +1,12 @@
 """Fine-tune a teacher's adapter on one fold's train side."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from prefdistill.models.quick_imports import import_model_libraries
 from prefdistill.running.job import run_job
 from prefdistill.settings import TrainingSettings
 from prefdistill.storage.tables import FOLD_SCHEMA, read_table, table_targets
 from prefdistill.training.run import TrainingJob, TrainingRun, settings_of
-
-if TYPE_CHECKING:
-    from snakemake.iocontainers import snakemake
 
 
 def main(pairs: Path, job: TrainingJob, training: TrainingSettings) -> None:

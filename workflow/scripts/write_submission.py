@@ -2,13 +2,9 @@
 
 import csv
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from prefdistill.errors import UserError
 from prefdistill.running.job import run_job
-
-if TYPE_CHECKING:
-    from snakemake.iocontainers import snakemake
 
 
 def main(symmetrised: Path, unlabelled: Path, submission: Path) -> None:

@@ -81,9 +81,10 @@ def test_lengths_before_the_cut(
     }  # fmt: skip
     base = tiny_model_folder("gemma2") / "config.json"
     counts, figure = tmp_path / "lengths.json", tmp_path / "lengths.svg"
-    measure_lengths(tmp_path / "fold0.parquet", base, counts, figure, text)
+    settings = read(TextSettings, text)
+    measure_lengths(tmp_path / "fold0.parquet", base, counts, figure, settings)
     found = json.loads(counts.read_text())
-    cut = encode_pairs(table, tiny_tokenizer, read(TextSettings, text))
+    cut = encode_pairs(table, tiny_tokenizer, settings)
     assert (found["max_length"], found["every"]) == (100, 1)
     assert (
         sum(part["rows_cut"] for part in found["splits"].values())
@@ -95,7 +96,8 @@ def test_lengths_before_the_cut(
     assert dev["quantiles"]["1"] == dev["tokens"]
     assert figure.read_text().startswith("<?xml")
     monkeypatch.setattr("prefdistill.models.lengths.MAX_ROWS", 2)
-    measure_lengths(tmp_path / "fold0.parquet", base, counts, figure, text)
+    settings = read(TextSettings, text)
+    measure_lengths(tmp_path / "fold0.parquet", base, counts, figure, settings)
     few = json.loads(counts.read_text())
     assert few["every"] == 2
     assert few["splits"]["dev"] == dev

@@ -35,6 +35,6 @@ def test_only_jobs_know_of_rules():
         for path in PACKAGE.rglob("*.py")
         for node in ast.walk(ast.parse(path.read_text("utf-8")))
         if isinstance(node, ast.ImportFrom)
-        and (node.module or "").endswith(".producers")
+        and (node.module or "").endswith(".rule_lookup")
     }
     assert importers == {"logs.py"}

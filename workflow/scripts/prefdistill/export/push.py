@@ -9,6 +9,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from prefdistill.errors import UserError
 from prefdistill.export.release import CARD_FILE, release_files
 from prefdistill.models.manifests import WEIGHTS, tensor_header
 from prefdistill.version import __version__

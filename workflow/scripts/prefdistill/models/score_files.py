@@ -16,7 +16,7 @@ from prefdistill.models.loading import base_folder, load_classifier, load_tokeni
 from prefdistill.models.lora import load_adapter, load_merged
 from prefdistill.models.memory import place
 from prefdistill.models.scoring import score_pairs, subset_rows
-from prefdistill.settings import result_settings
+from prefdistill.settings import TextSettings, result_settings
 from prefdistill.storage.checkpoints import Checkpoints, identity_of
 from prefdistill.storage.tables import (
     FOLD_SCHEMA,
