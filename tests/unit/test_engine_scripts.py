@@ -135,7 +135,7 @@ def run_infer_logits(world, teacher, **changes):
         base=world["llama"],
         logits=path,
         scoring=Scoring(precision="fp32", **INFERENCE | changes),
-        text=TEXT,
+        text=read(TextSettings, TEXT),
         scratch=world["folder"] / "scratch" / "logits",
         code="c",
     )
@@ -258,7 +258,7 @@ def test_student_and_predictions(world, teacher):
         scoring=Scoring(
             "auto", splits=["select", "test", "unlabelled"], token_budget=512
         ),
-        text=TEXT,
+        text=read(TextSettings, TEXT),
         scratch=world["folder"] / "scratch" / "predictions",
         code="c",
     )
@@ -283,7 +283,7 @@ def test_predicting_with_a_whole_model(world, tmp_path):
         "weights": weights,
         "base": None,
         "logits": logits,
-        "text": TEXT,
+        "text": read(TextSettings, TEXT),
         "scratch": tmp_path / "scratch",
         "code": "c",
     }
@@ -315,7 +315,7 @@ def test_check_models(world, tmp_path):
         models=["llama", "student"],
         bases=[world["llama"], world["gemma2"]],
         settings={"llama": settings, "student": settings | {"precision": "fp32"}},
-        text=TEXT,
+        text=read(TextSettings, TEXT),
         pairs=[pair, pair],
         table=tmp_path / "models.csv",
     )

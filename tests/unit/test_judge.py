@@ -96,7 +96,7 @@ def workflow_probabilities(folder, tmp_path):
 
     infer_logits.main(
         pairs=[tmp_path / "rows.parquet"], weights=folder / "model.safetensors",
-        base=None, logits=tmp_path / "logits.npz", text=TEXT,
+        base=None, logits=tmp_path / "logits.npz", text=read(TextSettings, TEXT),
         scoring=Scoring("auto", splits=["unlabelled"], token_budget=512),
         scratch=tmp_path / "scratch", code="",
     )  # fmt: skip
