@@ -28,6 +28,7 @@ from prefdistill.export.release import (
 from prefdistill.judge import Judge, Verdict, pairs_table
 from prefdistill.models.score_files import Scoring
 from prefdistill.scores.views import PROBABILITY_COLUMNS, SYMMETRISED_SCHEMA, columns_of
+from prefdistill.settings import TextSettings, read
 from prefdistill.storage.checkpoints import Checkpoints
 from prefdistill.storage.tables import (
     FOLD_SCHEMA,
