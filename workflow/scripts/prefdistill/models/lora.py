@@ -1,7 +1,7 @@
-"""LoRA adapters on a loaded model, through PEFT: add, load, merge and save.
+"""Add, load, merge and save LoRA adapters of a loaded model, through PEFT.
 
 ``adapters`` reads, averages and writes the same two files as plain tensors, without a
-model and without PEFT. PEFT is imported inside functions; see ``models``.
+model and without PEFT. PEFT is imported inside functions; ``models`` says why.
 """
 
 from pathlib import Path
@@ -34,9 +34,9 @@ def add_adapter(
     """Wrap a model with a fresh float32 LoRA adapter (and its trainable head).
 
     Args:
-        model: A classifier, or a language model, which has no head to train.
+        model: A classifier; or a language model, which has no head to train.
         lora: ``r``, ``alpha``, ``dropout``, ``targets``, ``lowest_layer``.
-        seed: Seed of the initialisation; it leaves torch's own generator alone.
+        seed: Seed of the initialisation; torch's own generator stays as it is.
 
     Raises:
         UserError: If no layer or no target is left to adapt.
@@ -69,7 +69,7 @@ def load_adapter(
     """Wrap a classifier with a saved adapter and its head.
 
     Raises:
-        UserError: If the adapter's weights are not exactly those that fit the model.
+        UserError: If the adapter's weights are not exactly those that the model needs.
     """
     from peft import PeftModel
 
@@ -94,7 +94,7 @@ def load_adapter(
 
 
 def load_merged(folder: Path, adapter: Path, precision: str) -> torch.nn.Module:
-    """A classifier with an adapter merged into it in float32, then cast.
+    """Load a classifier with an adapter merged into it in float32, then cast.
 
     An NF4 base becomes a 16-bit one, as the merged weights no longer fit its blocks.
     """
@@ -108,12 +108,12 @@ def load_merged(folder: Path, adapter: Path, precision: str) -> torch.nn.Module:
 
 
 def adapter_rank(folder: Path) -> int:
-    """The rank of a saved adapter."""
+    """Read the rank of a saved adapter."""
     return read_json(Path(folder) / ADAPTER_CONFIG)["r"]
 
 
 def adapter_tensors(model: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """An adapter's weights under PEFT's file names, float32 on the CPU."""
+    """Return an adapter's weights under PEFT's file names, float32 on the CPU."""
     from peft import get_peft_model_state_dict
 
     state = get_peft_model_state_dict(model, save_embedding_layers=False)
@@ -131,7 +131,8 @@ def save_adapter(
     Args:
         model: A PEFT model.
         folder: Where ``adapter_model.safetensors`` and ``adapter_config.json`` go.
-        head: Score weights that replace the model's own, or supply a language model's.
+        head: Score weights to write in place of the model's own; a language model has
+            none of its own.
 
     Raises:
         UserError: If a weight is NaN or infinite.
