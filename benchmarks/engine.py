@@ -381,7 +381,7 @@ def warm_shapes(trainer: Any) -> None:
 
 def train_engine(model: Any, encoded: Any, amount: Amount, clock: Clock) -> list:
     """Train through ``Trainer``, and return the pairs of each timed step."""
-    from prefdistill.models.loading import core_model
+    from prefdistill.models.loading import engine_of
     from prefdistill.storage.checkpoints import Checkpoints
     from prefdistill.training import trainer as training
     from prefdistill.training.objectives import label_objective
@@ -408,7 +408,7 @@ def train_engine(model: Any, encoded: Any, amount: Amount, clock: Clock) -> list
             Checkpoints(Path(folder, "checkpoints"), "bench"),
         )
         clock.token_budget = trainer.token_budget
-        clock.recompute = core_model(model).__dict__["_recompute"]
+        clock.recompute = engine_of(model).recompute
         trainer.run(Path(folder, "curve.jsonl"))
     clock.tick()
     if len(clock.times) != N_WARM + amount.repeats + 1:

@@ -146,10 +146,8 @@ def compare(
     adapter of Qwen2 leaves out the lowest layer; as it differs from Llama in nothing
     but biases, it goes without selective recomputation, and only Llama is scored.
     """
-    from prefdistill.engine import engine
     from prefdistill.engine.packing import collate
-    from prefdistill.models import loading as models
-    from prefdistill.models.loading import classify, core_model
+    from prefdistill.models.loading import classify, core_model, engine_of
     from prefdistill.training.trainer import FP16_LOSS_SCALE
 
     lengths = [scaled(options, length) for length in LENGTHS]
@@ -159,7 +157,7 @@ def compare(
     lowest = int(architecture == "qwen2")
     model = build(options, architecture, base)
     model = adapt(model, rank=scaled(options, 64), lowest_layer=lowest, fresh=False)
-    core, scale = core_model(model), FP16_LOSS_SCALE if base == "fp16" else 1.0
+    engine, scale = engine_of(model), FP16_LOSS_SCALE if base == "fp16" else 1.0
     model.train()
 
     def compute(
@@ -202,7 +200,7 @@ def compare(
         }
 
     started = time.perf_counter()
-    assert engine.attach(core)
+    assert engine.refresh()
     packed = compute([rows])
     yield error("packed twice", compute([rows]), packed)
     yield error("packed and a row at a time", packed, compute([[row] for row in rows]))
@@ -220,18 +218,17 @@ def compare(
     )
     for how in ("selective", "full"):
         if how == "full" or architecture != "qwen2":
-            engine.set_recompute(core, how)
+            engine.set_recompute(how)
             yield error(f"recompute {how} and none", compute([rows]), packed)
-    engine.set_recompute(core, "none")
+    engine.set_recompute("none")
     if architecture == "llama":
         with torch.inference_mode():
             scored = classify(model.eval(), collate(rows, shape))
         yield error("inference mode and training", (scored,), packed[:1])
         model.train()
-    engine.detach(core)
     if base == "fp8":
-        define_fp8(core)
-    with mock.patch.object(models, "attach", return_value=False):
+        define_fp8(core_model(model))
+    with mock.patch.object(engine, "refresh", return_value=False):
         others = compute([rows])
     what = "its definition" if base == "fp8" else "transformers and PEFT"
     yield error(f"engine and {what}", packed, others, "others")
@@ -394,7 +391,7 @@ def compare_steps(
     model = start()
     if base == "fp8":
         define_fp8(models.core_model(model))
-    with mock.patch.object(models, "attach", return_value=False):
+    with mock.patch.object(models.engine_of(model), "refresh", return_value=False):
         before, loss_before = judge(model)
         other_losses = take_steps(model)
         after, loss_after = judge(model)

@@ -10,7 +10,7 @@ import pytest
 LIBRARY = Path(__file__).resolve().parents[2] / "workflow/scripts/prefdistill"
 # Lowest first. Packages of one layer do not import each other.
 LAYERS = [
-    ["errors", "version", "settings"],
+    ["errors", "version", "settings", "classes"],
     ["storage"],
     ["running"],
     ["data", "scores", "engine", "pipeline"],
@@ -19,6 +19,7 @@ LAYERS = [
     ["export"],
     ["judge"],
     ["predict"],
+    ["check_served"],
     ["cli"],
 ]
 RANK = {part: rank for rank, layer in enumerate(LAYERS) for part in layer}

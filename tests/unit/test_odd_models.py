@@ -81,7 +81,7 @@ def test_another_architecture_is_refused_in_one_line(kind, tmp_path):
     text = str(caught.value)
     assert text == (
         f"{tmp_path / 'config.json'}: {said}; name a base of another architecture, "
-        "such as llama, qwen2 or gemma2"
+        "such as llama, mistral, qwen2 or gemma2"
     )
 
 

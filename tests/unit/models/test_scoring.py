@@ -101,7 +101,7 @@ def test_scores_do_not_depend_on_the_token_budget(model, encoded):
 def test_prompts_are_computed_once_where_a_pass_holds_both_orders(
     model, encoded, monkeypatch, budget, shares
 ):
-    """Not with flash-attn, nor for one order alone."""
+    """Not where only one order is scored."""
     sizes = []
 
     def counted(model, batch):
@@ -118,28 +118,6 @@ def test_prompts_are_computed_once_where_a_pass_holds_both_orders(
     assert n_common > 50
     assert n_computed() == 2 * whole - n_common * shares
     assert n_computed(views=("BA",)) == whole
-    monkeypatch.setattr(inference, "shares_prompts", lambda model: False)
-    assert n_computed() == 2 * whole
-
-
-def test_a_checkpoint_of_other_bins_is_not_used(model, encoded, tmp_path, monkeypatch):
-    """As where flash-attn came to be installed; scoring there keeps its own."""
-    checkpoints = Checkpoints(tmp_path / "job", "abc")
-    monkeypatch.setattr(inference, "shares_prompts", lambda model: False)
-    whole = score_pairs(model, encoded, token_budget=60)
-    for shares, stop_after in ((True, 3), (False, 1)):
-        with monkeypatch.context() as patch:
-            patch.setattr(inference, "shares_prompts", lambda _, shares=shares: shares)
-            stops = iter([False] * stop_after + [True])
-            patch.setattr(inference, "stop_requested", stops.__next__)
-            with pytest.raises(Interrupted, match=f"{stop_after} of"):
-                score_pairs(model, encoded, token_budget=60, checkpoints=checkpoints)
-    passes = watched_passes(monkeypatch)
-    resumed = score_pairs(model, encoded, token_budget=60, checkpoints=checkpoints)
-    assert (resumed == whole).all()
-    assert len(passes) == len(pack(np.repeat(encoded.lengths, 2), 60)) - 1
-    checkpoints.remove()
-    assert not checkpoints.folder.exists()
 
 
 def watched_passes(monkeypatch):

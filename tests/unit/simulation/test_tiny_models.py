@@ -19,7 +19,7 @@ from prefdistill.simulation.dense_labels import TAGS, make_dense_labels
 from prefdistill.simulation.dense_training import batches, pretrain
 from prefdistill.simulation.simulated_pairs import HEDGES
 from prefdistill.simulation.tiny_models import (
-    SPECIAL_TOKENS,
+    TINY_MODELS,
     build_model,
     draw_pairs,
     tokenizer_corpus,
@@ -27,7 +27,6 @@ from prefdistill.simulation.tiny_models import (
 )
 from prefdistill.storage.tables import file_digest
 
-ARCHITECTURES = ("llama", "qwen2", "gemma2")
 TEXT = {
     "template": "<prompt>: {prompt}\n\n<response_a>: {response_a}\n\n"
     "<response_b>: {response_b}\n\n<verdict>:",
@@ -44,13 +43,13 @@ def pairs():
     return draw_pairs(0, 400)
 
 
-@pytest.fixture(scope="module", params=ARCHITECTURES)
+@pytest.fixture(scope="module", params=TINY_MODELS)
 def tokenizer(request, pairs):
     corpus = tokenizer_corpus(pairs[1], TEXT)
     return request.param, train_tokenizer(corpus, request.param)
 
 
-@pytest.fixture(scope="module", params=ARCHITECTURES)
+@pytest.fixture(scope="module", params=TINY_MODELS)
 def folder(request, tmp_path_factory):
     manifest = tmp_path_factory.mktemp(request.param) / "base" / "manifest.json"
     main(manifest, SMALL | {"architecture": request.param}, TEXT)
@@ -80,17 +79,17 @@ def test_tokenizer_round_trips_any_unicode(folder, text):
 
 def test_tokenizer_knows_its_special_tokens(tokenizer):
     architecture, tokenizer = tokenizer
-    bos, eos, pad, *others = SPECIAL_TOKENS[architecture]
+    tiny = TINY_MODELS[architecture]
     assert (tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token) == (
-        bos,
-        eos,
-        pad,
+        tiny.bos,
+        tiny.eos,
+        tiny.pad,
     )
-    for token in (eos, pad, *others):
+    for token in (tiny.eos, tiny.pad, *tiny.markers):
         assert len(tokenizer(token, add_special_tokens=False).input_ids) == 1
         assert token in tokenizer.all_special_tokens
     first = tokenizer("Clean the boat.").input_ids[0]
-    assert (first == tokenizer.bos_token_id) == (bos is not None)
+    assert (first == tokenizer.bos_token_id) == (tiny.bos is not None)
 
 
 def test_reloaded_tokenizer_is_the_one_that_was_taught(tokenizer, pairs, tmp_path):
@@ -193,7 +192,7 @@ def test_batches_cover_every_row_once_an_epoch():
     assert list(batches(lengths, 0, 0)) == []
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", TINY_MODELS)
 def test_pretraining_reduces_the_dense_loss(encoded, architecture):
     tokenizer, pairs_encoded, labels = encoded
     model = build_model(SMALL | {"architecture": architecture}, tokenizer)

@@ -140,8 +140,8 @@ def test_the_step_does_not_depend_on_the_token_budget(start):
 
 @pytest.mark.parametrize("shares", [True, False])
 def test_a_step_computes_prompts_once(start, encoded, monkeypatch, shares):
-    """In one pass; the step and the tokens it says are the same if not, as with
-    flash-attn.
+    """The loss and the reported tokens are the same without sharing, as for a language
+    model.
     """
     monkeypatch.setattr(training, "shares_prompts", lambda model: shares)
     good, sizes = label_objective(TARGETS), []

@@ -1,7 +1,7 @@
-"""LoRA adapters on a loaded model, through PEFT: add, load, merge and save.
+"""Add, load, merge and save LoRA adapters of a loaded model, through PEFT.
 
 ``adapters`` reads, averages and writes the same two files as plain tensors, without a
-model and without PEFT. PEFT is imported inside functions; see ``models``.
+model and without PEFT. PEFT is imported inside functions; ``models`` says why.
 """
 
 from pathlib import Path
@@ -68,7 +68,7 @@ def load_adapter(
     """Wrap a classifier with a saved adapter and its head.
 
     Raises:
-        DamagedFile: If the adapter's weights are not exactly those that fit the model.
+        DamagedFile: If the adapter's weights are not exactly those of the model.
     """
     from peft import PeftModel
 
@@ -90,7 +90,7 @@ def load_adapter(
 
 
 def load_merged(folder: Path, adapter: Path, precision: str) -> torch.nn.Module:
-    """A classifier with an adapter merged into it in float32, then cast.
+    """Load a classifier with an adapter merged into it in float32, then cast.
 
     An NF4 base becomes a 16-bit one, as the merged weights no longer fit its blocks.
     """
@@ -104,12 +104,12 @@ def load_merged(folder: Path, adapter: Path, precision: str) -> torch.nn.Module:
 
 
 def adapter_rank(folder: Path) -> int:
-    """The rank of a saved adapter."""
+    """Read the rank of a saved adapter."""
     return read_json(Path(folder) / ADAPTER_CONFIG)["r"]
 
 
 def adapter_tensors(model: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """An adapter's weights under PEFT's file names, float32 on the CPU."""
+    """Return an adapter's weights under PEFT's file names, float32 on the CPU."""
     from peft import get_peft_model_state_dict
 
     state = get_peft_model_state_dict(model, save_embedding_layers=False)
@@ -127,7 +127,8 @@ def save_adapter(
     Args:
         model: A PEFT model.
         folder: Where ``adapter_model.safetensors`` and ``adapter_config.json`` go.
-        head: Score weights that replace the model's own, or supply a language model's.
+        head: Score weights to write in place of the model's own; a language model has
+            none of its own.
 
     Raises:
         UserError: If a weight is NaN or infinite.

@@ -7,6 +7,7 @@ is first taught the observable qualities of answers: see ``dense_labels`` and
 
 import logging
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,16 +25,15 @@ from tokenizers import (
 )
 from tokenizers.trainers import BpeTrainer
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
-    Gemma2Config,
-    LlamaConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
-    Qwen2Config,
 )
 from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
 
 from prefdistill.data.prompts import encode_pairs
+from prefdistill.engine.architectures import ARCHITECTURES
 from prefdistill.models.manifests import copy_file, write_manifest
 from prefdistill.settings import TextSettings, read
 from prefdistill.simulation.dense_labels import make_dense_labels
@@ -49,69 +49,103 @@ from prefdistill.storage.whole_files import temporary_folder
 
 logger = logging.getLogger(__name__)
 
-CONFIGS = {"llama": LlamaConfig, "qwen2": Qwen2Config, "gemma2": Gemma2Config}
-# bos (Qwen2 has none), eos, pad and two markers of chat, spelt as in the real ones.
-SPECIAL_TOKENS = {
-    "llama": (
-        *("<|begin_of_text|>", "<|end_of_text|>", "<|finetune_right_pad_id|>"),
-        *("<|start_header_id|>", "<|eot_id|>"),
+
+@dataclass(frozen=True)
+class TinyModel:
+    """Hold what a tiny model takes from its real tokenizer, and its learning rate.
+
+    Attributes:
+        bos: Token that begins a text, or None.
+        eos: Token that ends a text.
+        pad: Token of padding.
+        markers: Two markers of chat.
+        learning_rate: Of pre-training.
+        pieces: Pattern that splits a text into pieces, after it is brought to NFC; None
+            for ``PIECES`` and no change.
+    """
+
+    bos: str | None
+    eos: str
+    pad: str
+    markers: tuple[str, str]
+    learning_rate: float
+    pieces: str | None = None
+
+
+TINY_MODELS = {
+    "llama": TinyModel(
+        bos="<|begin_of_text|>",
+        eos="<|end_of_text|>",
+        pad="<|finetune_right_pad_id|>",
+        markers=("<|start_header_id|>", "<|eot_id|>"),
+        learning_rate=4e-3,
     ),
-    "qwen2": (None, "<|im_end|>", "<|endoftext|>", "<|im_start|>", "<|fim_pad|>"),
-    "gemma2": ("<bos>", "<eos>", "<pad>", "<start_of_turn>", "<end_of_turn>"),
+    "qwen2": TinyModel(
+        bos=None,
+        eos="<|im_end|>",
+        pad="<|endoftext|>",
+        markers=("<|im_start|>", "<|fim_pad|>"),
+        learning_rate=4e-3,
+        # transformers puts the real normaliser and pattern in place of what was saved
+        # wherever a folder's model is a Qwen2.
+        pieces=PRETOKENIZE_REGEX,
+    ),
+    "gemma2": TinyModel(
+        bos="<bos>",
+        eos="<eos>",
+        pad="<pad>",
+        markers=("<start_of_turn>", "<end_of_turn>"),
+        learning_rate=6e-3,
+    ),
 }
 VOCABULARY_SIZE = 1024
 # A marker of the template is one piece; words, digits, signs and blanks as in GPT-2.
 PIECES = r"\s*<[a-z_]+>:\s?| ?\p{L}+| ?\p{N}| ?[^\s\p{L}\p{N}<]+| ?<|\s+(?!\S)|\s+"
 N_TOKENIZER_PAIRS = 3_000
 MAX_PRETRAIN_PAIRS = 8_000
-LEARNING_RATES = {"llama": 4e-3, "qwen2": 4e-3, "gemma2": 6e-3}
 WEIGHT_FILES = ("model.safetensors", "config.json")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 
 
 def train_tokenizer(texts: Iterator[str], architecture: str) -> PreTrainedTokenizerFast:
-    """Byte-level BPE: every Unicode text has tokens, and decoding gives it back.
-
-    For Qwen2 the text is brought to NFC and split as the real one does it: when a
-    folder's model is a Qwen2, transformers puts that in place of what was saved.
-    """
-    bos, eos, pad, *others = SPECIAL_TOKENS[architecture]
+    """Train a byte-level BPE, which decodes what it encodes to the same text."""
+    tiny = TINY_MODELS[architecture]
+    special = (tiny.pad, tiny.eos, tiny.bos, *tiny.markers)
     tokenizer = Tokenizer(models.BPE())
-    pieces = PIECES
-    if architecture == "qwen2":
-        pieces = PRETOKENIZE_REGEX
+    if tiny.pieces:
         tokenizer.normalizer = normalizers.NFC()
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split(Regex(pieces), behavior="isolated"),
+            pre_tokenizers.Split(Regex(tiny.pieces or PIECES), behavior="isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
     tokenizer.decoder = decoders.ByteLevel()
     trainer = BpeTrainer(
         vocab_size=VOCABULARY_SIZE,
-        special_tokens=[token for token in (pad, eos, bos, *others) if token],
+        special_tokens=[token for token in special if token],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
-    if bos:
+    if tiny.bos:
         tokenizer.post_processor = processors.TemplateProcessing(
-            single=f"{bos} $A", special_tokens=[(bos, tokenizer.token_to_id(bos))]
+            single=f"{tiny.bos} $A",
+            special_tokens=[(tiny.bos, tokenizer.token_to_id(tiny.bos))],
         )
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
-        bos_token=bos,
-        eos_token=eos,
-        pad_token=pad,
-        extra_special_tokens=others,
+        bos_token=tiny.bos,
+        eos_token=tiny.eos,
+        pad_token=tiny.pad,
+        extra_special_tokens=list(tiny.markers),
         clean_up_tokenization_spaces=False,
         model_max_length=8192,
     )
 
 
 def tokenizer_corpus(table: pa.Table, text: dict[str, Any]) -> Iterator[str]:
-    """The template filled with every pair, and every turn on its own."""
+    """Yield the template filled with every pair, and every turn on its own."""
     for row in table.to_pylist():
         fields = {name: "\n".join(row[name]) for name in row if name != "id"}
         yield text["template"].format(**fields)
@@ -123,18 +157,18 @@ def tokenizer_corpus(table: pa.Table, text: dict[str, Any]) -> Iterator[str]:
 def build_model(
     settings: dict[str, Any], tokenizer: PreTrainedTokenizerFast
 ) -> PreTrainedModel:
-    """A causal model of the real architecture with random weights, in float32.
+    """Make a causal model of a real architecture with random weights, in float32.
 
-    Two query heads share a key head, and the embeddings are tied throughout; Gemma-2
-    keeps its soft caps, scaled embeddings and alternating sliding window.
+    Two query heads share a key head, and the embeddings are tied. Gemma-2 keeps its
+    soft caps, scaled embeddings and alternating sliding window.
 
     Args:
         settings: ``architecture``, ``hidden_size``, ``n_layers``, ``n_heads`` and
             ``seed``.
         tokenizer: Gives the vocabulary and the ids of its special tokens.
     """
-    architecture, hidden_size = settings["architecture"], settings["hidden_size"]
-    n_heads = settings["n_heads"]
+    hidden_size, n_heads = settings["hidden_size"], settings["n_heads"]
+    architecture = ARCHITECTURES[settings["architecture"]]
     shape = {
         "vocab_size": -(-len(tokenizer) // 64) * 64,
         "hidden_size": hidden_size,
@@ -150,18 +184,18 @@ def build_model(
         "bos_token_id": tokenizer.bos_token_id,
         "eos_token_id": tokenizer.eos_token_id,
     }
-    if architecture == "gemma2":
-        shape["query_pre_attn_scalar"] = hidden_size // n_heads
+    if architecture.score_scale:
+        shape[architecture.score_scale] = hidden_size // n_heads
     torch.manual_seed(settings["seed"])
     return AutoModelForCausalLM.from_config(
-        CONFIGS[architecture](**shape),
-        # Only eager attention applies Gemma-2's soft cap.
-        attn_implementation="eager" if architecture == "gemma2" else "sdpa",
+        AutoConfig.for_model(settings["architecture"], **shape),
+        # Only transformers' eager attention applies a soft cap.
+        attn_implementation="eager" if architecture.softcap else "sdpa",
     )
 
 
 def draw_pairs(seed: int, n_pairs: int) -> tuple[Answers, pa.Table]:
-    """Simulated pairs as indices, and as a table of texts; nobody judges them."""
+    """Draw simulated pairs as indices, and as a table of texts; nobody judges them."""
     rng = np.random.default_rng([seed, 7])
     answers = draw_answers(rng, rng.integers(N_PROMPTS, size=n_pairs))
     columns = {
@@ -215,7 +249,7 @@ def make_tiny_base(
         encoded,
         make_dense_labels(answers, encoded, tokenizer),
         n_steps=n_steps,
-        learning_rate=LEARNING_RATES[architecture],
+        learning_rate=TINY_MODELS[architecture].learning_rate,
         seed=settings["seed"],
     )
     save_base(folder, model, tokenizer)

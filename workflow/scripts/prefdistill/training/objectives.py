@@ -14,10 +14,10 @@ from torch.nn.functional import cosine_similarity, log_softmax
 from torch.utils.checkpoint import checkpoint
 
 from prefdistill.classes import swap_classes
+from prefdistill.engine.device import to_device
 from prefdistill.engine.packing import PackedBatch
-from prefdistill.models.loading import classify, core_model, hidden_states
+from prefdistill.models.loading import classify, core_model, engine_of
 from prefdistill.settings import DistillationSettings, LossWeights
-from prefdistill.storage.tensors import to_device
 from prefdistill.training.lessons import Lessons
 
 RowLosses = Callable[
@@ -167,7 +167,7 @@ def next_token_objective() -> RowLosses:
     def row_losses(model, batch, rows, views):
         if batch.shared.any():
             raise ValueError("next-token losses need rows that share no tokens")
-        hidden = hidden_states(model, batch)
+        hidden = engine_of(model).forward(batch)
         core = core_model(model)
         return next_token_losses(
             hidden,

@@ -24,10 +24,15 @@ import torch
 from torch.autograd.graph import increment_version
 
 from prefdistill.data.prompts import EncodedPairs
-from prefdistill.engine.engine import set_compiled, set_recompute
 from prefdistill.engine.packing import collate, pack_shares, shape_step, shared_tokens
 from prefdistill.errors import Interrupted, UserError
-from prefdistill.models.loading import core_model, device_of, is_sharded, shares_prompts
+from prefdistill.models.loading import (
+    core_model,
+    device_of,
+    engine_of,
+    is_sharded,
+    shares_prompts,
+)
 from prefdistill.models.memory import (
     count_parameters,
     fit_training,
@@ -126,11 +131,11 @@ class Trainer:
         how, self.token_budget = fit_training(
             model, settings, int(encoded.lengths.max())
         )
-        set_recompute(core_model(model), how)
+        engine_of(model).set_recompute(how)
         self.common = encoded.prefixes * shares_prompts(model)
         n_tokens = self.plan.n_steps * self._tokens_per_step()
         self.n_operations = 4 * count_parameters(model)["linear"] * n_tokens
-        set_compiled(core_model(model), self.n_operations, settings.compile)
+        engine_of(model).set_compiled(self.n_operations, settings.compile)
         self.step = self.n_updates = self.n_skipped_running = 0
         self.curve: list[dict[str, Any]] = []
         fp16 = core_model(model).dtype == torch.float16
