@@ -270,6 +270,7 @@ def card_of(folder):
             calibration=calibration,
             imported={"files": [{"file": "x.csv", "source": "train", "n_rows": 5}]},
             folds={"folds": {"0": splits}, "post_pretrain": {"n": 0}},
+            simulated=False,
         )
     )
 

@@ -91,6 +91,10 @@ DATA_FILES = [
     for entry in entries
     if isinstance(entry, str)
 ]
+# Whether all labelled pairs are simulated.
+SIMULATED = all(
+    str(path).startswith(SIMULATED_FOLDER) for path in config["data"]["train"]
+)
 # The share of the boosted trees in the final prediction.
 TREES_WEIGHT = config["predict"]["trees_weight"]
 SUBMISSION = ["results/submission.csv"] if config["data"]["test"] else []
@@ -214,10 +218,7 @@ def best_fold_table(wildcards):
 
 def simulator_truth(wildcards):
     """The judge's true probabilities, while the data are the simulator's."""
-    simulated = all(
-        str(path).startswith(SIMULATED_FOLDER) for path in config["data"]["train"]
-    )
-    return ["results/simulated/truth.parquet"] if simulated else []
+    return ["results/simulated/truth.parquet"] if SIMULATED else []
 
 
 def labels_only_predictions(wildcards):

@@ -18,6 +18,7 @@ def main(
     imported: Path,
     folds: Path,
     bases: dict[str, dict[str, Any]],
+    simulated: bool,
 ) -> None:
     """Write the card from the run's own reports, and fill the folder.
 
@@ -28,6 +29,7 @@ def main(
         imported: ``import.json``.
         folds: ``folds.json``.
         bases: Settings of the base model of ``student`` and of each teacher.
+        simulated: Whether the pairs are simulated.
     """
     from prefdistill.export.card import CardFacts, card_text
     from prefdistill.export.judge_settings import CALIBRATION_FILE, SETTINGS_FILE
@@ -46,6 +48,7 @@ def main(
         calibration=read_json(source / CALIBRATION_FILE),
         imported=read_json(imported),
         folds=read_json(folds),
+        simulated=simulated,
     )
     write_release(source, target, card_text(facts))
 
