@@ -335,7 +335,7 @@ def compare_steps(
     """
     from prefdistill.engine.packing import collate, pack
     from prefdistill.models import loading as models
-    from prefdistill.storage.tables import VIEWS
+    from prefdistill.storage.logits import VIEWS
     from prefdistill.training.objectives import cross_entropy
     from prefdistill.training.steps import Plan
     from prefdistill.training.trainer import FP16_LOSS_SCALE

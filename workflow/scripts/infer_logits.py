@@ -33,7 +33,7 @@ def main(
     from prefdistill.models.score_files import score_files
     from prefdistill.running.processes import is_first
     from prefdistill.storage.checkpoints import Checkpoints
-    from prefdistill.storage.tables import write_logits
+    from prefdistill.storage.logits import write_logits
 
     checkpoints = Checkpoints(scratch, code)
     scores = score_files(pairs, weights, base, scoring, text, checkpoints)

@@ -11,7 +11,7 @@ from typing import Any
 from prefdistill.models.manifests import base_folder
 from prefdistill.models.quick_imports import import_quantiser
 from prefdistill.running.job import run_job
-from prefdistill.storage.tables import read_json
+from prefdistill.storage.records import read_json
 from prefdistill.storage.whole_files import temporary_folder
 
 

@@ -11,7 +11,7 @@ from prefdistill.models.loading import classify, load_classifier
 from prefdistill.models.scoring import score_pairs, subset_rows
 from prefdistill.settings import TextSettings, read
 from prefdistill.storage.checkpoints import Checkpoints
-from prefdistill.storage.tables import VIEWS
+from prefdistill.storage.logits import VIEWS
 
 TEXT = {
     "template": "{prompt} A: {response_a} B: {response_b} =",

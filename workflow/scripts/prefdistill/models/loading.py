@@ -28,7 +28,7 @@ from prefdistill.models.folder_checks import (
 from prefdistill.models.manifests import base_folder as manifest_folder
 from prefdistill.models.manifests import check_model_files, weights_path
 from prefdistill.models.sharding import load_sharded
-from prefdistill.storage.tables import read_json
+from prefdistill.storage.records import read_json
 from prefdistill.storage.whole_files import reading
 
 logger = logging.getLogger(__name__)

@@ -22,7 +22,7 @@ from prefdistill.models.loading import (
     resolve_precision,
 )
 from prefdistill.settings import LoraSettings
-from prefdistill.storage.tables import read_json, write_json
+from prefdistill.storage.records import read_json, write_json
 from prefdistill.storage.tensors import check_finite, read_tensors, write_tensors
 from prefdistill.storage.whole_files import reading
 

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from prefdistill.errors import DamagedFile, UserError
-from prefdistill.storage.tables import file_digest, read_json, write_json
+from prefdistill.storage.digests import file_digest
+from prefdistill.storage.records import read_json, write_json
 from prefdistill.storage.whole_files import atomic_path, check_unpacked, reading
 
 WEIGHTS = "model.safetensors"

@@ -18,13 +18,9 @@ from prefdistill.models.memory import place
 from prefdistill.models.scoring import score_pairs, subset_rows
 from prefdistill.settings import TextSettings, result_settings
 from prefdistill.storage.checkpoints import Checkpoints, identity_of
-from prefdistill.storage.tables import (
-    FOLD_SCHEMA,
-    VIEWS,
-    Logits,
-    file_digest,
-    read_table,
-)
+from prefdistill.storage.digests import file_digest
+from prefdistill.storage.logits import VIEWS, Logits
+from prefdistill.storage.tables import FOLD_SCHEMA, read_table
 
 logger = logging.getLogger(__name__)
 

@@ -30,7 +30,7 @@ from prefdistill.running.processes import (
 from prefdistill.running.progress import Progress
 from prefdistill.running.stopping import stop_requested
 from prefdistill.storage.checkpoints import Checkpoints
-from prefdistill.storage.tables import VIEWS
+from prefdistill.storage.logits import VIEWS
 
 logger = logging.getLogger(__name__)
 

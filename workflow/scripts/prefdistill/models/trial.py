@@ -18,7 +18,7 @@ from prefdistill.models.lora import add_adapter
 from prefdistill.models.memory import count_parameters, estimate_memory
 from prefdistill.models.scoring import score_pairs
 from prefdistill.settings import LoraSettings, TextSettings, read
-from prefdistill.storage.tables import VIEWS
+from prefdistill.storage.logits import VIEWS
 
 
 def pairs_to_try(pairs: list[dict[str, str]]) -> pa.Table:

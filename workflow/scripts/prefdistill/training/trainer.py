@@ -51,7 +51,7 @@ from prefdistill.running.progress import Progress
 from prefdistill.running.stopping import stop_requested
 from prefdistill.settings import OptimisationSettings
 from prefdistill.storage.checkpoints import Checkpoints
-from prefdistill.storage.tables import VIEWS
+from prefdistill.storage.logits import VIEWS
 from prefdistill.storage.whole_files import write_text
 from prefdistill.training.ema import WeightAverage
 from prefdistill.training.objectives import RowLosses
