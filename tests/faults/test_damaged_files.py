@@ -14,7 +14,7 @@ from prefdistill.models.adapter_files import read_adapter, write_adapter
 from prefdistill.models.loading import load_classifier, load_tokenizer
 from prefdistill.models.lora import load_adapter, save_adapter
 from prefdistill.models.manifests import base_folder, tensor_header, write_manifest
-from prefdistill.report.tables import read_curve, read_rows
+from prefdistill.report.markdown_tables import read_curve, read_rows
 from prefdistill.scores.metrics import read_labels
 from prefdistill.storage.logits import Logits, read_logits, write_logits
 from prefdistill.storage.records import read_json, write_json

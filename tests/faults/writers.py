@@ -38,8 +38,8 @@ from prefdistill.models.manifests import (
 from prefdistill.pipeline.code_digests import code_digest
 from prefdistill.predict import write_scores
 from prefdistill.report.figures import save_figure
+from prefdistill.report.markdown_tables import read_rows
 from prefdistill.report.score_table import SCORE_COLUMNS
-from prefdistill.report.tables import read_rows
 from prefdistill.scores.views import SYMMETRISED_SCHEMA
 from prefdistill.settings import LoraSettings
 from prefdistill.simulation.simulated_files import write_simulation

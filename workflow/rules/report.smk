@@ -36,20 +36,22 @@ rule evaluate:
     input:
         folds=expand("<results>/folds/fold{fold}.parquet", fold=FOLDS),
         baselines="<results>/predictions/baselines.parquet",
-        logits=expand(
+        teacher_logits=expand(
             "<results>/teacher/{teacher}/fold{fold}/logits.npz",
             teacher=TEACHERS,
             fold=FOLDS,
         ),
-        calibrated=expand(
+        teacher_calibrated=expand(
             "<results>/teacher/{teacher}/fold{fold}/calibrated.npz",
             teacher=TEACHERS,
             fold=FOLDS,
         ),
-        students=expand("<results>/predictions/fold{fold}_bf16/logits.npz", fold=FOLDS),
+        student_logits=expand(
+            "<results>/predictions/fold{fold}_bf16/logits.npz", fold=FOLDS
+        ),
         labels_only=labels_only_predictions,
         weights="<results>/ensemble/weights.json",
-        judges=expand("<results>/predictions/{model}/logits.npz", model=JUDGES),
+        judge_logits=expand("<results>/predictions/{model}/logits.npz", model=JUDGES),
         judge_calibrations=map(calibration_of, JUDGES),
         final=f"<results>/predictions/{FINAL}/symmetrised.parquet",
         final_logits=f"<results>/predictions/{FINAL}/logits.npz",
@@ -82,9 +84,9 @@ rule evaluate:
     params:
         teachers=TEACHERS,
         judges=JUDGES,
-        final=FINAL,
+        final_model=FINAL,
         trees_weight=TREES_WEIGHT,
-        calibration=TEACHER_SCALING,
+        scaling=TEACHER_SCALING,
         evaluation=config["evaluation"],
         code=code_digest("evaluate.py"),
     script:
@@ -96,12 +98,12 @@ rule plot_report:
     input:
         scores="<results>/report/scores.csv",
         folds=expand("<results>/folds/fold{fold}.parquet", fold=FOLDS),
-        logits=expand(
+        teacher_logits=expand(
             "<results>/teacher/{teacher}/fold{fold}/logits.npz",
             teacher=TEACHERS,
             fold=FOLDS,
         ),
-        calibrated=expand(
+        teacher_calibrated=expand(
             "<results>/teacher/{teacher}/fold{fold}/calibrated.npz",
             teacher=TEACHERS,
             fold=FOLDS,

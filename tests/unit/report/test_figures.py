@@ -13,7 +13,7 @@ from prefdistill.report.figures import (
     save_figure,
     smooth,
 )
-from prefdistill.report.tables import (
+from prefdistill.report.markdown_tables import (
     markdown_table,
     one_per_stage,
     read_curve,

@@ -182,3 +182,29 @@ class DistillationSettings:
         """Return whether no teacher was trained on the dev rows of its student."""
         saw_dev = self.labels == "out_of_fold" or self.judges_rows
         return not (teachers and saw_dev)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScalingSettings:
+    """How a teacher's logits are scaled (``calibration`` without ``judge``)."""
+
+    method: str
+    tied: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdvantageSettings:
+    """How rewards become weights of the folds (``ensemble.advantage``)."""
+
+    temperature: float
+    baseline: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationSettings:
+    """Scores and their intervals (``evaluation``)."""
+
+    n_bootstrap: int
+    seed: int
+    n_bins: int
+    labels_only: bool

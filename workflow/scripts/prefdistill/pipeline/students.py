@@ -165,7 +165,10 @@ class Students:
             "teacher_arm": None,
             "training": result_settings(student["training"]),
             "distillation": config["distillation"],
-            "calibration": config["calibration"],
+            # Without `judge`, which is about other models than the teachers.
+            "calibration": {
+                key: config["calibration"][key] for key in ("method", "tied")
+            },
             "post_pretrain": result_settings(student["post_pretrain"]),
         }
         self.changes = arm_changes(config)
