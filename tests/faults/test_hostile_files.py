@@ -39,6 +39,7 @@ from prefdistill.scores.fold_weights import read_weights
 from prefdistill.scores.metrics import read_labels
 from prefdistill.scores.scaling import read_scaling
 from prefdistill.scores.views import SYMMETRISED_SCHEMA
+from prefdistill.settings import ScalingSettings
 from prefdistill.settings import TextSettings
 from prefdistill.storage import whole_files as files
 from prefdistill.storage.digests import file_digest
@@ -290,7 +291,7 @@ def calibration(path):
         Path(FOLD),
         out,
         out.with_suffix(".json"),
-        {"method": "none", "tied": True},
+        ScalingSettings(method="none", tied=True),
     )
 
 

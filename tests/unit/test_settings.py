@@ -11,10 +11,13 @@ import yaml
 from prefdistill.pipeline.validation import fill_defaults
 from prefdistill.settings import (
     RUN_TIME_KEYS,
+    AdvantageSettings,
     DistillationSettings,
+    EvaluationSettings,
     InferenceSettings,
     LoraSettings,
     PostPretrainSettings,
+    ScalingSettings,
     TextSettings,
     TrainingSettings,
     read,
@@ -26,6 +29,8 @@ SCHEMA = yaml.safe_load((ROOT / "workflow/schemas/config.schema.yaml").read_text
 SECTIONS = {
     TextSettings: SCHEMA["properties"]["text"],
     DistillationSettings: SCHEMA["properties"]["distillation"],
+    AdvantageSettings: SCHEMA["properties"]["ensemble"]["properties"]["advantage"],
+    EvaluationSettings: SCHEMA["properties"]["evaluation"],
     LoraSettings: SCHEMA["$defs"]["lora"],
     TrainingSettings: SCHEMA["$defs"]["training"],
     PostPretrainSettings: SCHEMA["$defs"]["post_pretrain"],
@@ -56,6 +61,11 @@ def test_the_values_are_those_of_the_configuration(kind):
     as_lists = {k: list(v) if isinstance(v, tuple) else v for k, v in plain.items()}
     assert as_lists == result_settings(given)
     assert not RUN_TIME_KEYS & plain.keys()
+
+
+def test_the_scaling_of_teachers_is_the_calibration_without_the_judge():
+    keys = set(SCHEMA["properties"]["calibration"]["properties"])
+    assert {field.name for field in fields(ScalingSettings)} == keys - {"judge"}
 
 
 def test_nested_sections_are_classes_and_frozen():

@@ -9,8 +9,8 @@ from snakemake.logging import logger
 sys.path.insert(0, str(Path(workflow.basedir) / "scripts"))
 
 from prefdistill.pipeline.students import Students
-from prefdistill.pipeline.validation import validate_config
-from prefdistill.settings import result_settings
+from prefdistill.pipeline.validation import (validate_config)
+from prefdistill.settings import (result_settings)
 from prefdistill.pipeline.config_files import check_config_file
 from prefdistill.pipeline.driver import hold_folder, write_owner
 from prefdistill.errors import UserError
