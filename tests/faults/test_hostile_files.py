@@ -39,8 +39,7 @@ from prefdistill.scores.fold_weights import read_weights
 from prefdistill.scores.metrics import read_labels
 from prefdistill.scores.scaling import read_scaling
 from prefdistill.scores.views import SYMMETRISED_SCHEMA
-from prefdistill.settings import ScalingSettings
-from prefdistill.settings import TextSettings
+from prefdistill.settings import ScalingSettings, TextSettings
 from prefdistill.storage import whole_files as files
 from prefdistill.storage.digests import file_digest
 from prefdistill.storage.logits import read_logits
