@@ -124,13 +124,13 @@ rule plot_report:
             "<results>/report/stages.svg",
             caption="../report/stages.rst",
             category="1 Scores",
-            labels={"what": "2 waterfall of the log loss"},
+            labels={"what": "2 log loss by stage"},
         ),
         reliability=report(
             "<results>/report/reliability.svg",
             caption="../report/reliability.rst",
             category="1 Scores",
-            labels={"what": "3 reliability"},
+            labels={"what": "3 accuracy against confidence"},
         ),
         confusion=report(
             "<results>/report/confusion.svg",
@@ -142,13 +142,13 @@ rule plot_report:
             "<results>/report/swap.svg",
             caption="../report/swap.rst",
             category="1 Scores",
-            labels={"what": "5 swap agreement"},
+            labels={"what": "5 agreement between both orders"},
         ),
         curves=report(
             "<results>/report/curves.svg",
             caption="../report/curves.rst",
             category="3 Training",
-            labels={"what": "2 loss curves"},
+            labels={"what": "2 training loss"},
         ),
         weights=report(
             "<results>/report/weights.svg",
@@ -187,7 +187,7 @@ rule measure_lengths:
             "<results>/report/lengths.svg",
             caption="../report/lengths.rst",
             category="2 Data",
-            labels={"what": "2 tokens a row"},
+            labels={"what": "2 tokens per row"},
         ),
     log:
         "<logs>/measure_lengths/all.log",
@@ -276,7 +276,7 @@ rule write_pages:
             "<results>/report/scores.html",
             caption="../report/scores_page.rst",
             category="1 Scores",
-            labels={"what": "1 scores and steps (tables)"},
+            labels={"what": "1 scores and differences (tables)"},
         ),
         data=report(
             "<results>/report/data.html",
