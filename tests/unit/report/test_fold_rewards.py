@@ -18,7 +18,7 @@ META = {"views": ["AB", "BA"]}
 
 
 def slow_weights(rewards, temperature):
-    """Each fold against the mean of the others, one at a time."""
+    """Compare each fold with the mean of the others, one at a time."""
     raw = []
     for k, own in enumerate(rewards):
         others = [r for j, r in enumerate(rewards) if j != k]
@@ -27,7 +27,7 @@ def slow_weights(rewards, temperature):
 
 
 def fold_of(folder, k, rng, n=40):
-    """A fold file, its student's predictions, and its rows of the baselines."""
+    """Write a fold file and its student's logits; return these and baseline rows."""
     ids = [f"train:{i}" for i in range(n)] + [f"train:{1000 * k + i}" for i in range(n)]
     split = ["select"] * n + ["dev"] * n
     label = rng.integers(3, size=2 * n)
@@ -45,7 +45,7 @@ def fold_of(folder, k, rng, n=40):
 
 
 def slow_reward(scores, label, rows, base=None):
-    """Mean log probability of the verdicts, row by row, beyond the baseline's."""
+    """Average the verdicts' log probability minus the baseline's, row by row."""
     total = 0.0
     for place, row in enumerate(rows):
         first, second = np.exp(scores.logits[row].astype(float))
@@ -57,7 +57,7 @@ def slow_reward(scores, label, rows, base=None):
 
 
 def softmax_rows(scores, rows):
-    """Averaged probabilities in the place that a row of the baselines has them."""
+    """Compute averaged probabilities, placed as in a row of the baselines."""
     found = []
     for row in rows:
         first, second = np.exp(scores.logits[row].astype(float))

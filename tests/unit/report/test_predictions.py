@@ -17,7 +17,7 @@ from prefdistill.storage.tables import read_table, write_table
 
 @pytest.fixture
 def two_views():
-    """Predictions of three rows in both views."""
+    """Make predictions of three rows in both views."""
     ids = np.array(["a", "b", "c"])
     rng = np.random.default_rng(0)
     probs = {view: rng.dirichlet([1, 1, 1], 3) for view in ("AB", "BA")}

@@ -32,7 +32,7 @@ def test_final_is_one_row_of_what_is_submitted(toy):
 
 
 def test_calibrated_dev_rows_are_cross_fitted(toy):
-    """The table repeats the cross-fitted figures of calibration.json."""
+    """Check the scores against the cross-fitted figures of calibration.json."""
     rows = read_csv(toy.path("scores.csv"))
     for fold in range(N_FOLDS):
         record = read_json(toy.path(f"llama{fold}.json"))

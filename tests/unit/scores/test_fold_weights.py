@@ -44,7 +44,7 @@ def test_best_fold_is_chosen_on_select_only():
 
 
 def slow_weights(rewards, temperature):
-    """Each fold against the mean of the others, one at a time."""
+    """Compare each fold with the mean of the others, one at a time."""
     raw = []
     for k, own in enumerate(rewards):
         others = [r for j, r in enumerate(rewards) if j != k]
