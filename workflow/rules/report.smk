@@ -1,6 +1,6 @@
-"""The report: baselines, scores of every stage, steps between them, figures, pages.
+"""Report: baselines, scores of every stage, differences between stages, figures, pages.
 
-`make report` puts what is marked with report() into one file, results/report.html.
+`make report` collects every output marked with report() in results/report.html.
 """
 
 
@@ -8,7 +8,7 @@ report: "../report/workflow.rst"
 
 
 rule fit_baselines:
-    """Fit the class prior, a length model and surface-feature trees."""
+    """Fit the baselines: class prior, a length model and surface-feature trees."""
     input:
         folds=expand("<results>/folds/fold{fold}.parquet", fold=FOLDS),
         unlabelled=["<results>/folds/unlabelled.parquet"] if TREES_WEIGHT else [],
@@ -32,7 +32,7 @@ rule fit_baselines:
 
 
 rule evaluate:
-    """Score every stage with intervals, and the paired differences between stages."""
+    """Score every stage, and compare stages pair by pair, with intervals."""
     input:
         folds=expand("<results>/folds/fold{fold}.parquet", fold=FOLDS),
         baselines="<results>/predictions/baselines.parquet",
@@ -94,7 +94,7 @@ rule evaluate:
 
 
 rule plot_report:
-    """Draw what the stages predict, how they were trained, and the fold weights."""
+    """Draw figures of predictions, training curves and fold weights."""
     input:
         scores="<results>/report/scores.csv",
         folds=expand("<results>/folds/fold{fold}.parquet", fold=FOLDS),
@@ -177,7 +177,7 @@ rule plot_report:
 
 
 rule measure_lengths:
-    """Count tokens before the cut, and what the cut takes away."""
+    """Count tokens per row before the cut, and the tokens that the cut removes."""
     input:
         fold="<results>/folds/fold0.parquet",
         base=base_manifest,
@@ -247,9 +247,10 @@ rule summarise_report:
 
 
 rule write_pages:
-    """Write the report's pages; last, as one of them has the time of every job.
+    """Write the report's pages, after all other jobs, whose times one page shows.
 
-    Benchmark files and the configuration of how jobs run are shown as they are then.
+    The timing files and run-time settings on it are those of this moment; a change of
+    them does not run this job again.
     """
     input:
         scores="<results>/report/scores.csv",

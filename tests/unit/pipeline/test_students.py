@@ -9,6 +9,7 @@ import yaml
 
 from prefdistill.pipeline.students import ABLATIONS, Students, with_changes
 from prefdistill.pipeline.validation import validate_config
+from prefdistill.settings import ScalingSettings, read
 
 ROOT = Path(__file__).resolve().parents[3]
 SCHEMA = yaml.safe_load((ROOT / "workflow/schemas/config.schema.yaml").read_text())
@@ -84,6 +85,13 @@ def test_an_arms_inputs_follow_its_settings():
         "results/teacher/qwen/fold1/calibrated.npz"
     )
     assert not students(distillation={"teacher_gate": "off"}).gates(arm("distilled"))
+
+
+def test_the_scalings_of_arms_are_settings_of_the_teachers():
+    own = students()
+    for name in own.scalings:
+        settings = own.calibration(Wildcards(scaling=name))
+        assert read(ScalingSettings, settings).method == name.partition("_")[0]
 
 
 def test_predictions_are_listed_arm_by_arm_seed_by_seed_fold_by_fold():
