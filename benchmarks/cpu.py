@@ -227,11 +227,11 @@ def kind_of(path: Path) -> str:
 
 
 def demo_share(folder: Path, costs: dict[str, float]) -> list[tuple[str, ...]]:
-    """Count jobs, CPU seconds and the start's part of them, by kind and in all.
+    """Count jobs, CPU seconds and the start's share, by kind and in all.
 
     Args:
         folder: Snakemake's timing files, ``RULE/NAME.tsv``.
-        costs: From ``start_costs``.
+        costs: Result of ``start_costs``.
     """
     seconds: dict[str, list[float]] = {kind: [] for kind in KINDS}
     for path in sorted(folder.glob("*/*.tsv")):
@@ -239,7 +239,7 @@ def demo_share(folder: Path, costs: dict[str, float]) -> list[tuple[str, ...]]:
             for line in csv.DictReader(handle, delimiter="\t"):
                 kind = kind_of(path)
                 own = float(line["cpu_time"])
-                # Snakemake looks too seldom to see a short job's whole time.
+                # Snakemake samples too rarely to see all of a short job's time.
                 seconds[kind].append(max(own, costs[kind]))
     lines, starts_in_all = [], 0.0
     for kind, own in seconds.items():
@@ -260,7 +260,7 @@ def _share_line(kind: str, n_jobs: int, work: float, starts: float) -> tuple[str
 
 
 def main() -> None:
-    """Measure and print the tables asked for."""
+    """Measure and print the chosen tables."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -278,7 +278,7 @@ def main() -> None:
     if "demo" in arguments.only:
         if not arguments.times.is_dir():
             sys.exit("error: no logs/benchmarks/ here: run `make demo` first")
-        head = ("jobs", "number", "CPU s", "of it start", "share")
+        head = ("jobs", "number", "CPU s", "start, CPU s", "share of start")
         print(markdown_table(head, demo_share(arguments.times, costs)))
 
 

@@ -87,7 +87,9 @@ N_STEPS, STEP_PAIRS = 6, 8
 CURVE_TOLERANCE = 0.02  # nats, in addition to two standard errors
 LAST_STEPS = 30  # whose mean loss the curves are compared by
 LENGTHS = (700, 33, 150, 1, 257, 420)
-N_SHORT = 140  # rows; so many last tokens attend with all others, half of them alone
+# Short rows. In the last layer, 140 last tokens attend together with all other tokens;
+# half as many attend in a pass of their own.
+N_SHORT = 140
 # For four of these rows, the number of first tokens that the previous row shares.
 SHARED = (0, 450, 0, 40)
 TRAINING = workload.STEADY | {

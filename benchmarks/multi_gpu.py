@@ -224,7 +224,7 @@ def work(tiny, only):
 
 
 def main():
-    """Start the processes, or be one of them."""
+    """Start the processes, or work as one of them."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--tiny", action="store_true")
     parser.add_argument("--only", nargs="+", default=["8b", "70b"])

@@ -4,7 +4,7 @@
     python -m benchmarks.write_tables --table    # print them only
 
 The results come from `benchmarks/results/h100.json` and `h200.json`. The predicted
-hours come from the first of them and `config/config.yaml`. A test compares the document
+hours follow from `h100.json` and `config/config.yaml`. A test compares the document
 with the tables.
 """
 
@@ -77,10 +77,10 @@ def find_speed(
 
 
 def list_work(config: dict[str, Any], pairs: Pairs) -> list[dict[str, Any]]:
-    """List the GPU's work by model and stage, as the workflow's rules have it.
+    """List the GPU's work by model and stage, as in the workflow's rules.
 
-    ``jobs`` of them do it, one a fold or one in all; ``pairs`` is what all show or
-    score, in both orders.
+    ``jobs`` is the number of jobs, one per fold or one in all. ``pairs`` is the number
+    of pairs that they train on or score together, each in both orders.
     """
     n_folds, student = config["folds"]["n"], config["student"]
     longest = config["text"]["max_length"]
@@ -149,7 +149,7 @@ def hours_table(config: dict[str, Any], pairs: Pairs, rows: list[Row]) -> str:
 
 
 def fill_in(text: str, tables: dict[str, str]) -> str:
-    """Replace what stands between a table's two marks in a document.
+    """Replace the text between a table's two marks in a document.
 
     Raises:
         ValueError: If a table has no marks.

@@ -270,7 +270,7 @@ def print_tables(
     scaling: Path | None = None,
     evaluation: EvaluationSettings = EVALUATION,
 ) -> None:
-    """Print the pooled tables, and write what is asked for.
+    """Print the pooled tables, and write them and the scaling if asked to.
 
     Args:
         parts: Working folders of the runs.

@@ -62,7 +62,7 @@ def scaled_log_loss(
 
 
 def _free_parameters(method: str, tied: bool) -> tuple[np.ndarray, int]:
-    """Return rows that span the allowed (a, b), and how many of them are scales."""
+    """Return ``(n, 6)`` rows that span the allowed (a, b), and the number of scales."""
     if method == "temperature":
         return np.array([[1.0, 1, 1, 0, 0, 0]]), 1
     if tied:

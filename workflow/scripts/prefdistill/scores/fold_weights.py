@@ -48,7 +48,8 @@ def read_weights(path: Path, folds: Sequence[int]) -> list[float]:
     """Read the weights of some folds, in their order, from ``weights.json``.
 
     Raises:
-        UserError: If a fold has no weight, or the weights do not sum to one.
+        UserError: If a fold has no weight, a weight is negative, or they do not sum to
+            one.
     """
     record = read_json(path, ["folds", "weights"])
     with reading(path, "weights of the folds"):
