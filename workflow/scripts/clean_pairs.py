@@ -48,11 +48,11 @@ def main(
         add_group,
         choose_rows,
         clean_batch,
+        compute_keys,
         count_special_strings,
-        describe_rows,
         summarise,
     )
-    from prefdistill.data.pairs import BATCH_ROWS, open_parquet
+    from prefdistill.data.pairs import BATCH_ROWS, open_parquet_writer
     from prefdistill.storage.tables import (
         CLEAN_SCHEMA,
         open_table,
@@ -64,7 +64,7 @@ def main(
     with open_table(pairs_path) as pairs:
         for raw in pairs.iter_batches(BATCH_ROWS):
             batch, n_here = clean_batch(raw)
-            parts.append(describe_rows(batch))
+            parts.append(compute_keys(batch))
             n_changed += n_here
             n_special += count_special_strings(batch)
         keys = RowKeys.concatenate(parts)
@@ -82,7 +82,7 @@ def main(
                 "check the files under data.train and the cleaning settings"
             )
         start = 0
-        with open_parquet(clean_path, CLEAN_SCHEMA) as writer:
+        with open_parquet_writer(clean_path, CLEAN_SCHEMA) as writer:
             for raw in pairs.iter_batches(BATCH_ROWS):
                 rows = slice(start, start + len(raw))
                 start += len(raw)

@@ -27,13 +27,13 @@ def main(pairs_path: Path, report_path: Path, data: dict[str, Any]) -> None:
         ImportedFile,
         PairsWriter,
         list_entries,
-        open_parquet,
+        open_parquet_writer,
     )
     from prefdistill.data.readers import read_file_rows
     from prefdistill.storage.tables import PAIRS_SCHEMA, write_json
 
     files: list[ImportedFile] = []
-    with open_parquet(pairs_path, PAIRS_SCHEMA) as writer:
+    with open_parquet_writer(pairs_path, PAIRS_SCHEMA) as writer:
         pairs = PairsWriter(writer)
         for source, entry in list_entries(data):
             is_hub = isinstance(entry, dict)

@@ -14,7 +14,7 @@ from prefdistill.data.cleaning import (
     SPECIAL_STRINGS,
     choose_rows,
     clean_batch,
-    describe_rows,
+    compute_keys,
     normalise_prompt,
     prompt_group,
     strip_controls,
@@ -285,9 +285,7 @@ def test_duplicates_equal_the_slow_twin(tmp_path_factory, raw):
 
 def test_keys_do_not_depend_on_the_order_of_answers():
     rows = [row("train:1", a="x", b="y"), row("train:2", a="y", b="x")]
-    keys = describe_rows(
-        pa.Table.from_pylist(rows, schema=PAIRS_SCHEMA).to_batches()[0]
-    )
+    keys = compute_keys(pa.Table.from_pylist(rows, schema=PAIRS_SCHEMA).to_batches()[0])
     assert keys.pair[0] == keys.pair[1]
     assert np.array_equal(keys.flipped, ~keys.flipped[::-1])
 
@@ -310,7 +308,7 @@ POLICIES = st.fixed_dictionaries(dict.fromkeys(DROP, st.sampled_from(["drop", "k
 def chosen(rows, policy=DROP):
     """Keys, rows that stay, and the others by reason."""
     table = pa.Table.from_pylist(rows, schema=PAIRS_SCHEMA).combine_chunks()
-    keys = describe_rows(table.to_batches()[0])
+    keys = compute_keys(table.to_batches()[0])
     return keys, *choose_rows(keys, policy)
 
 

@@ -228,7 +228,7 @@ CASES = {
     "json_lines_key_twice": Case(json_lines(*TYPED).replace(b'"model_a"', b'"id"', 1), "{f}, row 1 (line 1), column id: stands there 2 times; keep one", "t.jsonl"),
     "json_lines_latin1": Case(b'{"id": "\xe9"}\n', "{f}, row 1 (line 1): is not UTF-8; save the file as UTF-8", "t.jsonl"),
     "json_list": Case(b"[{}]", "{f}, row 1 (line 1): is not a JSON object; write each row as one, with columns as keys", "t.jsonl"),
-    "json": Case(b"[]", "{f}: is one JSON document; write one object a line and name it .jsonl", "t.json"),
+    "json": Case(b"[]", "{f}: is one JSON document; write one object per line and name it .jsonl", "t.json"),
     "spreadsheet": Case(b"PK\x03\x04", "{f}: is a spreadsheet; export it as CSV in UTF-8", "t.xlsx"),
     "spreadsheet_as_csv": Case(b"PK\x03\x04", "{f}: is a zip archive or a spreadsheet; unpack or export it as CSV"),
     "old_spreadsheet_as_csv": Case(b"\xd0\xcf\x11\xe0", "{f}: is an old spreadsheet; export it as CSV"),

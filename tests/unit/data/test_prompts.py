@@ -10,9 +10,9 @@ from prompt_samples import TEXT, decoded, table_of
 from prefdistill.data.prompts import (
     MIN_ANSWER_TOKENS,
     Template,
+    allot_tokens,
     encode_pairs,
     forbidden_tokens,
-    share_tokens,
     text_digest,
     trim,
 )
@@ -137,15 +137,15 @@ def test_both_orders_begin_with_the_tokens_before_the_first_answer(
     pairs = [("x", ["p " * 9], ["a " * 4], ["b " * 5]), ("y", ["?"], [""], [""])]
     text = TEXT | {"template": template}
     encoded = encode_pairs(table_of(pairs), tiny_tokenizer, text)
-    assert encoded.prefixes.dtype == np.int32
-    for row, n_common in enumerate(encoded.prefixes.tolist()):
+    assert encoded.prefix_lengths.dtype == np.int32
+    for row, n_common in enumerate(encoded.prefix_lengths.tolist()):
         views = [encoded.tokens(row, view) for view in ("AB", "BA")]
         assert views[0][:n_common].tolist() == views[1][:n_common].tolist()
         fixed = len(encoded.literals[0]) + n_before * len(encoded.literals[1])
         expected = fixed + n_before * len(encoded.segments["prompt"][row])
         assert n_common == min(expected, len(views[0]) - 1)
     one, two = (encoded.tokens(0, view) for view in ("AB", "BA"))
-    assert one[encoded.prefixes[0]] != two[encoded.prefixes[0]]
+    assert one[encoded.prefix_lengths[0]] != two[encoded.prefix_lengths[0]]
 
 
 WORDS = st.sampled_from(
@@ -208,8 +208,8 @@ def test_a_trimmed_row_keeps_both_ends_answer_b_and_the_cue(tiny_tokenizer):
 )
 def test_shares(sizes, n_free, share):
     n_prompt, n_a, n_b = sizes
-    kept = share_tokens(n_prompt, n_a, n_b, n_free, share)
-    p, b, a = share_tokens(n_prompt, n_b, n_a, n_free, share)
+    kept = allot_tokens(n_prompt, n_a, n_b, n_free, share)
+    p, b, a = allot_tokens(n_prompt, n_b, n_a, n_free, share)
     assert kept == (p, a, b)
     assert sum(kept) <= n_free
     assert all(0 <= k <= n for k, n in zip(kept, sizes, strict=True))
@@ -222,9 +222,9 @@ def test_shares(sizes, n_free, share):
 
 
 def test_the_longer_answer_is_trimmed_first():
-    assert share_tokens(10, 100, 30, 110, 0.25) == (10, 70, 30)
-    assert share_tokens(500, 20, 30, 200, 0.25) == (150, 20, 30)
-    assert share_tokens(500, 200, 300, 200, 0.25) == (50, 75, 75)
+    assert allot_tokens(10, 100, 30, 110, 0.25) == (10, 70, 30)
+    assert allot_tokens(500, 20, 30, 200, 0.25) == (150, 20, 30)
+    assert allot_tokens(500, 200, 300, 200, 0.25) == (50, 75, 75)
 
 
 def test_trim_splits_by_head_share():

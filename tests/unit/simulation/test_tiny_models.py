@@ -15,7 +15,7 @@ from transformers import (
 
 from prefdistill.data.prompts import encode_pairs
 from prefdistill.simulation.dense_labels import TAGS, make_dense_labels
-from prefdistill.simulation.dense_training import batches, pretrain
+from prefdistill.simulation.dense_training import draw_batches, pretrain
 from prefdistill.simulation.simulated_pairs import HEDGES
 from prefdistill.simulation.tiny_models import (
     SPECIAL_TOKENS,
@@ -179,16 +179,16 @@ def test_tags_name_what_the_words_say(pairs, encoded):
         on_topic_ratings = labels.ratings[:, 1, 0]
         assert (n_off == 0) == (on_topic_ratings[row] == on_topic_ratings.max())
         assert tags[0] == 0
-        assert labels.shown[row][-1] == 2
+        assert labels.answer_at[row][-1] == 2
     assert n_hedges > 10
 
 
 def test_batches_cover_every_row_once_an_epoch():
     lengths = np.random.default_rng(0).integers(20, 90, size=100)
-    rows = np.concatenate(list(batches(lengths, 0, 7)))
+    rows = np.concatenate(list(draw_batches(lengths, 0, 7)))
     assert sorted(rows) == list(range(100))
-    assert len(list(batches(lengths, 0, 19))) == 19
-    assert list(batches(lengths, 0, 0)) == []
+    assert len(list(draw_batches(lengths, 0, 19))) == 19
+    assert list(draw_batches(lengths, 0, 0)) == []
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

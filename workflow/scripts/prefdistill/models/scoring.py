@@ -137,7 +137,7 @@ class _Rows:
         # With the row before: the first of a pair's has none.
         self.common = np.zeros_like(self.lengths)
         for column in range(1, len(views)):
-            self.common[column :: len(views)] = encoded.prefixes * share
+            self.common[column :: len(views)] = encoded.prefix_lengths * share
 
     @property
     def n_tokens(self) -> int:

@@ -43,7 +43,7 @@ class DenseLabels:
 
     Attributes:
         tags: ``n`` arrays ``(length,)`` int64 below ``N_TAGS``.
-        shown: ``n`` arrays ``(length,)`` int64: 1 in answer A and at the token after
+        answer_at: ``n`` arrays ``(length,)`` int64: 1 in answer A and at the token after
             it, 2 from the beginning of answer B to the end, else 0.
         asked: ``(n, 3)`` int64: topic, format, and whether a long answer is asked for.
         ratings: ``(n, 2, 6)`` float32 qualities of both answers, standardised.
@@ -51,7 +51,7 @@ class DenseLabels:
     """
 
     tags: list[np.ndarray]
-    shown: list[np.ndarray]
+    answer_at: list[np.ndarray]
     asked: np.ndarray
     ratings: np.ndarray
     noun_topics: np.ndarray
@@ -78,7 +78,7 @@ class TokenKinds:
     stop: np.ndarray
 
 
-def token_kinds(tokenizer: PreTrainedTokenizerFast) -> TokenKinds:
+def classify_vocabulary(tokenizer: PreTrainedTokenizerFast) -> TokenKinds:
     """Sort the vocabulary; a word that is no single token stays untagged."""
     word_tags: dict[str, int] = {}
     for phrases, tag in (
@@ -106,7 +106,7 @@ def token_kinds(tokenizer: PreTrainedTokenizerFast) -> TokenKinds:
     return kinds
 
 
-def answer_tags(
+def tag_answer(
     tokens: np.ndarray, kinds: TokenKinds, asked: np.ndarray, layout: int
 ) -> np.ndarray:
     """Tags of one answer's tokens: ``(length,)`` int64, 0 or 1 + index into ``TAGS``.
@@ -138,10 +138,10 @@ def make_dense_labels(
     answers: Answers, encoded: EncodedPairs, tokenizer: PreTrainedTokenizerFast
 ) -> DenseLabels:
     """Label the encoded texts of ``answers``; rows in the same order."""
-    kinds = token_kinds(tokenizer)
+    kinds = classify_vocabulary(tokenizer)
     _, length, layout, topic, _, _ = np.unravel_index(answers.prompt, PROMPT_SHAPE)
     asked = np.stack([topic, layout // 3, length >= 3], axis=1).astype(np.int64)
-    tags, shown = [], []
+    tags, answer_at = [], []
     for row in range(len(encoded.ids)):
         row_tags = np.zeros(encoded.lengths[row], dtype=np.int64)
         row_shown = np.zeros_like(row_tags)
@@ -152,15 +152,17 @@ def make_dense_labels(
             end = start + len(segment)
             if field != "prompt":
                 side = ("response_a", "response_b").index(field)
-                found = answer_tags(
+                found = tag_answer(
                     segment, kinds, asked[row], answers.format[row, side]
                 )
                 row_tags[start:end] = np.where(found, found + side * len(TAGS), 0)
                 row_shown[start : end + 1 if side == 0 else None] = 1 + side
             start = end
         tags.append(row_tags)
-        shown.append(row_shown)
+        answer_at.append(row_shown)
     ratings = answer_qualities(answers)
     spread = np.maximum(ratings.std((0, 1)), 1e-6)
     ratings = (ratings - ratings.mean((0, 1))) / spread
-    return DenseLabels(tags, shown, asked, ratings.astype(np.float32), kinds.noun_topic)
+    return DenseLabels(
+        tags, answer_at, asked, ratings.astype(np.float32), kinds.noun_topic
+    )

@@ -42,9 +42,9 @@ class DenseHeads(torch.nn.Module):
         weights = torch.tensor(RATING_WEIGHTS)
         self.register_buffer("weights", weights / weights.mean())
 
-    def lower_loss(
+    def tag_loss(
         self, middle: torch.Tensor, tags: torch.Tensor, nouns: torch.Tensor,
-        shown: torch.Tensor, asked: torch.Tensor,
+        answer_at: torch.Tensor, asked: torch.Tensor,
     ) -> torch.Tensor:  # fmt: skip
         """Cross-entropy of tags, of the nouns' topics and of what the prompt asks.
 
@@ -52,7 +52,7 @@ class DenseHeads(torch.nn.Module):
             middle: ``(rows, length, hidden_size)`` states half-way up.
             tags: ``(rows, length)`` int64, -100 at padding.
             nouns: ``(rows, length)`` int64, -100 at padding.
-            shown: ``(rows, length)`` int64, 0 outside the answers.
+            answer_at: ``(rows, length)`` int64, 0 outside the answers.
             asked: ``(rows, 3)`` int64.
         """
         middle = layer_norm(middle, middle.shape[-1:])
@@ -60,7 +60,7 @@ class DenseHeads(torch.nn.Module):
         weights[0] = UNTAGGED_WEIGHT
         tag_logits = self.tags(middle).flatten(0, 1)
         loss = cross_entropy(tag_logits, tags.flatten(), weights)
-        row, token = shown.nonzero(as_tuple=True)
+        row, token = answer_at.nonzero(as_tuple=True)
         asked_loss = cross_entropy(self.noun(middle).flatten(0, 1), nouns.flatten())
         for head, target in zip(self.asked, asked.T, strict=True):
             asked_loss = asked_loss + cross_entropy(
@@ -68,8 +68,8 @@ class DenseHeads(torch.nn.Module):
             )
         return loss + ASKED_WEIGHT * asked_loss
 
-    def upper_loss(
-        self, top: torch.Tensor, shown: torch.Tensor, ratings: torch.Tensor,
+    def rating_loss(
+        self, top: torch.Tensor, answer_at: torch.Tensor, ratings: torch.Tensor,
         last: torch.Tensor,
     ) -> torch.Tensor:  # fmt: skip
         """Squared errors of the ratings.
@@ -80,13 +80,13 @@ class DenseHeads(torch.nn.Module):
 
         Args:
             top: ``(rows, length, hidden_size)`` final states.
-            shown: ``(rows, length)`` int64: 1 in answer A, 2 in answer B, else 0.
+            answer_at: ``(rows, length)`` int64: 1 in answer A, 2 in answer B, else 0.
             ratings: ``(rows, 2, 6)`` float, standardised.
             last: ``(rows,)`` int64 positions of last tokens.
         """
-        row, token = (shown == 1).nonzero(as_tuple=True)
+        row, token = (answer_at == 1).nonzero(as_tuple=True)
         first = self.first(top[row, token]) - ratings[row, 0]
-        row, token = (shown == 2).nonzero(as_tuple=True)
+        row, token = (answer_at == 2).nonzero(as_tuple=True)
         both = self.both(top[row, token]).unflatten(1, (2, -1)) - ratings[row]
         ends = self.both(top[torch.arange(len(top)), last]).unflatten(1, (2, -1))
 
@@ -101,8 +101,8 @@ class DenseHeads(torch.nn.Module):
         )
 
 
-def batches(lengths: np.ndarray, seed: int, n_steps: int) -> Iterator[np.ndarray]:
-    """Row indices of ``n_steps`` batches, each of rows of about the same length."""
+def draw_batches(lengths: np.ndarray, seed: int, n_steps: int) -> Iterator[np.ndarray]:
+    """Row indices of ``n_steps`` draw_batches, each of rows of about the same length."""
     rng = np.random.default_rng([seed, 8])
     n_done = 0
     while n_done < n_steps:
@@ -116,8 +116,8 @@ def batches(lengths: np.ndarray, seed: int, n_steps: int) -> Iterator[np.ndarray
                 yield parts[part]
 
 
-def padded(arrays: list[np.ndarray], fill: int) -> torch.Tensor:
-    """Stack arrays padded on the right: ``(rows, longest)`` int64."""
+def pad_right(arrays: list[np.ndarray], fill: int) -> torch.Tensor:
+    """Stack arrays pad_right on the right: ``(rows, longest)`` int64."""
     result = np.full((len(arrays), max(map(len, arrays))), fill, dtype=np.int64)
     for row, array in enumerate(arrays):
         result[row, : len(array)] = array
@@ -131,21 +131,23 @@ def batch_loss(
     labels: DenseLabels,
     rows: np.ndarray,
 ) -> torch.Tensor:
-    """Loss of some rows, padded on the right where causal attention does not look."""
+    """Loss of some rows, pad_right on the right where causal attention does not look."""
     tokens = [encoded.tokens(row, "AB") for row in rows]
-    states = model.model(padded(tokens, 0), use_cache=False, output_hidden_states=True)
-    shown = padded([labels.shown[row] for row in rows], 0)
+    states = model.model(
+        pad_right(tokens, 0), use_cache=False, output_hidden_states=True
+    )
+    answer_at = pad_right([labels.answer_at[row] for row in rows], 0)
     middle = states.hidden_states[max(1, model.config.num_hidden_layers // 2)]
-    lower = heads.lower_loss(
+    lower = heads.tag_loss(
         middle,
-        padded([labels.tags[row] for row in rows], -100),
-        padded([labels.noun_topics[row_tokens] for row_tokens in tokens], -100),
-        shown,
+        pad_right([labels.tags[row] for row in rows], -100),
+        pad_right([labels.noun_topics[row_tokens] for row_tokens in tokens], -100),
+        answer_at,
         torch.from_numpy(labels.asked[rows]),
     )
     last = torch.from_numpy(encoded.lengths[rows].astype(np.int64) - 1)
     ratings = torch.from_numpy(labels.ratings[rows])
-    return lower + heads.upper_loss(states.last_hidden_state, shown, ratings, last)
+    return lower + heads.rating_loss(states.last_hidden_state, answer_at, ratings, last)
 
 
 def pretrain(
@@ -170,7 +172,7 @@ def pretrain(
     )
     progress, losses = Progress(n_steps, "steps"), []
     model.train()
-    for step, rows in enumerate(batches(encoded.lengths, seed, n_steps)):
+    for step, rows in enumerate(draw_batches(encoded.lengths, seed, n_steps)):
         share = (step + 1) / n_steps
         for group in optimizer.param_groups:
             group["lr"] = learning_rate * min(share / 0.05, 1, (1.001 - share) / 0.3)

@@ -57,7 +57,7 @@ CHUNK_ROWS = 20_000
 
 
 @dataclass
-class Rows:
+class SimulatedRows:
     """Some consecutive rows of one file.
 
     Attributes:
@@ -98,7 +98,7 @@ def _choose_dirt(
     return dirt
 
 
-def _soil_texts(rng: np.random.Generator, rows: Rows) -> None:
+def _add_text_dirt(rng: np.random.Generator, rows: SimulatedRows) -> None:
     """Spoil the text of dirty rows in a way that the judge does not mind."""
     prompts, first, second = rows.texts
     for row, kind in enumerate(rows.dirt):
@@ -117,7 +117,9 @@ def _soil_texts(rng: np.random.Generator, rows: Rows) -> None:
             answer[row][0] = answer[row][0].replace("\n", "\r\n") + "\r\n"
 
 
-def _repeat_rows(rng: np.random.Generator, rows: Rows, donor: Rows) -> None:
+def _copy_duplicates(
+    rng: np.random.Generator, rows: SimulatedRows, donor: SimulatedRows
+) -> None:
     """Turn duplicate rows into copies of clean rows of ``donor``, some swapped."""
     clean = [row for row, kind in enumerate(donor.dirt) if not kind]
     for row, kind in enumerate(rows.dirt):
@@ -146,8 +148,8 @@ def simulate_rows(
     source: str,
     prompts: np.ndarray,
     dirty_fraction: float,
-    donor: Rows | None = None,
-) -> Rows:
+    donor: SimulatedRows | None = None,
+) -> SimulatedRows:
     """Simulate one row for every prompt code.
 
     Args:
@@ -155,7 +157,7 @@ def simulate_rows(
         source: train, extra (noisier labels), ultra (no ties) or test.
         prompts: ``(n,)`` int64 prompt codes, ``n`` at least 1.
         dirty_fraction: Share of dirty rows, in equal parts of every kind.
-        donor: Rows of another file that duplicates copy; None for these rows.
+        donor: SimulatedRows of another file that duplicates copy; None for these rows.
     """
     kinds = TEXT_DIRT if source == "test" else LABELLED_DIRT + TEXT_DIRT
     dirt = _choose_dirt(rng, len(prompts), dirty_fraction, kinds)
@@ -174,14 +176,16 @@ def simulate_rows(
         noise=EXTRA_NOISE if source == "extra" else 0.0,
     )
     texts = [prompt_texts(answers), answer_texts(answers, 0), answer_texts(answers, 1)]
-    rows = Rows(texts, answers.model, probs, draw_labels(rng, probs), dirt)
+    rows = SimulatedRows(texts, answers.model, probs, draw_labels(rng, probs), dirt)
     _vary_prompts(rng, rows.texts[0])
-    _soil_texts(rng, rows)
-    _repeat_rows(rng, rows, donor or rows)
+    _add_text_dirt(rng, rows)
+    _copy_duplicates(rng, rows, donor or rows)
     return rows
 
 
-def csv_records(rows: Rows, first_id: int, labelled: bool) -> Iterator[list[Any]]:
+def csv_records(
+    rows: SimulatedRows, first_id: int, labelled: bool
+) -> Iterator[list[Any]]:
     """The rows as CSV cells: turns as JSON lists, the label as three 0/1 columns."""
     targets = np.eye(3, dtype=np.int64)[rows.labels]
     for row, kind in enumerate(rows.dirt):
@@ -197,14 +201,14 @@ def csv_records(rows: Rows, first_id: int, labelled: bool) -> Iterator[list[Any]
         yield [first_id + row, *names, *cells, *targets[row].tolist()]
 
 
-def _source_chunks(
+def _simulate_chunks(
     source: str, settings: dict[str, Any], pools: dict[str, np.ndarray]
-) -> Iterator[Rows]:
+) -> Iterator[SimulatedRows]:
     """The rows of one file, some thousand at a time; each chunk has its own seed."""
     number, n_rows = SOURCES.index(source), settings[f"n_{source}"]
     donor = None
     if source in SHARED_PROMPTS and settings["n_train"]:
-        donor = next(_source_chunks("train", settings, pools))
+        donor = next(_simulate_chunks("train", settings, pools))
     for chunk, start in enumerate(range(0, n_rows, CHUNK_ROWS)):
         rng = np.random.default_rng([settings["seed"], number, chunk])
         size = min(CHUNK_ROWS, n_rows - start)
@@ -233,7 +237,7 @@ def write_source(
         writer = csv.writer(handle, lineterminator="\n")
         writer.writerow(CSV_COLUMNS if labelled else TEST_COLUMNS)
         first_id = 1
-        for rows in _source_chunks(source, settings, pools):
+        for rows in _simulate_chunks(source, settings, pools):
             writer.writerows(csv_records(rows, first_id, labelled))
             first_id += len(rows.dirt)
             probs.append(rows.probs)

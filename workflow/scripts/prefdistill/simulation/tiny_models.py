@@ -48,7 +48,7 @@ from prefdistill.storage.whole_files import temporary_folder
 
 logger = logging.getLogger(__name__)
 
-CONFIGS = {"llama": LlamaConfig, "qwen2": Qwen2Config, "gemma2": Gemma2Config}
+CONFIG_CLASSES = {"llama": LlamaConfig, "qwen2": Qwen2Config, "gemma2": Gemma2Config}
 # bos (Qwen2 has none), eos, pad and two markers of chat, spelt as in the real ones.
 SPECIAL_TOKENS = {
     "llama": (
@@ -60,7 +60,9 @@ SPECIAL_TOKENS = {
 }
 VOCABULARY_SIZE = 1024
 # A marker of the template is one piece; words, digits, signs and blanks as in GPT-2.
-PIECES = r"\s*<[a-z_]+>:\s?| ?\p{L}+| ?\p{N}| ?[^\s\p{L}\p{N}<]+| ?<|\s+(?!\S)|\s+"
+PIECE_PATTERN = (
+    r"\s*<[a-z_]+>:\s?| ?\p{L}+| ?\p{N}| ?[^\s\p{L}\p{N}<]+| ?<|\s+(?!\S)|\s+"
+)
 N_TOKENIZER_PAIRS = 3_000
 MAX_PRETRAIN_PAIRS = 8_000
 LEARNING_RATES = {"llama": 4e-3, "qwen2": 4e-3, "gemma2": 6e-3}
@@ -76,7 +78,7 @@ def train_tokenizer(texts: Iterator[str], architecture: str) -> PreTrainedTokeni
     """
     bos, eos, pad, *others = SPECIAL_TOKENS[architecture]
     tokenizer = Tokenizer(models.BPE())
-    pieces = PIECES
+    pieces = PIECE_PATTERN
     if architecture == "qwen2":
         pieces = PRETOKENIZE_REGEX
         tokenizer.normalizer = normalizers.NFC()
@@ -153,7 +155,7 @@ def build_model(
         shape["query_pre_attn_scalar"] = hidden_size // n_heads
     torch.manual_seed(settings["seed"])
     return AutoModelForCausalLM.from_config(
-        CONFIGS[architecture](**shape),
+        CONFIG_CLASSES[architecture](**shape),
         # Only eager attention applies Gemma-2's soft cap.
         attn_implementation="eager" if architecture == "gemma2" else "sdpa",
     )

@@ -126,7 +126,7 @@ class Trainer:
             model, settings, int(encoded.lengths.max())
         )
         set_recompute(core_model(model), how)
-        self.common = encoded.prefixes * shares_prompts(model)
+        self.common = encoded.prefix_lengths * shares_prompts(model)
         n_tokens = self.plan.n_steps * self._tokens_per_step()
         self.n_operations = 4 * count_parameters(model)["linear"] * n_tokens
         set_compiled(core_model(model), self.n_operations, settings["compile"])
