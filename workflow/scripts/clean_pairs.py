@@ -1,9 +1,9 @@
 """Drop rows that cannot train or score a judge, and count them by reason.
 
-A row stays if its target is exactly one-hot (an argmax would silently call a row
-without a winner A), and, by the ``cleaning`` settings, if it is not empty, its answers
-differ, and no earlier row has its prompt and answers in either order. Rows of the
-unlabelled test all stay. ``cleaning.json`` holds the counts.
+A row stays if its target is exactly one-hot: an argmax would silently turn a row
+without a winner into a win for A. Depending on the ``cleaning`` settings, empty rows,
+rows with identical answers and duplicates are dropped too. All rows of the test file
+stay. ``cleaning.json`` holds the counts.
 """
 
 import logging
@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 
 def log_table(counts: dict[str, Any]) -> None:
-    """Log the counts by reason and source."""
+    """Log a table of the counts, by reason and source."""
     sources = list(counts["n_in"])
     lines = {
         "rows in": counts["n_in"],
@@ -40,7 +40,7 @@ def main(
     report_path: Path,
     policy: dict[str, str],
 ) -> None:
-    """Read typed pairs, write those that stay and the counts."""
+    """Read the typed pairs, and write the rows that stay and the counts."""
     import pyarrow as pa
 
     from prefdistill.data.cleaning import (
@@ -86,6 +86,7 @@ def main(
             for raw in pairs.iter_batches(BATCH_ROWS):
                 rows = slice(start, start + len(raw))
                 start += len(raw)
+                # Cleaned again: keeping the texts of the first pass would fill memory.
                 batch, _ = clean_batch(raw)
                 batch = add_group(batch, keys.group[rows])
                 writer.write_batch(batch.filter(pa.array(kept[rows])))

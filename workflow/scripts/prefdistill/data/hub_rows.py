@@ -92,6 +92,27 @@ def load_hub_split(entry: dict[str, Any]) -> Any:
         ) from error
 
 
+def _map_columns(
+    entry: dict[str, Any], source: str, names: list[str]
+) -> dict[str, str]:
+    """Map our column names to those of a data set whose columns are ``names``.
+
+    Raises:
+        UserError: If the data set lacks a column that ``entry`` names.
+    """
+    origin = {name: name for name in names if name in ROW_COLUMNS}
+    for ours, theirs in (entry.get("columns") or {}).items():
+        if theirs and theirs not in names:
+            raise UserError(
+                f"data set {entry['hub']}, columns.{ours}: it has no column {theirs}; "
+                f"it has {', '.join(names)}"
+            )
+        # Labels of unlabelled sources are never read, not even through a winner.
+        if theirs and not (source in UNLABELLED and ours == "winner"):
+            origin[ours] = theirs
+    return origin
+
+
 def read_hub_rows(
     entry: dict[str, Any], source: str, counts: ImportedFile
 ) -> Iterator[RawRow]:
@@ -112,15 +133,7 @@ def read_hub_rows(
             that is not one of ``WINNERS``.
     """
     data = load_hub_split(entry)
-    origin = {name: name for name in data.column_names if name in ROW_COLUMNS}
-    for ours, theirs in (entry.get("columns") or {}).items():
-        if theirs and theirs not in data.column_names:
-            raise UserError(
-                f"data set {entry['hub']}, columns.{ours}: it has no column {theirs}; "
-                f"it has {', '.join(data.column_names)}"
-            )
-        if theirs and not (source in UNLABELLED and ours == "winner"):
-            origin[ours] = theirs
+    origin = _map_columns(entry, source, data.column_names)
     available = {*origin, "id"}
     if "winner" in origin:
         available.update(TARGET_COLUMNS)

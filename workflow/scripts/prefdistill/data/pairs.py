@@ -165,8 +165,8 @@ def _parse_json(text: str, column: str, repaired: Counter[str]) -> Any:
     except (ValueError, RecursionError):
         raise CellFault(
             column,
-            f"{quote_short(text)} is not JSON; it must be a JSON list of turns, such as "
-            '["Hello"]',
+            f"{quote_short(text)} is not JSON; it must be a JSON list of turns, such "
+            'as ["Hello"]',
         ) from None
     repaired["raw_control_character"] += 1
     return value
@@ -253,15 +253,16 @@ def parse_row(
 def used_columns(source: str) -> tuple[str, ...]:
     """List those of ``ROW_COLUMNS`` that are read from a file of a source."""
     if source == SCORED:
-        return ROW_COLUMNS[:7]
-    return ROW_COLUMNS[:4] if source in UNLABELLED else ROW_COLUMNS
+        return ("id", *TEXT_COLUMNS, *TARGET_COLUMNS)
+    return ("id", *TEXT_COLUMNS) if source in UNLABELLED else ROW_COLUMNS
 
 
 def required_columns(source: str) -> tuple[str, ...]:
     """List those of ``ROW_COLUMNS`` that a file of a source must have."""
     if source == SCORED:
         return TEXT_COLUMNS
-    return ROW_COLUMNS[:4] if source in UNLABELLED else ROW_COLUMNS[:7]
+    labels = () if source in UNLABELLED else TARGET_COLUMNS
+    return ("id", *TEXT_COLUMNS, *labels)
 
 
 def match_columns(

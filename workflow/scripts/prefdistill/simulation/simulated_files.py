@@ -1,4 +1,7 @@
-"""Simulated pairs as Kaggle-schema CSV files, dirty rows included, and their truth."""
+"""Write simulated pairs as CSV files of Kaggle's form, dirty rows included.
+
+Beside them goes the truth: the judge's probabilities of every row.
+"""
 
 import csv
 import json
@@ -11,6 +14,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from prefdistill.data.pairs import TEXT_COLUMNS
 from prefdistill.simulation.simulated_pairs import (
     MODEL_NAMES,
     N_PROMPTS,
@@ -25,7 +29,6 @@ from prefdistill.simulation.simulated_pairs import (
 from prefdistill.storage.tables import TARGET_COLUMNS, write_table
 from prefdistill.storage.whole_files import atomic_path
 
-TEXT_COLUMNS = ("prompt", "response_a", "response_b")
 CSV_COLUMNS = ("id", "model_a", "model_b", *TEXT_COLUMNS, *TARGET_COLUMNS)
 TEST_COLUMNS = ("id", *TEXT_COLUMNS)
 TRUTH_SCHEMA = pa.schema(
@@ -37,12 +40,13 @@ TRUTH_SCHEMA = pa.schema(
     ]
 )
 
-# Dirt that any file may hold; the rows after "empty_answer" differ in text only.
+# Kinds of dirt in every file. The judge sees the first two; the others only change the
+# text.
 TEXT_DIRT = (
     *("identical", "empty_answer", "null_turn"),
     *("lone_surrogate", "special_token", "crlf"),
 )
-# Dirt of labelled files, which cleaning drops.
+# Kinds of dirt in labelled files only. Cleaning drops these rows.
 LABELLED_DIRT = (
     *("none_hot", "multi_hot", "empty_pair", "empty_prompt"),
     *("duplicate", "swapped_duplicate"),
@@ -50,22 +54,23 @@ LABELLED_DIRT = (
 SPECIAL_TOKENS = ("<start_of_turn>user", "<|im_end|>", "</s>", "<|eot_id|>", "<eos>")
 
 SOURCES = ("train", "extra", "ultra", "test")
-SHARED_PROMPTS = {"extra": 0.3, "ultra": 0.25}  # of rows, on a prompt of train
+# Share of the rows whose prompt comes from train, for the folds to hold out.
+SHARED_PROMPTS = {"extra": 0.3, "ultra": 0.25}
 ROWS_PER_PROMPT = 3
-EXTRA_NOISE = 0.2
-CHUNK_ROWS = 20_000
+EXTRA_NOISE = 0.2  # share of the labels of "extra" that are random
+CHUNK_ROWS = 20_000  # simulated at a time, to bound the memory
 
 
 @dataclass
 class SimulatedRows:
-    """Some consecutive rows of one file.
+    """Hold ``n`` consecutive rows of one file.
 
     Attributes:
         texts: Prompt, answer A and answer B: three lists of ``n`` lists of turns.
         models: ``(n, 2)`` int64 indices into ``MODEL_NAMES``.
-        probs: ``(n, 3)`` float64, what the label was drawn from.
-        labels: ``(n,)`` int64 class index.
-        dirt: ``n`` names, empty for a clean row.
+        probs: ``(n, 3)`` float64 probabilities that the labels were drawn from.
+        labels: ``(n,)`` int64 class indices.
+        dirt: ``n`` kinds of dirt; empty for a clean row.
     """
 
     texts: list[list[list[str | None]]]
@@ -76,12 +81,16 @@ class SimulatedRows:
 
 
 def prompt_pools(settings: dict[str, Any]) -> dict[str, np.ndarray]:
-    """Prompt codes that each source draws from, disjoint between the sources.
+    """Draw disjoint sets of prompt codes, one for each source.
 
-    A pool holds a third as many prompts as its file has rows, so that prompts repeat.
+    A set holds a third as many prompts as its file has rows, so that prompts repeat.
+
+    Returns:
+        For each source, int64 codes.
     """
     codes = np.random.default_rng([settings["seed"], 99]).permutation(N_PROMPTS)
     wanted = [max(settings[f"n_{name}"] // ROWS_PER_PROMPT, 1) for name in SOURCES]
+    # Large files ask for more prompts than there are.
     scale = min(1.0, N_PROMPTS / sum(wanted))
     ends = np.cumsum([max(int(size * scale), 1) for size in wanted])
     return dict(zip(SOURCES, np.split(codes[: ends[-1]], ends[:-1]), strict=True))
@@ -90,7 +99,10 @@ def prompt_pools(settings: dict[str, Any]) -> dict[str, np.ndarray]:
 def _choose_dirt(
     rng: np.random.Generator, n_rows: int, fraction: float, kinds: tuple[str, ...]
 ) -> list[str]:
-    """Kinds in equal shares at random rows; the first row stays clean."""
+    """Put ``kinds`` in equal shares on random rows.
+
+    The first row stays clean, so that duplicates have a row to copy.
+    """
     dirt = [""] * n_rows
     n_dirty = min(round(fraction * n_rows), n_rows - 1)
     for number, row in enumerate(1 + rng.permutation(n_rows - 1)[:n_dirty]):
@@ -99,7 +111,7 @@ def _choose_dirt(
 
 
 def _add_text_dirt(rng: np.random.Generator, rows: SimulatedRows) -> None:
-    """Spoil the text of dirty rows in a way that the judge does not mind."""
+    """Change the texts of dirty rows in place, after the judge has seen them."""
     prompts, first, second = rows.texts
     for row, kind in enumerate(rows.dirt):
         answer = (first, second)[rng.integers(2)] if kind else first
@@ -120,7 +132,7 @@ def _add_text_dirt(rng: np.random.Generator, rows: SimulatedRows) -> None:
 def _copy_duplicates(
     rng: np.random.Generator, rows: SimulatedRows, donor: SimulatedRows
 ) -> None:
-    """Turn duplicate rows into copies of clean rows of ``donor``, some swapped."""
+    """Overwrite duplicates with clean rows of ``donor``, some with answers swapped."""
     clean = [row for row, kind in enumerate(donor.dirt) if not kind]
     for row, kind in enumerate(rows.dirt):
         if not kind.endswith("duplicate"):
@@ -128,6 +140,7 @@ def _copy_duplicates(
         source = clean[rng.integers(len(clean))]
         swap = kind == "swapped_duplicate"
         for column, texts in enumerate(rows.texts):
+            # Columns 1 and 2, the answers, change places; the prompt stays.
             taken = column if column == 0 or not swap else 3 - column
             texts[row] = list(donor.texts[taken][source])
         classes = [1, 0, 2] if swap else [0, 1, 2]
@@ -137,7 +150,7 @@ def _copy_duplicates(
 
 
 def _vary_prompts(rng: np.random.Generator, prompts: list[list[str | None]]) -> None:
-    """Change case or spaces of some prompts: the same after normalisation."""
+    """Change the case or spaces of 5 % of the prompts, which normalisation undoes."""
     for row in np.flatnonzero(rng.random(len(prompts)) < 0.05):
         text = prompts[row][0]
         prompts[row][0] = text.lower() if rng.random() < 0.5 else f" {text} "
@@ -155,14 +168,15 @@ def simulate_rows(
     Args:
         rng: Generator of everything random.
         source: train, extra (noisier labels), ultra (no ties) or test.
-        prompts: ``(n,)`` int64 prompt codes, ``n`` at least 1.
-        dirty_fraction: Share of dirty rows, in equal parts of every kind.
+        prompts: ``(n,)`` int64 prompt codes; ``n`` is at least 1.
+        dirty_fraction: Share of dirty rows, with equal numbers of each kind.
         donor: SimulatedRows of another file that duplicates copy; None for these rows.
     """
     kinds = TEXT_DIRT if source == "test" else LABELLED_DIRT + TEXT_DIRT
     dirt = _choose_dirt(rng, len(prompts), dirty_fraction, kinds)
     answers = draw_answers(rng, prompts)
     kind = np.array(dirt)
+    # Identical and empty answers are set before judging: their labels fit their texts.
     same = kind == "identical"
     for name in ("format", "n_items", "opening", "closing", "items"):
         values = getattr(answers, name)
@@ -186,7 +200,11 @@ def simulate_rows(
 def csv_records(
     rows: SimulatedRows, first_id: int, labelled: bool
 ) -> Iterator[list[Any]]:
-    """The rows as CSV cells: turns as JSON lists, the label as three 0/1 columns."""
+    """Turn rows into CSV cells, numbering them from ``first_id``.
+
+    Turns become JSON lists and a label three columns of 0 and 1. Without ``labelled``,
+    rows have the columns ``TEST_COLUMNS``.
+    """
     targets = np.eye(3, dtype=np.int64)[rows.labels]
     for row, kind in enumerate(rows.dirt):
         cells = [json.dumps(texts[row]) for texts in rows.texts]
@@ -204,8 +222,12 @@ def csv_records(
 def _simulate_chunks(
     source: str, settings: dict[str, Any], pools: dict[str, np.ndarray]
 ) -> Iterator[SimulatedRows]:
-    """The rows of one file, some thousand at a time; each chunk has its own seed."""
+    """Simulate the rows of one file, at most ``CHUNK_ROWS`` at a time.
+
+    Each chunk has a seed of its own, so any chunk can be simulated alone.
+    """
     number, n_rows = SOURCES.index(source), settings[f"n_{source}"]
+    # Their duplicates copy rows of train, for cleaning to find across files.
     donor = None
     if source in SHARED_PROMPTS and settings["n_train"]:
         donor = next(_simulate_chunks("train", settings, pools))
@@ -222,11 +244,18 @@ def _simulate_chunks(
 def write_source(
     path: Path, source: str, settings: dict[str, Any], pools: dict[str, np.ndarray]
 ) -> tuple[pa.Table, dict[str, Any]]:
-    """Stream one CSV file.
+    """Simulate and write one CSV file, chunk by chunk.
+
+    Args:
+        path: The CSV file.
+        source: One of ``SOURCES``.
+        settings: See ``write_simulation``.
+        pools: See ``prompt_pools``.
 
     Returns:
-        The judge's probabilities of its rows, and the number of rows, the number of
-        dirty rows of each kind, and the Bayes log loss of its labels in nats.
+        A table of ``TRUTH_SCHEMA`` with one row per CSV row, and a report: ``n_rows``,
+        ``dirt`` (number of rows by kind), and ``bayes_log_loss`` in nats (None without
+        rows).
     """
     labelled = source != "test"
     probs, labels, dirt = [], [], Counter()
@@ -244,26 +273,27 @@ def write_source(
             labels.append(rows.labels)
             dirt.update(kind for kind in rows.dirt if kind)
     n_rows = first_id - 1
-    table = np.concatenate(probs) if probs else np.zeros((0, 3))
-    loss = bayes_log_loss(table, np.concatenate(labels)) if n_rows else None
+    all_probs = np.concatenate(probs) if probs else np.zeros((0, 3))
+    loss = bayes_log_loss(all_probs, np.concatenate(labels)) if n_rows else None
     ids = [f"{source}:{number}" for number in range(1, n_rows + 1)]
-    truth = pa.table([ids, *table.T], schema=TRUTH_SCHEMA)
+    truth = pa.table([ids, *all_probs.T], schema=TRUTH_SCHEMA)
     return truth, {"n_rows": n_rows, "dirt": dict(dirt), "bayes_log_loss": loss}
 
 
 def write_simulation(
     paths: dict[str, Path], truth_path: Path, settings: dict[str, Any]
 ) -> dict[str, dict[str, Any]]:
-    """Write the four CSV files and the truth; the same settings give the same bytes.
+    """Write the four CSV files and the truth; equal settings give equal bytes.
 
     Args:
         paths: The CSV path of each of ``SOURCES``.
-        truth_path: Parquet file of row id and the probabilities of A, B and tie.
+        truth_path: Parquet file of ``TRUTH_SCHEMA``: the id ``source:id`` and the
+            probabilities of A, B and tie of every row.
         settings: ``n_train``, ``n_extra``, ``n_ultra``, ``n_test``,
             ``dirty_fraction`` and ``seed``.
 
     Returns:
-        For each source what ``write_source`` reports.
+        For each source, the report of ``write_source``.
     """
     pools = prompt_pools(settings)
     truths, reports = [], {}
