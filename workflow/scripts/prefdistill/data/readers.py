@@ -250,7 +250,7 @@ def read_json_rows(path: Path, source: str, counts: ImportedFile) -> Iterator[Ra
     Raises:
         UserError: If a line is not a JSON object or lacks a required column.
     """
-    number, ignored = 0, set()
+    number, ignored, used = 0, set(), used_columns(source)
     try:
         _check_start(path, counts)
         with _open_bytes(path) as handle:
@@ -266,8 +266,10 @@ def read_json_rows(path: Path, source: str, counts: ImportedFile) -> Iterator[Ra
                     raise fault.located(str(path), where) from fault
                 # Each line is an object of its own and may lack a key.
                 match_columns(list(row), source, str(path), where)
-                ignored |= row.keys() - set(used_columns(source))
-                values = [row.get(name) for name in ROW_COLUMNS]
+                ignored |= row.keys() - set(used)
+                values = [
+                    row[n] if n in used and n in row else None for n in ROW_COLUMNS
+                ]
                 yield RawRow(number, where, values)
     except (EOFError, OSError, zlib.error) as error:
         raise _unreadable(path, error) from error
