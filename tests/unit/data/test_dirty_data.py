@@ -1,6 +1,7 @@
-"""Whatever arrives is handled by a stated policy and counted, or refused in one line.
+"""Every input is handled by a stated policy and counted, or refused in one line.
 
-Each case goes through import_pairs, clean_pairs and make_folds, as in the workflow.
+Each case goes through import_pairs, clean_pairs and make_folds, as in the workflow, so
+these tests belong to no single module.
 """
 
 # A table reads best with one case a line.
