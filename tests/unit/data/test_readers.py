@@ -122,7 +122,7 @@ def test_line_breaks_in_cells_do_not_split_rows(tmp_path):
 
 
 def test_a_fault_after_line_breaks_in_cells_names_its_line(tmp_path):
-    raw = [kaggle_row(1, ["p\n"]), kaggle_row("x")]
+    raw = [kaggle_row(1), kaggle_row("x")]
     raw[0][3] = '["p\n"]'
     with pytest.raises(UserError, match=r"row 2 \(line 4\), column id"):
         import_files(tmp_path, [write_csv(tmp_path / "t.csv", raw)])

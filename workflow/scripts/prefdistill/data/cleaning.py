@@ -34,7 +34,9 @@ NO_LABEL = -1
 # RE2's twin of ``_LINE_BREAK`` and ``_CONTROL`` together: it finds the turns that
 # ``strip_controls`` would change, so that Python sees only those.
 _CONTROL_RE2 = r"[\x00-\x08\x0b-\x1f\x7f-\x{9f}]"
+# These become line feeds, ...
 _LINE_BREAK = re.compile("\r\n|[\r\x0b\x0c\x1c-\x1f\x85]")
+# ... and these are removed.
 _CONTROL = re.compile("[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f]")
 # Special tokens and chat control tokens of common model families, written as text.
 # Cleaning only counts them: which of them a model knows depends on its tokenizer, so

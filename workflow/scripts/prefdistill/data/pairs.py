@@ -288,7 +288,7 @@ def match_columns(
     for name in used:
         if names.count(name) > 1:
             raise UserError(
-                f"{file}, {where}, column {name}: stands there {names.count(name)} "
+                f"{file}, {where}, column {name}: occurs {names.count(name)} "
                 "times; keep one"
             )
         if name in required and name not in names:

@@ -221,7 +221,7 @@ def _parse_object(line: bytes) -> dict[str, Any]:
     def refuse_repeated(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         for name, n_times in Counter(name for name, _ in pairs).items():
             if n_times > 1 and name in ROW_COLUMNS:
-                raise CellFault(name, f"stands there {n_times} times; keep one")
+                raise CellFault(name, f"occurs {n_times} times; keep one")
         return dict(pairs)
 
     try:

@@ -99,6 +99,7 @@ class DenseHeads(torch.nn.Module):
         def error(difference: torch.Tensor) -> torch.Tensor:
             return (difference.square() * self.weights).mean()
 
+        # Ratings at tokens that have not seen the whole answer count half.
         return (
             0.5 * error(first)
             + error(both[:, 0])

@@ -134,13 +134,12 @@ def draw_answers(
 ) -> Answers:
     """Draw two models and their answers to every prompt.
 
-    The order of the draws fixes the demo's data: do not change it.
-
     Args:
         rng: Generator of everything random.
         prompt: ``(n,)`` int64 prompt codes.
         multi_turn_share: Share of the rows with a second turn.
     """
+    # The order of the draws determines the demo's data: another order, other data.
     n_rows = len(prompt)
     topic, asked_format, asks_long = decode_requests(prompt)
     first = rng.integers(len(SKILLS), size=n_rows)
