@@ -14,7 +14,7 @@ HEADER = (
 
 
 def kaggle_row(name=1, prompt=("p",), a=("a",), b=("b",), label=(1, 0, 0)):
-    """The cells of a CSV row, in the order of ``HEADER``."""
+    """Make the cells of a CSV row, in the order of ``HEADER``."""
     texts = [json.dumps(list(turns)) for turns in (prompt, a, b)]
     return [name, "m", "n", *texts, *label]
 

@@ -36,7 +36,7 @@ WIN_A, WIN_B, TIE = "1,0,0", "0,1,0", "0,0,1"
 
 
 def line(name=1, prompt='["p"]', a='["a"]', b='["b"]', label=WIN_A):
-    """A line of CSV; the texts are cells as JSON, quoted here."""
+    """Make a line of CSV; the texts are JSON and are quoted here."""
     cells = ('"' + text.replace('"', '""') + '"' for text in (prompt, a, b))
     return ",".join([str(name), "m", "n", *cells, label])
 
@@ -48,17 +48,17 @@ CLEAN = [
 
 
 def table(*lines, header=HEADER, clean=True):
-    """A file: header, the lines in question, and thirty good ones after them."""
+    """Make a file: header, the lines in question, and thirty good lines."""
     return "\n".join([header, *lines, *(CLEAN if clean else []), ""]).encode()
 
 
 def rows_of(*lines):
-    """Lines as dictionaries of strings, as a reader of CSV sees them."""
+    """Parse lines of CSV as dictionaries of strings."""
     return list(csv.DictReader(io.StringIO("\n".join([HEADER, *lines]))))
 
 
 def json_lines(*lines):
-    """Lines of CSV as JSON lines with lists and numbers."""
+    """Turn lines of CSV into JSON lines with lists and numbers."""
     numbers = ("id", *NAMES[6:])
     texts = NAMES[3:6]
     return "".join(
@@ -71,7 +71,7 @@ def json_lines(*lines):
 
 
 def parquet(*lines, **columns):
-    """Lines of CSV as a parquet file of strings; columns replace those of the lines."""
+    """Turn lines of CSV into a parquet file of strings; ``columns`` replace some."""
     rows = rows_of(*lines)
     content = {name: pa.array([row[name] for row in rows]) for name in NAMES}
     handle = io.BytesIO()
@@ -85,7 +85,7 @@ def zstd(content):
 
 @dataclass
 class Case:
-    """An input and what must come of it.
+    """Hold an input and the expected outcome.
 
     ``expected`` is the whole message, with ``{f}`` for the file, or the counts.
     """
@@ -97,7 +97,7 @@ class Case:
 
 
 def kept(n_more=1, dropped=None, repaired=None, ignored=()):
-    """The counts of a run that ends well: ``n_more`` rows beside the clean ones."""
+    """Make the counts of a run that succeeds: ``n_more`` rows beside the clean ones."""
     return {
         "n_out": N_CLEAN + n_more,
         "dropped": dropped or {},
@@ -111,7 +111,7 @@ def dropped(**reasons):
 
 
 def process(folder, name, content, others, folds=FOLDS):
-    """The three rules' functions one after the other; returns the counts."""
+    """Run the three jobs one after the other; returns the counts."""
     (folder / name).write_bytes(content)
     data = {"train": [str(folder / name)], "extra": [], "ultra": [], "test": None}
     for source, text in others.items():
@@ -152,17 +152,17 @@ TYPED = [line(), *CLEAN]
 
 
 def cell(text, message):
-    """A case of one text cell that is refused."""
+    """Make a case of a text cell that is refused."""
     return Case(table(line(prompt=text)), f"{AT}, column prompt: {message}")
 
 
 def number(name, message):
-    """A case of one id that is refused."""
+    """Make a case of an id that is refused."""
     return Case(table(line(name)), f"{AT}, column id: {message}")
 
 
 def label(text, column, message):
-    """A case of labels that are refused."""
+    """Make a case of labels that are refused."""
     message = f"{message} is not a label; it must be 0 or 1"
     return Case(table(line(label=text)), f"{AT}, column {column}: {message}")
 

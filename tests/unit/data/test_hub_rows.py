@@ -8,7 +8,7 @@ from prefdistill.errors import UserError
 
 @pytest.fixture
 def hub(tmp_path, monkeypatch):
-    """Function that writes a local data set; its cache lies in a temporary folder."""
+    """Give a function that writes a local data set, with a temporary cache."""
     datasets = pytest.importorskip("datasets")
     cache = tmp_path / "cache"
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", cache)

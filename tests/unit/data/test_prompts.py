@@ -294,7 +294,7 @@ KINDS = ("tiny", *FAMILIES, *(f"tiny_{name}" for name in SPECIAL_TOKENS), *FOLDE
 
 @pytest.fixture(scope="module", params=KINDS, ids=lambda kind: Path(kind).name)
 def tokenizer(request, tiny_tokenizer):
-    """The tiny tokenizer, alone and with each family's tokens, and those of bases."""
+    """Give the tiny tokenizer, plain and with each family's tokens, and those of bases."""
     kind = request.param
     if isinstance(kind, Path):
         return AutoTokenizer.from_pretrained(kind)
@@ -316,7 +316,7 @@ def encode_sides(tokenizer, *sides):
 
 
 def check_structure(tokenizer, sides):
-    """A row has the structure of a harmless one with as many turns."""
+    """Check that a row has the structure of a harmless row with as many turns."""
     harmless = [["word" for _ in side] for side in sides]
     row, plain = (encode_sides(tokenizer, *s) for s in (sides, harmless))
     tokens, plain_tokens = row.tokens(0, "AB"), plain.tokens(0, "AB")

@@ -35,7 +35,7 @@ def write_file(path, rows, names=NAMES):
 
 
 def read(path, source="train"):
-    """All rows of a file, and its counts."""
+    """Read all rows of a file, and its counts."""
     counts = ImportedFile(str(path), source)
     return list(read_file_rows(path, source, counts)), counts
 

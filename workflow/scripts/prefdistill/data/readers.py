@@ -33,7 +33,7 @@ from prefdistill.errors import UserError
 MAX_CELL_BYTES = 64 << 20
 
 # First bytes of files that are not plain UTF-8 text: the fault and its remedy. UTF-32
-# comes before UTF-16, whose mark its own begins with.
+# comes before UTF-16, since the mark of UTF-32 starts with that of UTF-16.
 _FOREIGN_STARTS = {
     b"\x00\x00\xfe\xff": "is UTF-32; save it as UTF-8",
     b"\xff\xfe\x00\x00": "is UTF-32; save it as UTF-8",
