@@ -294,7 +294,7 @@ KINDS = ("tiny", *FAMILIES, *(f"tiny_{name}" for name in SPECIAL_TOKENS), *FOLDE
 
 @pytest.fixture(scope="module", params=KINDS, ids=lambda kind: Path(kind).name)
 def tokenizer(request, tiny_tokenizer):
-    """Give the tiny tokenizer, plain and with each family's tokens, and those of bases."""
+    """Give the tiny tokenizer, plain or with a family's tokens, and those of bases."""
     kind = request.param
     if isinstance(kind, Path):
         return AutoTokenizer.from_pretrained(kind)
