@@ -4,7 +4,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 
-# Settings, each for the command line, as in `make run CONFIG=config/small.yaml`.
+# Settings for the command line, as in `make run CONFIG=config/small.yaml`.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 DOCS_VENV := .venv-docs
@@ -18,9 +18,9 @@ ARGS ?=
 MODEL ?= gptq4
 
 SNAKEMAKE := $(VENV)/bin/snakemake
-# Snakemake, after clearing up where its last driver was killed.
-DRIVE := $(VENV)/bin/python tools/drive.py $(SNAKEMAKE)
-SHOW_JOBS := $(VENV)/bin/python tools/show_jobs.py
+# Found without installation: `prefdistill` at the root is a link to the package.
+PREFDISTILL := $(VENV)/bin/python -m prefdistill
+CHAOS := PYTHONPATH=workflow/scripts:tests/integration $(VENV)/bin/python tests/chaos
 PIP_INSTALL := $(VENV)/bin/python -m pip install -q --disable-pip-version-check
 # A copy of the lock that was installed last: no file times, so that neither a touch
 # nor another check-out of the same lock installs anything.
@@ -34,15 +34,17 @@ JUDGE := results/$(if $(filter merged,$(MODEL)),merged,gptq/$(MODEL:gptq%=%)bit)
 RELEASE := results/release/$(if $(filter merged,$(MODEL)),merged,$(MODEL)bit)
 WHAT := $(TARGET) $(if $(CONFIG),--configfile $(CONFIG))
 
+### use: run the workflow and its judges
+
 .PHONY: help
 help: ## list the targets
 	@echo "usage: make TARGET [CONFIG=\"config/a.yaml config/b.yaml\"] [PROFILE=slurm]"
 	@echo "            [TARGET=all] [CORES=N] [PYTHON=python3.11] [ARGS=\"--keep-going\"]"
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) \
-		| awk -F ':.*## ' '{printf "  %-15s %s\n", $$1, $$2}'
+	@awk -F ':.*## ' '/^### /{printf "\n%s\n", substr($$0, 5)} \
+		/^[a-z-]+:.*## /{printf "  %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: setup
-setup: ## install every pin into .venv (does nothing when that is done)
+setup: ## install every pinned package into .venv, once
 	@cmp -s requirements.lock $(INSTALLED) || $(MAKE) --no-print-directory install
 
 .PHONY: install
@@ -61,110 +63,61 @@ install:
 
 .PHONY: demo
 demo: setup ## run config/demo.yaml: tiny models, simulated pairs, minutes on two cores
-	$(DRIVE) all --configfile config/demo.yaml --profile profiles/default $(LOCAL) $(ARGS)
+	$(PREFDISTILL) run all --configfile config/demo.yaml \
+		--profile profiles/default $(LOCAL) $(ARGS)
 	@$(MAKE) --no-print-directory report CONFIG=config/demo.yaml
 
 .PHONY: run
-run: setup ## run TARGET with CONFIG (config/config.yaml if not given) through PROFILE
-	$(DRIVE) $(WHAT) $(WHERE) $(ARGS)
+run: setup ## run TARGET with CONFIG (config/config.yaml by default) and PROFILE
+	$(PREFDISTILL) run $(WHAT) $(WHERE) $(ARGS)
 
 .PHONY: plan
-plan: setup ## the jobs that `make run` would run, why, and what they would take
-	$(DRIVE) $(WHAT) $(WHERE) --dry-run $(ARGS)
-	@$(SHOW_JOBS) plan $(WHAT) $(WHERE) $(ARGS)
+plan: setup ## show the jobs that `make run` would run, why, and what they would take
+	$(PREFDISTILL) run $(WHAT) $(WHERE) --dry-run $(ARGS)
+	@$(PREFDISTILL) plan $(WHAT) $(WHERE) $(ARGS)
 
 .PHONY: status
-status: setup ## what of TARGET is done, running, failed and left, and the GPU-hours left
-	@$(SHOW_JOBS) status $(WHAT) $(WHERE) $(ARGS)
+status: setup ## show which jobs are done, running, failed and left, and the GPU hours left
+	@$(PREFDISTILL) status $(WHAT) $(WHERE) $(ARGS)
 
 .PHONY: report
-report: setup ## bring results/report.html and results/report up to date, print the scores
-	$(DRIVE) report $(if $(CONFIG),--configfile $(CONFIG)) $(WHERE) $(ARGS)
+report: setup ## bring results/report and results/report.html up to date, print the scores
+	$(PREFDISTILL) run report $(if $(CONFIG),--configfile $(CONFIG)) $(WHERE) $(ARGS)
 	$(SNAKEMAKE) report $(if $(CONFIG),--configfile $(CONFIG)) $(WHERE) \
 		--report results/report.html --quiet
 	@cat results/report/summary.md
 
-.PHONY: tensorboard
-tensorboard: setup ## write training curves and job times as TensorBoard event files
-	@$(VENV)/bin/python tools/write_events.py $(ARGS)
-
 .PHONY: release
 release: setup ## write results/release: judges with card and example, to hand on
-	$(DRIVE) release $(if $(CONFIG),--configfile $(CONFIG)) $(WHERE) $(ARGS)
+	$(PREFDISTILL) run release $(if $(CONFIG),--configfile $(CONFIG)) $(WHERE) $(ARGS)
 
-# Nothing is installed for a command that lacks what it needs.
+# Nothing is installed for a command that lacks its arguments.
 .PHONY: predict
 predict: $(if $(and $(INPUT),$(OUTPUT)),setup) ## score a file: INPUT=pairs.csv OUTPUT=out.csv MODEL=gptq4 (PLAIN=1: texts)
 	@$(if $(and $(INPUT),$(OUTPUT)),,$(error INPUT and OUTPUT are needed, as in \
 		make predict INPUT=pairs.csv OUTPUT=out.csv MODEL=gptq4))
-	@PYTHONPATH=workflow/scripts exec $(VENV)/bin/python -m prefdistill.predict \
-		$(JUDGE) "$(INPUT)" "$(OUTPUT)" $(if $(PLAIN),--plain) $(ARGS)
+	@exec $(PREFDISTILL) predict $(JUDGE) "$(INPUT)" "$(OUTPUT)" \
+		$(if $(PLAIN),--plain) $(ARGS)
 
 .PHONY: push
-push: $(if $(REPO),setup) ## show an upload of a release to the Hub: REPO=me/judge MODEL=gptq4 (PUSH=1: do)
+push: $(if $(REPO),setup) ## show an upload of a release to the Hub: REPO=me/judge (PUSH=1 uploads)
 	@$(if $(REPO),,$(error REPO is needed, as in make push REPO=me/judge MODEL=gptq4))
-	@$(VENV)/bin/python tools/push_release.py $(RELEASE) "$(REPO)" $(if $(PUSH),--push)
-
-.PHONY: dag
-dag: setup ## draw the rule graph of config/demo.yaml, or of CONFIG, to docs/rulegraph.svg
-	$(SNAKEMAKE) $(TARGET) --configfile $(or $(CONFIG),config/demo.yaml) \
-		--rulegraph dot --quiet \
-		| $(VENV)/bin/python tools/draw_rulegraph.py docs/rulegraph.svg
-
-.PHONY: docs
-docs: ## write the documentation as a site to site/ (with an environment of its own)
-	@cmp -s docs/requirements.txt $(DOCS_VENV)/installed.txt || { \
-		$(PYTHON) -m venv --clear $(DOCS_VENV) && \
-		$(DOCS_VENV)/bin/python -m pip install -q --disable-pip-version-check \
-			--no-deps -r docs/requirements.txt && \
-		cp docs/requirements.txt $(DOCS_VENV)/installed.txt; }
-	$(DOCS_VENV)/bin/mkdocs build --strict --quiet
+	@$(PREFDISTILL) push $(RELEASE) "$(REPO)" $(if $(PUSH),--push)
 
 .PHONY: unlock
-unlock: setup ## release a lock that `make run` cannot tell to be a dead driver's
+unlock: setup ## release a lock that `make run` cannot recognise as a dead driver's
 	$(SNAKEMAKE) $(WHAT) --unlock
+
+.PHONY: clean-results
+clean-results: ## remove everything that runs have made, checkpoints included
+	rm -rf results logs scratch .snakemake
+
+### develop: change the workflow and check it
 
 .PHONY: test
 test: setup ## run the whole test suite
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n $(TEST_WORKERS) --dist loadfile \
 		$(ARGS)
-
-.PHONY: slurm-test
-slurm-test: setup ## start a toy Slurm (as root, on Debian), run the workflow on it, end it
-	@folder=$$(mktemp -d /tmp/slurm-XXXXXX); trap "tests/slurm/stop.sh $$folder" EXIT; \
-	tests/slurm/start.sh $$folder; \
-	SLURM_TEST_FOLDER=$$folder $(VENV)/bin/python -m pytest tests/slurm $(ARGS)
-
-.PHONY: chaos-driver
-chaos-driver: setup ## kill the driver 20 times (ARGS="--kills N"); one command recovers
-	OMP_NUM_THREADS=1 $(VENV)/bin/python tests/chaos/driver.py $(ARGS)
-
-.PHONY: chaos-workflow
-chaos-workflow: setup ## 30 whole runs under random kills (ARGS="--runs N --parallel M")
-	OMP_NUM_THREADS=1 $(VENV)/bin/python tests/chaos/workflow.py $(ARGS)
-
-.PHONY: faults
-faults: setup ## fail every write, fsync and rename of every writer, and count
-	FAULTS=all OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest \
-		tests/faults/test_whole_files.py $(ARGS)
-
-.PHONY: chaos
-chaos: setup ## kill training and jobs, and race copies of jobs: 200, 50, 50 and 50 times
-	$(VENV)/bin/python tests/chaos/training.py --kills 200 --signals 50 $(ARGS)
-	$(VENV)/bin/python tests/chaos/jobs.py --kills 50 --races 50 $(ARGS)
-
-.PHONY: fuzz
-fuzz: setup ## import mutated input files for a minute (ARGS="--minutes 60 --seed 1")
-	PYTHONPATH=workflow/scripts OMP_NUM_THREADS=1 $(VENV)/bin/python \
-		tests/fuzz/csv_fuzz.py $(ARGS)
-
-.PHONY: bench
-bench: setup ## the public recipe and this engine on the GPU (ARGS="--models gemma-2-9b")
-	$(VENV)/bin/python bench/engine.py $(ARGS)
-
-.PHONY: bench-cpu
-bench-cpu: setup ## packing's gain and what a job's start costs, on the CPU
-	$(VENV)/bin/python bench/cpu.py $(ARGS)
 
 .PHONY: lint
 lint: setup ## check style: ruff, snakefmt, snakemake --lint
@@ -173,11 +126,63 @@ lint: setup ## check style: ruff, snakefmt, snakemake --lint
 	$(VENV)/bin/snakefmt --check workflow
 	$(SNAKEMAKE) --lint --configfile config/demo.yaml
 
+.PHONY: dag
+dag: setup ## draw the rule graph of CONFIG (config/demo.yaml) to docs/rulegraph.svg
+	@command -v dot >/dev/null || { echo "error: no Graphviz found, which draws the" \
+		"rule graph: apt-get install graphviz" >&2; exit 1; }
+	$(SNAKEMAKE) $(TARGET) --configfile $(or $(CONFIG),config/demo.yaml) \
+		--rulegraph dot --quiet | tred | dot -Tsvg > docs/rulegraph.svg.part
+	@mv docs/rulegraph.svg.part docs/rulegraph.svg
+
+.PHONY: docs
+docs: ## write the documentation as a site to site/, in an environment of its own
+	@cmp -s docs/requirements.txt $(DOCS_VENV)/installed.txt || { \
+		$(PYTHON) -m venv --clear $(DOCS_VENV) && \
+		$(DOCS_VENV)/bin/python -m pip install -q --disable-pip-version-check \
+			--no-deps -r docs/requirements.txt && \
+		cp docs/requirements.txt $(DOCS_VENV)/installed.txt; }
+	$(DOCS_VENV)/bin/mkdocs build --strict --quiet
+
 .PHONY: clean
 clean: ## remove caches; results and .venv stay
 	rm -rf .pytest_cache .ruff_cache .hypothesis
-	find tests tools workflow -name __pycache__ -type d -prune -exec rm -rf {} +
+	find benchmarks tests workflow -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.PHONY: clean-results
-clean-results: ## remove everything that runs have made, checkpoints included
-	rm -rf results logs benchmarks scratch .snakemake
+### prove: test reliability by force, measure speed
+
+.PHONY: slurm-test
+slurm-test: setup ## start a toy Slurm (as root, on Debian), run the workflow on it, stop it
+	@folder=$$(mktemp -d /tmp/slurm-XXXXXX); trap "tests/slurm/stop.sh $$folder" EXIT; \
+	tests/slurm/start.sh $$folder; \
+	SLURM_TEST_FOLDER=$$folder $(VENV)/bin/python -m pytest tests/slurm $(ARGS)
+
+.PHONY: chaos
+chaos: setup ## kill training and jobs, race copies of jobs: 200, 50, 50 and 50 times
+	$(CHAOS)/training.py --kills 200 --signals 50 $(ARGS)
+	$(CHAOS)/jobs.py --kills 50 --races 50 $(ARGS)
+
+.PHONY: chaos-driver
+chaos-driver: setup ## kill the driver 20 times (ARGS="--kills N"); one command recovers
+	OMP_NUM_THREADS=1 $(CHAOS)/driver.py $(ARGS)
+
+.PHONY: chaos-workflow
+chaos-workflow: setup ## 30 whole runs under random kills (ARGS="--runs N --parallel M")
+	OMP_NUM_THREADS=1 $(CHAOS)/workflow.py $(ARGS)
+
+.PHONY: faults
+faults: setup ## fail every write, fsync and rename of every writer, and count
+	FAULTS=all OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest \
+		tests/faults/test_whole_files.py $(ARGS)
+
+.PHONY: fuzz
+fuzz: setup ## import mutated input files for a minute (ARGS="--minutes 60 --seed 1")
+	PYTHONPATH=workflow/scripts OMP_NUM_THREADS=1 $(VENV)/bin/python \
+		tests/fuzz/csv_fuzz.py $(ARGS)
+
+.PHONY: bench
+bench: setup ## time the public recipe and this engine on the GPU (ARGS="--models gemma-2-9b")
+	$(VENV)/bin/python -m benchmarks.engine $(ARGS)
+
+.PHONY: bench-cpu
+bench-cpu: setup ## measure packing's gain and what a job's start costs, on the CPU
+	$(VENV)/bin/python -m benchmarks.cpu $(ARGS)

@@ -5,7 +5,6 @@ compares the file with the schema.
 """
 
 import json
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -105,7 +104,4 @@ def render() -> str:
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(ROOT / "workflow/scripts"))
-    from prefdistill.storage.whole_files import write_text
-
-    write_text(TARGET, render())
+    TARGET.write_text(render(), encoding="utf-8")

@@ -49,10 +49,34 @@ def tiny_tokenizer():
     )
 
 
-def _config(architecture: str):
-    import transformers
+# What a tiny model needs for its architecture's own settings to change its logits.
+OWN_SETTINGS = {
+    "llama_with_biases": {
+        "model_type": "llama",
+        "attention_bias": True,
+        "mlp_bias": True,
+    },
+    "mistral": {"sliding_window": 7},
+    # A sliding window in the upper layer only, as Qwen2 places it.
+    "qwen2": {
+        "use_sliding_window": True,
+        "sliding_window": 7,
+        "max_window_layers": 1,
+    },
+    "gemma2": {
+        "head_dim": 16,
+        "query_pre_attn_scalar": 24,
+        "sliding_window": 7,
+        "attn_logit_softcapping": 5.0,
+    },
+}
 
-    shape = {
+
+def _config(architecture: str):
+    from transformers import AutoConfig
+
+    settings = {
+        "model_type": architecture,
         "vocab_size": 400,
         "hidden_size": 32,
         "intermediate_size": 48,
@@ -64,29 +88,13 @@ def _config(architecture: str):
         "eos_token_id": 1,
         "bos_token_id": 2,
     }
-    if architecture == "llama":
-        return transformers.LlamaConfig(**shape)
-    if architecture == "llama_with_biases":
-        return transformers.LlamaConfig(**shape, attention_bias=True, mlp_bias=True)
-    if architecture == "qwen2":
-        # A sliding window in the upper layer only, as Qwen2 places it.
-        return transformers.Qwen2Config(
-            **shape, use_sliding_window=True, sliding_window=7, max_window_layers=1
-        )
-    return transformers.Gemma2Config(
-        **shape,
-        head_dim=16,
-        query_pre_attn_scalar=24,
-        sliding_window=7,
-        attn_logit_softcapping=5.0,
-    )
+    settings |= OWN_SETTINGS.get(architecture, {})
+    return AutoConfig.for_model(settings.pop("model_type"), **settings)
 
 
 @pytest.fixture(scope="session")
 def tiny_model_folder(tmp_path_factory, tiny_tokenizer) -> Callable[[str], Path]:
-    """Function from architecture to a model folder.
-
-    There are llama, qwen2, gemma2 and llama_with_biases.
+    """Function from architecture, or ``llama_with_biases``, to a model folder.
 
     The folder has a manifest, a random causal language model of two layers and hidden
     size 32 with large weights, so that errors show, and the tokenizer.

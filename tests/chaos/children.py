@@ -22,11 +22,10 @@ from typing import Any
 
 import numpy as np
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT / "workflow/scripts"), str(ROOT / "tests/integration")]
+from prefdistill.models.quick_imports import hide_unused_imports
+from prefdistill.running.job import set_threads
 
-from prefdistill.models.quick_imports import hide_unused_imports  # noqa: E402
-from prefdistill.running.job import set_threads  # noqa: E402
+ROOT = Path(__file__).resolve().parents[2]
 
 CHILD_LIMIT_S = 300
 MAX_DRAWS = 30  # kills that come too late are drawn again

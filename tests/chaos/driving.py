@@ -49,15 +49,16 @@ class Driver:
     def __init__(self, folder: Path, target: str) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         command = [
-            *(sys.executable, ROOT / "tools/drive.py"),
-            *(sys.executable, "-m", "snakemake", target, "--directory", folder),
+            *(sys.executable, "-m", "prefdistill", "run", target),
+            *("--directory", folder),
             *("--snakefile", ROOT / "workflow/Snakefile", "--cores", "2"),
             *("--profile", ROOT / "profiles/default", "--configfile", *CONFIGS),
         ]
         with open(folder / "terminal.txt", "ab") as terminal:
             self.process = subprocess.Popen(
-                command, stdout=terminal, stderr=terminal, start_new_session=True
-            )
+                command, cwd=ROOT, stdout=terminal, stderr=terminal,
+                start_new_session=True,
+            )  # fmt: skip
         self.pid = self.process.pid
         self.exit_code: int | None = None
 

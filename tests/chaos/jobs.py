@@ -63,14 +63,14 @@ RULES = (
     "distill_student",
     "average_adapters",
     "merge_adapter",
-    "predict_view",
+    "predict_logits",
 )
 # Jobs with checkpoints or several outputs have more to lose: half of the trials.
 OFTEN = ("train_teacher", "distill_student", "infer_logits", "merge_adapter")
 SMALLER = {"teachers": {"qwen": None}, "folds": {"n": 2}}
 RUN_TARGETS = (
     "results/merged/model.safetensors",
-    "results/predictions/merged/AB.parquet",
+    "results/predictions/merged/logits.npz",
 )
 PREAMBLE_END = "######## snakemake preamble end #########"
 CAPTURE = "--skip-script-cleanup"
@@ -163,11 +163,12 @@ def warm_up(finished: Path) -> None:
 
     from prefdistill.models.loading import load_classifier
     from prefdistill.models.lora import add_adapter
+    from prefdistill.settings import LoraSettings, read
 
     lora = {"r": 1, "alpha": 1, "dropout": 0.0, "targets": ["q_proj"]}
     for manifest in finished.glob("results/base/*/manifest.json"):
         model = load_classifier(manifest.parent, "nf4")
-        add_adapter(model, lora | {"lowest_layer": 0}, seed=0)
+        add_adapter(model, read(LoraSettings, lora | {"lowest_layer": 0}), seed=0)
 
 
 @dataclass

@@ -1,5 +1,6 @@
 """The chaos commands themselves, with few kills: every run ends as it must."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -20,6 +21,7 @@ def test_killed_runs_recover(command, last_line):
     done = subprocess.run(
         [sys.executable, Path(__file__).with_name(script), *options],
         stdout=subprocess.PIPE, text=True, check=False,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
     )  # fmt: skip
     assert done.returncode == 0, done.stdout
     assert done.stdout.splitlines()[-1] == last_line

@@ -1,5 +1,6 @@
 """A share of the kills and signals, in a process of its own."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ def test_killed_and_stopped_training_resumes_exactly():
             *("--kills", "20", "--signals", "5", "--seed", "3"),
         ],
         capture_output=True, text=True, check=False,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
     )  # fmt: skip
     assert result.returncode == 0, result.stdout + result.stderr
     assert "20/20" in result.stdout

@@ -47,8 +47,14 @@ from prefdistill.models import scoring as inference  # noqa: E402
 from prefdistill.models.loading import load_classifier, load_tokenizer  # noqa: E402
 from prefdistill.models.lora import add_adapter, save_adapter  # noqa: E402
 from prefdistill.models.scoring import score_pairs  # noqa: E402
-from prefdistill.running.job import run_job  # noqa: E402
+from prefdistill.running.job import guarded  # noqa: E402
 from prefdistill.running.progress import Progress  # noqa: E402
+from prefdistill.settings import (  # noqa: E402
+    LoraSettings,
+    OptimisationSettings,
+    TextSettings,
+    read,
+)
 from prefdistill.simulation.tiny_models import (  # noqa: E402
     build_model,
     draw_pairs,
@@ -58,7 +64,7 @@ from prefdistill.simulation.tiny_models import (  # noqa: E402
 )
 from prefdistill.storage import checkpoints  # noqa: E402
 from prefdistill.storage.checkpoints import Checkpoints  # noqa: E402
-from prefdistill.storage.tables import Logits, write_logits  # noqa: E402
+from prefdistill.storage.tables import VIEWS, Logits, write_logits  # noqa: E402
 from prefdistill.training import trainer as training  # noqa: E402
 from prefdistill.training.objectives import label_objective  # noqa: E402
 from prefdistill.training.trainer import Trainer  # noqa: E402
@@ -85,6 +91,7 @@ SETTINGS = {
     "pairs_per_step": 4,
     "token_budget": 160,  # three bins or more a step
     "warmup_steps": 2,
+    "warmup_fraction": 0.0,
     "schedule": "cosine",
     "min_lr_ratio": 0.1,
     "weight_decay": 0.01,
@@ -178,6 +185,7 @@ class Case:
         targets = np.eye(3, dtype=np.float32)[np.arange(N_PAIRS) % 3]
         settings = SETTINGS | {"checkpoint_steps": self.checkpoint_steps}
         objective = label_objective(targets)
+        settings = read(OptimisationSettings, settings)
         trainer = Trainer(self.model, self.encoded, objective, settings, 9.0, kept)
         trainer.run(folder / "train.jsonl")
         save_adapter(self.model, folder)
@@ -203,7 +211,7 @@ class Case:
         logits = score_pairs(
             self.model, self.encoded, token_budget=160, checkpoints=kept
         )
-        write_logits(folder / "logits.npz", Logits(ids, ids, logits, {}))
+        write_logits(folder / "logits.npz", Logits(ids, ids, logits, {"views": VIEWS}))
         kept.remove()
 
     def measure(self, folder: Path) -> None:
@@ -243,9 +251,10 @@ def make_cases(folder: Path) -> list[Case]:
         tokenizer = train_tokenizer(tokenizer_corpus(table, TEXT), architecture)
         model = build_model(SHAPE | {"architecture": architecture}, tokenizer)
         save_base(base, model, tokenizer)
-        encoded = encode_pairs(table, load_tokenizer(base), TEXT)
+        encoded = encode_pairs(table, load_tokenizer(base), read(TextSettings, TEXT))
         for precision in ("fp32", "nf4"):
-            model = add_adapter(load_classifier(base, precision), LORA, seed=1)
+            lora = read(LoraSettings, LORA)
+            model = add_adapter(load_classifier(base, precision), lora, seed=1)
             models[f"{architecture}-{precision}"] = model, encoded
     every = {"llama": 1, "qwen2": 3, "gemma2": 2}
     cases = [
@@ -384,7 +393,7 @@ class Trials:
         )
 
         def body() -> None:
-            with run_job(job):
+            with guarded(job):
                 shared.ready = 1
                 case.run(folder, shared)
 

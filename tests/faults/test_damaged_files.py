@@ -9,8 +9,8 @@ import torch
 from writers import WRITERS
 
 from prefdistill.errors import DamagedFile, UserError, disk_fault
-from prefdistill.export.averaging import read_adapter, write_adapter
 from prefdistill.export.merging import write_classifier
+from prefdistill.models.adapter_files import read_adapter, write_adapter
 from prefdistill.models.loading import load_classifier, load_tokenizer
 from prefdistill.models.lora import load_adapter, save_adapter
 from prefdistill.models.manifests import base_folder, tensor_header, write_manifest
@@ -25,7 +25,6 @@ from prefdistill.storage.tables import (
     read_table,
     write_json,
     write_logits,
-    write_predictions,
     write_table,
 )
 from prefdistill.storage.tensors import read_tensors, write_tensors
@@ -127,9 +126,8 @@ def test_a_missing_file_is_not_called_damaged(read, tmp_path):
 @pytest.mark.filterwarnings("ignore:overflow")
 def test_no_writer_writes_nan(world, tmp_path):
     """Each writer of numbers, given NaN or infinity, says where and writes nothing."""
-    bad = np.array([[0.0, np.nan, 0.0]], np.float32)
     ids, split = np.array(["train:1"]), np.array(["dev"])
-    scores = Logits(ids, split, np.zeros((1, 1, 3)), {})
+    scores = Logits(ids, split, np.zeros((1, 1, 3)), {"views": ["AB"]})
     scores.logits[0, 0, 0] = 1e300  # not finite once it is float32
     adapter = read_adapter(world.folder / "adapter")
     adapter.score[0, 0] = torch.inf
@@ -144,7 +142,6 @@ def test_no_writer_writes_nan(world, tmp_path):
     head = torch.full((3, 32), torch.nan)
     out = tmp_path / "out"
     writes = (
-        lambda: write_predictions(out / "AB.parquet", ids, split, bad),
         lambda: write_logits(out / "logits.npz", scores),
         lambda: write_table(out / "t.parquet", table, table.schema),
         lambda: write_json(out / "calibration.json", {"a": float("nan")}),

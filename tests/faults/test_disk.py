@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from prefdistill.running.job import run_job
+from prefdistill.running.job import guarded
 from prefdistill.storage.checkpoints import Checkpoints
 from prefdistill.storage.tables import Logits, read_logits, write_json, write_logits
 from prefdistill.storage.whole_files import atomic_path, temporary_folder
@@ -22,7 +22,7 @@ NOBODY = 65534
 
 
 def stand_in(log):
-    """What run_job asks of a script's ``snakemake`` object."""
+    """What a job asks of a script's ``snakemake`` object."""
     return SimpleNamespace(log=[log], threads=1, input=[], output=[], params={})
 
 
@@ -36,7 +36,7 @@ def job(body, log, before=lambda: None):
             os.dup2(send, 2)
             sys.stderr = open(2, "w")  # noqa: SIM115
             before()
-            with run_job(stand_in(log)):
+            with guarded(stand_in(log)):
                 body()
             status = 0
         except SystemExit as end:
@@ -64,7 +64,7 @@ def scores(n_rows):
     rng = np.random.default_rng(0)
     ids = np.array([str(row) for row in range(n_rows)])
     logits = rng.normal(size=(n_rows, 2, 3)).astype(np.float32)
-    return Logits(ids, np.full(n_rows, "dev"), logits, {})
+    return Logits(ids, np.full(n_rows, "dev"), logits, {"views": ["AB", "BA"]})
 
 
 def small_files():

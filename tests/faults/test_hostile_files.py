@@ -12,6 +12,7 @@ import os
 import pickle
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -23,7 +24,8 @@ from safetensors.torch import save_file
 
 from prefdistill.data.prompts import text_digest
 from prefdistill.errors import UserError
-from prefdistill.export.averaging import delta_mean, read_adapter
+from prefdistill.export.averaging import delta_mean
+from prefdistill.models.adapter_files import read_adapter
 from prefdistill.models.loading import load_classifier, load_tokenizer
 from prefdistill.models.lora import load_adapter
 from prefdistill.models.manifests import (
@@ -36,7 +38,8 @@ from prefdistill.running.logs import error_line
 from prefdistill.scores.fold_weights import read_weights
 from prefdistill.scores.metrics import read_labels
 from prefdistill.scores.scaling import read_scaling
-from prefdistill.scores.views import read_predictions
+from prefdistill.scores.views import SYMMETRISED_SCHEMA
+from prefdistill.settings import TextSettings
 from prefdistill.storage import whole_files as files
 from prefdistill.storage.tables import (
     FOLD_SCHEMA,
@@ -46,13 +49,14 @@ from prefdistill.storage.tables import (
     read_logits,
     read_table,
     write_json,
-    write_predictions,
 )
 from prefdistill.storage.tensors import read_tensors
 from prefdistill.storage.whole_files import check_unpacked
-from prefdistill.training.teachers import TeacherFiles, check_made_with, teacher_logits
+from prefdistill.training.teachers import TeacherFiles, read_teachers, teacher_logits
 
-TEXT = {"template": "{prompt}", "max_length": 64}
+TEXT = TextSettings(
+    template="{prompt}", turn="", max_length=64, prompt_share=0.25, head_share=0.5
+)
 IDS = np.array(["train:1", "train:2", "train:3"])
 SPLIT = np.array(["train", "dev", "select"])
 CANARY = Path("canary")
@@ -61,7 +65,8 @@ TEACHER, MODEL = "results/teacher/llama/fold0", "results/merged"
 ADAPTER, LOGITS = f"{TEACHER}/adapter_model.safetensors", f"{TEACHER}/logits.npz"
 SETTINGS, BASE = f"{TEACHER}/adapter_config.json", "results/base/llama"
 PAIRS, FOLD = "results/data/pairs.parquet", "results/folds/fold0.parquet"
-VIEW = "results/predictions/merged/AB.parquet"
+PREDICTED = "results/predictions/merged/logits.npz"
+SYMMETRISED = "results/predictions/merged/symmetrised.parquet"
 WEIGHTS, SCALING = "results/ensemble/weights.json", f"{MODEL}/calibration.json"
 
 
@@ -264,8 +269,8 @@ def fold(path):
     return read_table(path, FOLD_SCHEMA)
 
 
-def predictions(path):
-    return read_predictions([path], ["AB"])
+def symmetrised(path):
+    return read_table(path, SYMMETRISED_SCHEMA)
 
 
 def weights(path):
@@ -277,14 +282,20 @@ def shards(path):
 
 
 def student(path):
-    check_made_with(TeacherFiles({"llama": [path]}), TEXT)
-    return teacher_logits(IDS, {"llama": [path]}, 0, "in_fold")
+    files = TeacherFiles(["llama"], 0, [path])
+    settings = SimpleNamespace(labels="in_fold", teacher_gate="off")
+    return teacher_logits(IDS, read_teachers(files, TEXT, settings))
 
 
 def calibration(path):
     out = path.with_name("calibrated.npz")
     calibrate_logits(
-        path, Path(ADAPTER), Path(FOLD), out, out.with_suffix(".json"), "none", True
+        path,
+        Path(ADAPTER),
+        Path(FOLD),
+        out,
+        out.with_suffix(".json"),
+        {"method": "none", "tied": True},
     )
 
 
@@ -312,10 +323,12 @@ SHAPES = {
     "another member": (LOGITS, archive_of(other=IDS), read_logits, "infer_logits", "members are"),
     "member that climbs": (LOGITS, archive_of(**{"../../evil": IDS}), read_logits, "infer_logits", "members are"),
     "no JSON as meta": (LOGITS, archive_of(text=np.array("{")), read_logits, "infer_logits", "not a whole logits file"),
-    "missing column": (VIEW, table_of(lambda c: c.pop("logit_tie")), predictions, "predict_view", "columns are"),
-    "another type": (VIEW, table_of(lambda c: c.update(logit_tie=pa.array(["x"] * 3))), predictions, "predict_view", "column logit_tie is string, expected float"),
-    "null id": (VIEW, table_of(lambda c: c.update(id=pa.array(["a", None, "b"]))), predictions, "predict_view", "an id is null"),
-    "id twice in a table": (VIEW, table_of(lambda c: c.update(id=pa.array(["a", "a", "b"]))), predictions, "predict_view", "a row id occurs twice"),
+    "missing column": (SYMMETRISED, table_of(lambda c: c.pop("p_tie")), symmetrised, "symmetrise", "columns are"),
+    "another type": (SYMMETRISED, table_of(lambda c: c.update(p_tie=pa.array(["x"] * 3))), symmetrised, "symmetrise", "column p_tie is string, expected double"),
+    "null id": (SYMMETRISED, table_of(lambda c: c.update(id=pa.array(["a", None, "b"]))), symmetrised, "symmetrise", "an id is null"),
+    "a predicted id twice": (PREDICTED, archive_of(ids=IDS[[0, 0, 1]]), read_logits, "predict_logits", "a row id occurs twice"),
+    "a view without a name": (PREDICTED, archive_of(meta={"views": ["AB"]}), read_logits, "predict_logits", "logits have 2 views, meta names ['AB']"),
+    "an unknown view": (PREDICTED, archive_of(meta={"views": ["AB", "CA"]}), read_logits, "predict_logits", "logits have 2 views, meta names ['AB', 'CA']"),
     "pairs for a fold": (FOLD, lambda path: shutil.copy(PAIRS, path), fold, "make_folds", "columns are"),
     "adapter transposed": (ADAPTER, transpose("lora_A"), adapter, "train_teacher", "lacks lora_A or lora_B of rank 2"),
     "adapter transposed for PEFT": (ADAPTER, transpose("lora_A"), peft_adapter, "train_teacher", "its shapes are not those of this base model"),
@@ -339,8 +352,8 @@ SHAPES = {
 NOT_FINITE = {
     "NaN logit": (LOGITS, archive_of(logits=with_numbers(np.nan)), read_logits, "infer_logits", "a logit is not finite"),
     "infinite logit": (LOGITS, archive_of(logits=with_numbers(np.inf)), read_logits, "infer_logits", "a logit is not finite"),
-    "NaN prediction": (VIEW, table_of(lambda c: c.update(logit_tie=pa.array([0, np.nan, 0], pa.float32()))), predictions, "predict_view", "a logit is not finite"),
-    "null prediction": (VIEW, table_of(lambda c: c.update(logit_tie=pa.array([0, None, 0], pa.float32()))), predictions, "predict_view", "a logit is not finite"),
+    "NaN prediction": (PREDICTED, archive_of(logits=with_numbers(np.nan)), read_logits, "predict_logits", "a logit is not finite"),
+    "infinite prediction": (PREDICTED, archive_of(logits=with_numbers(np.inf)), read_logits, "predict_logits", "a logit is not finite"),
     "NaN in an adapter": (ADAPTER, set_nan("lora_B"), adapter, "train_teacher", "holds NaN or infinity"),
     "NaN in an adapter for PEFT": (ADAPTER, set_nan("lora_B"), peft_adapter, "train_teacher", "holds NaN or infinity"),
     "NaN in a head": (ADAPTER, set_nan("score"), adapter, "train_teacher", "holds NaN or infinity"),
@@ -395,8 +408,11 @@ def results(world, tmp_path, monkeypatch):
         Path(name).parent.mkdir(parents=True)
         pq.write_table(schema.empty_table(), name)
     archive_of()(LOGITS)
-    logits = np.zeros((3, 3), np.float32)
-    write_predictions(Path(VIEW), IDS, SPLIT, logits)
+    Path(PREDICTED).parent.mkdir(parents=True)
+    archive_of()(PREDICTED)
+    thirds = {name: np.full(3, 1 / 3) for name in SYMMETRISED_SCHEMA.names[2:]}
+    table = pa.table({"id": IDS, "split": SPLIT, **thirds}, SYMMETRISED_SCHEMA)
+    pq.write_table(table, SYMMETRISED)
     write_json(WEIGHTS, {"folds": [0, 1], "weights": [0.5, 0.5]})
     write_json(SCALING, {"method": "none", "tied": True, "a": [1] * 3, "b": [0] * 3})
 
@@ -418,7 +434,9 @@ def test_a_wrong_file_is_refused_and_runs_nothing(name, results, monkeypatch):
     assert not CANARY.exists()
 
 
-@pytest.mark.parametrize("place", [ADAPTER, LOGITS, VIEW, WEIGHTS, SCALING, FOLD])
+@pytest.mark.parametrize(
+    "place", [ADAPTER, LOGITS, PREDICTED, SYMMETRISED, WEIGHTS, SCALING, FOLD]
+)
 def test_files_as_they_are_made_are_read(place, results):
     readers = {path: read for path, _, read, *_ in reversed(CASES.values())}
     readers[FOLD] = read_labels

@@ -22,11 +22,11 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from prefdistill.data.folds import write_splits
 from prefdistill.export import gptq as quantisation
-from prefdistill.export.averaging import Adapter, read_adapter, write_adapter
 from prefdistill.export.gptq_check import dequantise
 from prefdistill.export.judge_settings import read_judge_settings, write_judge_settings
 from prefdistill.export.merging import write_classifier
 from prefdistill.export.release import RELEASE_FILES, write_release
+from prefdistill.models.adapter_files import Adapter, read_adapter, write_adapter
 from prefdistill.models.loading import load_classifier, load_tokenizer
 from prefdistill.models.lora import add_adapter, load_adapter, save_adapter
 from prefdistill.models.manifests import (
@@ -40,7 +40,8 @@ from prefdistill.predict import write_scores
 from prefdistill.report.figures import save_figure
 from prefdistill.report.score_table import SCORE_COLUMNS
 from prefdistill.report.tables import read_rows
-from prefdistill.scores.views import SYMMETRISED_SCHEMA, read_predictions, write_views
+from prefdistill.scores.views import SYMMETRISED_SCHEMA
+from prefdistill.settings import LoraSettings
 from prefdistill.simulation.simulated_files import write_simulation
 from prefdistill.simulation.tiny_models import save_base
 from prefdistill.storage.checkpoints import Checkpoints
@@ -111,8 +112,10 @@ class World:
         base = folder / "base"
         save_base(base, model, tokenizer)
         classifier = load_classifier(base, "fp32")
-        lora = {"r": 2, "alpha": 4, "dropout": 0.0, "lowest_layer": 0}
-        peft_model = add_adapter(classifier, lora | {"targets": ["q_proj"]}, seed=0)
+        lora = LoraSettings(
+            r=2, alpha=4, dropout=0.0, targets=("q_proj",), lowest_layer=0
+        )
+        peft_model = add_adapter(classifier, lora, seed=0)
         save_adapter(peft_model, folder / "adapter")
         write_classifier(base, folder / "merged", torch.ones(3, 32))
         scaling = {"method": "none", "tied": True, "a": [1, 1, 1], "b": [0, 0, 0]}
@@ -161,7 +164,8 @@ def _scores() -> Logits:
     rng = np.random.default_rng(0)
     ids = np.array([f"train:{row}" for row in range(N_ROWS)])
     logits = rng.normal(size=(N_ROWS, 2, 3)).astype(np.float32)
-    return Logits(ids, np.full(N_ROWS, "dev"), logits, {"base": "0" * 64})
+    meta = {"base": "0" * 64, "views": ["AB", "BA"]}
+    return Logits(ids, np.full(N_ROWS, "dev"), logits, meta)
 
 
 def summary(world: World) -> Writer:
@@ -188,19 +192,6 @@ def symmetrised(world: World) -> Writer:
         lambda folder: write_table(folder / name, _symmetrised(), SYMMETRISED_SCHEMA),
         (name,),
         lambda folder: read_table(folder / name, SYMMETRISED_SCHEMA),
-    )
-
-
-def predictions(world: World) -> Writer:
-    names = ("AB.parquet", "BA.parquet")
-
-    def paths(folder: Path) -> list[Path]:
-        return [folder / name for name in names]
-
-    return Writer(
-        lambda folder: write_views(paths(folder), _scores()),
-        names,
-        lambda folder: read_predictions(paths(folder), ["AB", "BA"]),
     )
 
 
@@ -241,9 +232,9 @@ def averaged_adapter(world: World) -> Writer:
         lambda folder: average_adapters.main(
             adapters=[adapter, adapter],
             folds=[0, 1],
-            weights_path=weights,
+            weights=weights,
             method="delta_mean",
-            adapter_out=folder / ADAPTER_FILES[1],
+            adapter=folder / ADAPTER_FILES[1],
             report=folder / "average.json",
         ),
         (*ADAPTER_FILES, "average.json"),
@@ -255,10 +246,10 @@ def averaged_adapter(world: World) -> Writer:
 def merged_model(world: World) -> Writer:
     return Writer(
         lambda folder: merge_adapter.main(
-            manifest=world.folder / "base/manifest.json",
-            adapter_path=world.folder / "adapter/adapter_model.safetensors",
+            base=world.folder / "base/manifest.json",
+            adapter=world.folder / "adapter/adapter_model.safetensors",
             dtype="bfloat16",
-            model_out=folder / "model.safetensors",
+            model=folder / "model.safetensors",
         ),
         (*MODEL_FILES, "model.safetensors", "merge.json"),
         lambda folder: load_classifier(folder, "fp32"),
@@ -433,7 +424,9 @@ def unpacked_weights(world: World) -> Writer:
 
 def fold_weights(world: World) -> Writer:
     return Writer(
-        lambda folder: weigh_folds.main([0, 1, 2], "equal", folder / "weights.json"),
+        lambda folder: weigh_folds.main(
+            [], [], [], folder / "weights.json", [0, 1, 2], "equal", None
+        ),
         ("weights.json",),
         lambda folder: read_json(folder / "weights.json"),
     )
@@ -504,7 +497,7 @@ def code_digests(world: World) -> Writer:
 WRITERS = {
     make.__name__: make
     for make in (
-        summary, cleaning, symmetrised, predictions, logits, trained_adapter,
+        summary, cleaning, symmetrised, logits, trained_adapter,
         written_adapter, averaged_adapter, merged_model, quantised_model, checkpoint,
         submission, scores, figure_svg, figure_png, tokenizer, tiny_base, linked_base,
         unpacked_weights, fold_weights, imported_pairs, fold_files, simulated_files,

@@ -10,7 +10,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 REDUCED = Path(__file__).with_name("reduced.yaml")
-SOURCES = ("workflow", "config", "profiles", "tools", "environment.yml")
+SOURCES = ("workflow", "config", "profiles", "environment.yml")
+LINKS = ("prefdistill", "slurm")
 
 
 def snakemake_command(
@@ -33,6 +34,12 @@ def snakemake_command(
         *("--cores", "2", "--configfile", *configs, *overlays, "--"),
         *[each for each in arguments if not each.startswith("-")],
     ]
+
+
+def driver_command(directory: Path, *arguments: str, **options) -> list[str | Path]:
+    """The command of ``make run`` for the same; start it in a clone's root."""
+    _, _, _, *rest = snakemake_command(directory, *arguments, **options)
+    return [sys.executable, "-m", "prefdistill", "run", *rest]
 
 
 def snakemake(
@@ -72,4 +79,6 @@ def checkout(folder: Path) -> Path:
             )
         else:
             shutil.copy2(source, folder / name)
+    for name in LINKS:
+        (folder / name).symlink_to(os.readlink(ROOT / name))
     return folder

@@ -6,11 +6,10 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import time
 
 import pytest
-from running import ROOT, snakemake, snakemake_command
+from running import ROOT, driver_command, snakemake, snakemake_command
 
 from prefdistill.errors import UserError
 from prefdistill.pipeline.driver import LOCK, OWNER, recover
@@ -21,8 +20,8 @@ TARGET = "results/data/clean.parquet"
 def drive(directory, *arguments):
     """Start `make run`'s own command, in a session of its own."""
     return subprocess.Popen(
-        [sys.executable, ROOT / "tools/drive.py"]
-        + snakemake_command(directory, *arguments),
+        driver_command(directory, *arguments),
+        cwd=ROOT,
         stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
         start_new_session=True,
     )  # fmt: skip
@@ -245,5 +244,5 @@ def test_every_make_target_goes_through_the_driver():
         done = subprocess.run(
             ["make", "--dry-run", target], cwd=ROOT, capture_output=True, text=True
         )
-        assert "tools/drive.py .venv/bin/snakemake" in done.stdout, target
+        assert "-m prefdistill run " in done.stdout, target
         assert (" --dry-run" in done.stdout) == (target == "plan")

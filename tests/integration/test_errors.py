@@ -2,10 +2,9 @@
 
 import resource
 import subprocess
-import sys
 
 import pytest
-from running import ROOT, snakemake, snakemake_command
+from running import ROOT, driver_command, snakemake
 
 # Overlays on the demo, and their lines: three of tests/unit/test_wrong_config.py.
 WRONG = {
@@ -64,11 +63,8 @@ def test_make_says_of_an_unreadable_file_which_and_where(text, tmp_path):
     overlay = tmp_path / "mine.yaml"
     if text is not None:
         overlay.write_text(text)
-    command = snakemake_command(tmp_path, "--dry-run", "all", overlays=(overlay,))
-    done = subprocess.run(
-        [sys.executable, ROOT / "tools/drive.py", *command],
-        cwd=ROOT, capture_output=True, text=True,
-    )  # fmt: skip
+    command = driver_command(tmp_path, "--dry-run", "all", overlays=(overlay,))
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 1
     line = UNREADABLE[text].format(overlay=overlay, root=ROOT)
     assert done.stderr == f"error: {line}\n"

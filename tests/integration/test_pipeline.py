@@ -119,6 +119,11 @@ def test_logits_carry_their_provenance(finished):
     assert json.dumps(scores.meta)
     calibrated = read_logits(finished / "results/teacher/llama/fold0/calibrated.npz")
     assert (calibrated.ids == scores.ids).all()
+    predicted = read_logits(finished / "results/predictions/gptq4/logits.npz")
+    assert set(predicted.split) == {"select", "test", "unlabelled"}
+    assert predicted.meta["classes"] == scores.meta["classes"]
+    assert predicted.meta["text"] == scores.meta["text"]
+    assert predicted.views == scores.views == ["AB", "BA"]
 
 
 @pytest.mark.parametrize("target", TARGETS)

@@ -13,7 +13,7 @@ from prefdistill.running.rule_lookup import producing_rules
 
 RULES_ON_GPUS = {
     *("post_pretrain", "train_teacher", "infer_logits", "distill_student"),
-    *("quantise_model", "quantise_base", "predict_view"),
+    *("quantise_model", "quantise_base", "predict_logits"),
 }
 
 
@@ -75,6 +75,17 @@ def test_the_demo_asks_for_little_everywhere(tmp_path):
     assert on_gpus == RULES_ON_GPUS - {"quantise_base"}
 
 
+def test_the_drawn_rule_graph_is_the_demos(tmp_path):
+    config = ROOT / "config/demo.yaml"
+    done = snakemake(tmp_path, "--rulegraph", "all", config=config)
+    rules = re.findall(r'label = "(\w+)"', done.stdout)
+    drawn = re.findall(
+        r"<text [^>]*>(\w+)</text>", (ROOT / "docs/rulegraph.svg").read_text()
+    )
+    assert rules
+    assert sorted(drawn) == sorted(rules), "make dag"
+
+
 def test_on_slurm_the_site_caps_what_the_rules_ask_for(data):
     jobs = plan_on_slurm(data, ROOT / "config/plan.yaml")
     wanted = ("slurm_partition", "gpu", "threads", "mem_mb", "runtime")
@@ -120,10 +131,10 @@ def test_a_base_of_unknown_size_is_one_line_before_any_job(tmp_path):
     assert "Traceback" not in done.stderr
 
 
-def show_jobs(kind, folder, *arguments):
+def show_jobs(command, folder, *arguments):
     done = subprocess.run(
         [
-            *(sys.executable, ROOT / "tools/show_jobs.py", kind, "all"),
+            *(sys.executable, "-m", "prefdistill", command, "all"),
             *("--profile", "slurm", "--directory", folder, *arguments),
         ],
         cwd=ROOT, capture_output=True, text=True, check=False,

@@ -12,11 +12,10 @@ from running import planned, snakemake
 from prefdistill.data.pairs import TEXT_COLUMNS
 from prefdistill.judge import Judge
 from prefdistill.scores.scaling import read_scaling
-from prefdistill.scores.views import read_predictions, symmetrise
-from prefdistill.storage.tables import read_json, read_table
+from prefdistill.scores.views import symmetrise
+from prefdistill.storage.tables import read_json, read_logits, read_table
 
 JUDGES = {"merged": "merged", "gptq8bit": "gptq8", "gptq4bit": "gptq4"}
-VIEWS = ["AB", "BA"]
 
 
 @pytest.fixture(scope="module")
@@ -32,11 +31,10 @@ def released(finished, tmp_path_factory):
 
 def predicted(folder, judge, release):
     """Ids, and the probabilities that the workflow predicted and calibrated."""
-    paths = [folder / f"results/predictions/{judge}/{view}.parquet" for view in VIEWS]
-    scores = read_predictions(paths, VIEWS)
+    scores = read_logits(folder / f"results/predictions/{judge}/logits.npz")
     scores = scores.select(scores.split == "unlabelled")
     fit = read_scaling(release / "calibration.json")
-    return scores.ids.tolist(), symmetrise(fit.apply(scores.logits), VIEWS)
+    return scores.ids.tolist(), symmetrise(fit.apply(scores.logits), scores.views)
 
 
 def test_releasing_makes_nothing_else_stale(released):

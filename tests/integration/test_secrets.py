@@ -193,10 +193,11 @@ def test_the_token_is_in_no_output_and_no_command_line(fetched):
 PRINT_ENVIRONMENT = """
 import json, os, sys, types
 from prefdistill.running.job import run_job
+from prefdistill.running.job import guarded
 job = types.SimpleNamespace(
     log=sys.argv[1:2], threads=1, input=[], output=[], params={}
 )
-with run_job(job, online=sys.argv[2] == "online"):
+with guarded(job, online=sys.argv[2] == "online"):
     from huggingface_hub import constants, get_token
     print(json.dumps([dict(os.environ), constants.HF_HUB_OFFLINE, get_token()]))
 """

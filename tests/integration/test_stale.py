@@ -15,7 +15,7 @@ AFTER_STUDENT = {
     "average_adapters",
     "merge_adapter",
     "quantise_model",
-    "predict_view",
+    "predict_logits",
     "calibrate_judge",
     "calibrate_quantised_judge",
     "symmetrise",
@@ -99,13 +99,13 @@ CHANGES = {
     "template": (
         {"text": {"turn": "\n<next {n}>: "}},
         {"post_pretrain": 3, "train_teacher": 6, "infer_logits": 6}
-        | {"distill_student": 3, "quantise_model": 2, "predict_view": 6},
+        | {"distill_student": 3, "quantise_model": 2, "predict_logits": 6},
         DATA | {"fit_baselines"},
     ),
     "bootstrap": (
         {"evaluation": {"n_bootstrap": 300}},
         {"evaluate": 1},
-        DATA | BASES | TEACHERS | {"distill_student", "predict_view", "symmetrise"},
+        DATA | BASES | TEACHERS | {"distill_student", "predict_logits", "symmetrise"},
     ),
     "weights by advantage": (
         {"ensemble": {"fold_weights": "advantage"}},
@@ -118,12 +118,12 @@ CHANGES = {
         DATA
         | BASES
         | TEACHERS
-        | {"distill_student", "predict_view", "calibrate_judge"},
+        | {"distill_student", "predict_logits", "calibrate_judge"},
     ),
     "final model": (
         {"predict": {"model": "merged"}},
         {"write_submission": 1, "evaluate": 1},
-        DATA | BASES | TEACHERS | {"distill_student", "predict_view"},
+        DATA | BASES | TEACHERS | {"distill_student", "predict_logits"},
     ),
 }
 
@@ -152,7 +152,7 @@ def test_an_added_width_costs_one_quantisation(copied, tmp_path):
     shutil.rmtree(copied / "results/predictions/gptq8")
     jobs = planned(copied, "all")
     assert jobs["quantise_model"] == 1
-    assert jobs["predict_view"] == 1
+    assert jobs["predict_logits"] == 1
     assert not jobs.keys() & (DATA | BASES | TEACHERS | {"distill_student"})
 
 

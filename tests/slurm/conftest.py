@@ -37,7 +37,6 @@ def pytest_collection_modifyitems(items) -> None:
 def finished(tmp_path_factory) -> Driver:
     """The reduced workflow, run to its end by `snakemake --profile slurm all`."""
     folder = checkout(tmp_path_factory.mktemp("whole"))
-    (folder / "slurm").symlink_to("profiles/slurm")
     (folder / "profiles/slurm/job_env.sh").write_text(HOOK)
     shutil.copy(REDUCED, folder / "reduced.yaml")
     driver = Driver(folder, "all", "--configfile", *CONFIGS)

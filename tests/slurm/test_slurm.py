@@ -73,7 +73,7 @@ def test_every_job_gets_what_its_rule_asks_for(finished):
         assert (n_gpus > 0) == (rule in on_gpus)
     assert {record["rule"] for record in records} >= {
         *("import_pairs", "train_teacher", "infer_logits", "distill_student"),
-        *("merge_adapter", "quantise_model", "predict_view", "evaluate"),
+        *("merge_adapter", "quantise_model", "predict_logits", "evaluate"),
     }
 
 
@@ -190,7 +190,7 @@ def test_a_job_that_fails_is_one_line_with_its_log(start):
 
 def test_a_killed_driver(start, expected):
     """The same command takes over: the dead one's job saves and ends, and goes on."""
-    command = (sys.executable, "tools/drive.py", sys.executable, "-m", "snakemake")
+    command = (sys.executable, "-m", "prefdistill", "run")
     driver = start(command=command)
     orphan = running(driver)["JobId"]
     driver.process.kill()

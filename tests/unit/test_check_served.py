@@ -1,21 +1,19 @@
 """The check of a server, against one that plain transformers answers for."""
 
-import importlib.util
 import json
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from prefdistill.cli import main
 from prefdistill.export.gptq_check import load_plain, row_logits
 from prefdistill.export.judge_settings import write_judge_settings
 from prefdistill.export.merging import write_classifier
 from prefdistill.storage.tables import write_json
 
-TOOL = Path(__file__).resolve().parents[2] / "tools/check_served.py"
 TEXT = {
     "template": "<prompt>: {prompt} <response_a>: {response_a} "
     "<response_b>: {response_b} <verdict>:",
@@ -66,9 +64,6 @@ class Server(BaseHTTPRequestHandler):
 @pytest.fixture(scope="module")
 def check(tmp_path_factory, tiny_model_folder):
     """Run the check of a served judge on 40 pairs."""
-    spec = importlib.util.spec_from_file_location("check_served", TOOL)
-    tool = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tool)
     folder = tmp_path_factory.mktemp("judge")
     torch.manual_seed(2)
     write_classifier(tiny_model_folder("qwen2"), folder, torch.randn(3, 32))
@@ -83,7 +78,8 @@ def check(tmp_path_factory, tiny_model_folder):
     threading.Thread(target=server.serve_forever, daemon=True).start()
 
     def run(*options, url=f"http://127.0.0.1:{server.server_port}/"):
-        tool.main([str(folder), url, str(folder / "pairs.csv"), "--plain", *options])
+        pairs = str(folder / "pairs.csv")
+        main(["check-served", str(folder), url, pairs, "--plain", *options])
 
     yield run
     server.shutdown()

@@ -9,6 +9,7 @@ import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = sorted((ROOT / "docs").glob("*.md"))
+NOTES = sorted((ROOT / "docs/lab").glob("*.md"))
 GAP = "…"
 
 
@@ -58,7 +59,11 @@ def slug(heading):
     return re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-")
 
 
-@pytest.mark.parametrize("path", [*DOCS, ROOT / "README.md"], ids=lambda p: p.name)
+@pytest.mark.parametrize(
+    "path",
+    [*DOCS, *NOTES, ROOT / "README.md"],
+    ids=lambda p: f"{p.parent.name}/{p.name}",
+)
 def test_links_lead_to_files_and_headings(path):
     for target in re.findall(r"\]\(([^)\s]+)\)", path.read_text("utf-8")):
         if target.startswith("http"):
@@ -77,3 +82,13 @@ def test_every_page_is_in_the_site():
     assert {path.name for path in DOCS} | {"config-reference.md", "changelog.md"} == (
         pages
     )
+
+
+def test_the_laboratory_notes_are_listed_in_their_contents():
+    contents = (ROOT / "docs/lab/README.md").read_text("utf-8")
+    links = sorted(re.findall(r"^\| \[[^\]]+\]\(([^)]+)\)", contents, re.MULTILINE))
+    assert links == [path.name for path in NOTES if path.name != "README.md"]
+
+
+def test_results_fit_on_one_page():
+    assert len((ROOT / "docs/results.md").read_text("utf-8").splitlines()) <= 200

@@ -8,23 +8,32 @@ import distill_student
 import infer_logits
 import numpy as np
 import post_pretrain
-import predict_view
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import train_teacher
 import two_processes
 from safetensors.numpy import load_file
-from two_processes import SETTINGS, TEXT
+from two_processes import DISTILLATION, SETTINGS, TEXT
 
 from prefdistill.errors import UserError
+from prefdistill.models.score_files import Scoring
+from prefdistill.settings import (
+    DistillationSettings,
+    LoraSettings,
+    PostPretrainSettings,
+    TextSettings,
+    TrainingSettings,
+    read,
+)
 from prefdistill.storage.tables import (
     FOLD_SCHEMA,
+    file_digest,
     read_json,
     read_logits,
     write_json,
     write_table,
 )
+from prefdistill.training.run import TrainingJob
 from prefdistill.training.teachers import TeacherFiles
 
 LORA = two_processes.LORA | {"dropout": 0.0}
@@ -41,17 +50,6 @@ INFERENCE = {
     "n_rows": None,
     "weights": "adapter",
     "progress_batches": 5,
-}
-DISTILLATION = {
-    "weights": {"ce": 1.0, "kl": 1.0, "cosine": 1.0},
-    "temperature": 1.0,
-    "labels": "in_fold",
-    "logits": "calibrated",
-    "teacher_gate": "refuse",
-    "n_labelled_rows": None,
-    "sample_weights": {"beta": 0.0, "low": 0.25, "high": 4.0},
-    "pseudo_labels": {"weight": 0.0},
-    "ema": {"decay": 0.0, "use": False},
 }
 
 
@@ -93,53 +91,51 @@ def world(tmp_path_factory, tiny_model_folder):
     }
 
 
-def run_post_pretrain(world, name, base, table="ultra.parquet", **changes):
+def job_of(world, name, base, init=None):
+    """What every training job reads and writes, in a folder of its name."""
     folder = world["folder"] / name
-    post_pretrain.main(
-        table_path=world["folder"] / table,
+    return TrainingJob(
         base=world[base],
-        adapter_path=folder / "adapter_model.safetensors",
-        curve_path=folder / "train.jsonl",
+        init=init and init / "adapter_model.safetensors",
+        adapter=folder / "adapter_model.safetensors",
+        curve=folder / "train.jsonl",
         precision="fp32",
-        lora=LORA,
-        settings=POST | changes,
-        text=TEXT,
-        scratch=world["folder"] / "scratch" / name,
+        text=read(TextSettings, TEXT),
         code="c",
+        scratch=world["folder"] / "scratch" / name,
     )
-    return folder
+
+
+def run_post_pretrain(world, name, base, table="ultra.parquet", **changes):
+    post_pretrain.main(
+        pairs=world["folder"] / table,
+        job=job_of(world, name, base),
+        lora=read(LoraSettings, LORA),
+        post_pretrain=read(PostPretrainSettings, POST | changes),
+    )
+    return world["folder"] / name
 
 
 @pytest.fixture(scope="module")
 def teacher(world):
     init = run_post_pretrain(world, "llama_init", "llama")
-    folder = world["folder"] / "teacher"
     train_teacher.main(
-        fold_table=world["folder"] / "fold0.parquet",
-        init_adapter=init / "adapter_model.safetensors",
-        base=world["llama"],
-        adapter_path=folder / "adapter_model.safetensors",
-        curve_path=folder / "train.jsonl",
-        precision="fp32",
-        training=TRAINING | {"n_rows": 6},
-        text=TEXT,
-        scratch=world["folder"] / "scratch" / "teacher",
-        code="c",
+        pairs=world["folder"] / "fold0.parquet",
+        job=job_of(world, "teacher", "llama", init),
+        training=read(TrainingSettings, TRAINING | {"n_rows": 6}),
     )
-    return folder
+    return world["folder"] / "teacher"
 
 
 def run_infer_logits(world, teacher, **changes):
     path = world["folder"] / "logits.npz"
     infer_logits.main(
-        fold_table=world["folder"] / "fold0.parquet",
-        adapter_path=teacher / "adapter_model.safetensors",
+        pairs=[world["folder"] / "fold0.parquet"],
+        weights=teacher / "adapter_model.safetensors",
         base=world["llama"],
-        logits_path=path,
-        precision="fp32",
-        inference=INFERENCE | changes,
-        text=TEXT,
-        seed=0,
+        logits=path,
+        scoring=Scoring(precision="fp32", **INFERENCE | changes),
+        text=read(TextSettings, TEXT),
         scratch=world["folder"] / "scratch" / "logits",
         code="c",
     )
@@ -195,30 +191,22 @@ def test_teacher_and_logits(world, teacher):
     np.testing.assert_allclose(merged.logits, scores.logits, atol=1e-5)
 
 
-def run_distill(world, teachers, gates, name="student", **changes):
+def run_distill(world, logits, gates, name="student", **changes):
     init = world["folder"] / "none"
     if not init.exists():
         run_post_pretrain(world, "none", "gemma2", objective="none")
     folder = world["folder"] / name
     distill_student.main(
-        fold_table=world["folder"] / "fold0.parquet",
-        unlabelled_table=None,
-        fold=0,
-        files=TeacherFiles(teachers, gates),
-        init_adapter=init / "adapter_model.safetensors",
-        base=world["gemma2"],
-        adapter_path=folder / "adapter_model.safetensors",
-        average_path=folder / "ema/adapter_model.safetensors"
+        pairs=world["folder"] / "fold0.parquet",
+        pairs_unlabelled=None,
+        teachers=TeacherFiles(["llama"] * len(logits), 0, logits, gates),
+        job=job_of(world, name, "gemma2", init),
+        training=read(TrainingSettings, TRAINING),
+        distillation=read(DistillationSettings, DISTILLATION | changes),
+        average=folder / "ema/adapter_model.safetensors"
         if changes.get("ema")
         else None,
-        curve_path=folder / "train.jsonl",
-        rows_path=folder / "rows.json",
-        precision="fp32",
-        training=TRAINING,
-        distillation=DISTILLATION | changes,
-        text=TEXT,
-        scratch=world["folder"] / "scratch" / name,
-        code="c",
+        rows=folder / "rows.json",
     )
     return folder
 
@@ -228,8 +216,8 @@ def adapter(folder):
 
 
 def test_the_averaged_student_lies_beside_the_last_or_takes_its_place(world):
-    plain = run_distill(world, {}, {}, name="plain")
-    beside = run_distill(world, {}, {}, name="beside", ema={"decay": 0.9, "use": False})
+    plain = run_distill(world, [], [], name="plain")
+    beside = run_distill(world, [], [], name="beside", ema={"decay": 0.9, "use": False})
     instead = run_distill(
         world, {}, {}, name="instead", ema={"decay": 0.9, "use": True}
     )
@@ -239,14 +227,14 @@ def test_the_averaged_student_lies_beside_the_last_or_takes_its_place(world):
 
 def test_student_and_predictions(world, teacher):
     run_infer_logits(world, teacher)
-    logits = {"llama": [world["folder"] / "logits.npz"]}
+    logits = [world["folder"] / "logits.npz"]
     gate = {"information_gain": 0.001, "low": -0.01, "high": 0.01, "passed": False}
     write_json(world["folder"] / "calibration.json", {"gate": gate})
-    gates = {"llama": [world["folder"] / "calibration.json"]}
+    gates = [world["folder"] / "calibration.json"]
     with pytest.raises(UserError, match="teacher_gate to warn"):
         run_distill(world, logits, gates)
     student = run_distill(world, logits, gates, teacher_gate="warn")
-    alone = run_distill(world, {}, {}, name="alone")
+    alone = run_distill(world, [], [], name="alone")
     few = run_distill(
         world, logits, gates, name="few", teacher_gate="off", n_labelled_rows=2
     )
@@ -258,25 +246,29 @@ def test_student_and_predictions(world, teacher):
     assert not (student / "ema").exists()
     assert read_json(few / "rows.json")["n_labelled"] == 2
 
-    out = world["folder"] / "predictions"
-    predict_view.main(
-        scratch=world["folder"] / "scratch" / "view",
-        code="c",
-        tables=[
+    out = world["folder"] / "predictions/logits.npz"
+    infer_logits.main(
+        pairs=[
             world["folder"] / "fold0.parquet",
             world["folder"] / "unlabelled.parquet",
         ],
         weights=student / "adapter_model.safetensors",
         base=world["gemma2"],
-        outputs={"AB": out / "ab.parquet", "BA": out / "ba.parquet"},
-        text=TEXT,
-        precision="auto",
-        token_budget=512,
-        splits=["select", "test", "unlabelled"],
+        logits=out,
+        scoring=Scoring(
+            "auto", splits=["select", "test", "unlabelled"], token_budget=512
+        ),
+        text=read(TextSettings, TEXT),
+        scratch=world["folder"] / "scratch" / "predictions",
+        code="c",
     )
-    table = pq.read_table(out / "ba.parquet")
-    assert table.column("split").to_pylist() == ["select", "test", *["unlabelled"] * 2]
-    assert table.column("id").to_pylist()[-1] == "new:1"
+    scores = read_logits(out)
+    assert scores.split.tolist() == ["select", "test", *["unlabelled"] * 2]
+    assert scores.ids.tolist()[-1] == "new:1"
+    assert scores.views == ["AB", "BA"]
+    assert scores.meta["classes"] == ["first", "second", "tie"]
+    assert scores.meta["adapter"] == file_digest(student / "adapter_model.safetensors")
+    assert not (world["folder"] / "scratch" / "predictions").exists()
 
 
 def test_predicting_with_a_whole_model(world, tmp_path):
@@ -285,22 +277,29 @@ def test_predicting_with_a_whole_model(world, tmp_path):
     model = load_classifier(world["gemma2"].parent, "fp32", head_seed=1)
     model.save_pretrained(tmp_path)
     load_tokenizer(world["gemma2"].parent).save_pretrained(tmp_path)
+    weights, logits = tmp_path / "model.safetensors", tmp_path / "logits.npz"
     arguments = {
-        "tables": [world["folder"] / "fold0.parquet"],
-        "weights": tmp_path / "model.safetensors",
+        "pairs": [world["folder"] / "fold0.parquet"],
+        "weights": weights,
         "base": None,
-        "text": TEXT,
-        "precision": "auto",
-        "token_budget": 512,
-        "splits": ["test"],
+        "logits": logits,
+        "text": read(TextSettings, TEXT),
         "scratch": tmp_path / "scratch",
         "code": "c",
     }
-    predict_view.main(**arguments, outputs={"BA": tmp_path / "ba.parquet"})
-    assert pq.read_table(tmp_path / "ba.parquet").num_rows == 1
-    arguments["tables"] *= 2
+    options = {"splits": ["test"], "token_budget": 512}
+    one_view = Scoring("auto", views=["BA"], **options)
+    infer_logits.main(**arguments, scoring=one_view)
+    scores = read_logits(logits)
+    assert (scores.logits.shape, scores.views) == ((1, 1, 3), ["BA"])
+    assert scores.meta["adapter"] is None
+    assert scores.meta["base"] == file_digest(weights)
+    infer_logits.main(**arguments, scoring=Scoring("auto", **options))
+    both = read_logits(logits).logits
+    np.testing.assert_allclose(both[:, 1:], scores.logits, atol=1e-5)
+    arguments["pairs"] *= 2
     with pytest.raises(UserError, match="a row id occurs twice"):
-        predict_view.main(**arguments, outputs={"BA": tmp_path / "ba.parquet"})
+        infer_logits.main(**arguments, scoring=one_view)
 
 
 def test_check_models(world, tmp_path):
@@ -313,11 +312,12 @@ def test_check_models(world, tmp_path):
     }
     pair = {"prompt": "Which?", "response_a": "yes", "response_b": "no"}
     check_models.main(
-        bases={"llama": world["llama"], "student": world["gemma2"]},
+        models=["llama", "student"],
+        bases=[world["llama"], world["gemma2"]],
         settings={"llama": settings, "student": settings | {"precision": "fp32"}},
-        text=TEXT,
+        text=read(TextSettings, TEXT),
         pairs=[pair, pair],
-        output=tmp_path / "models.csv",
+        table=tmp_path / "models.csv",
     )
     rows = list(csv.DictReader((tmp_path / "models.csv").read_text().splitlines()))
     assert [row["architecture"] for row in rows] == [

@@ -7,8 +7,8 @@ import sys
 from collections import defaultdict
 from dataclasses import replace
 
+import infer_logits
 import numpy as np
-import predict_view
 import pytest
 import symmetrise
 import torch
@@ -26,7 +26,9 @@ from prefdistill.export.release import (
     write_release,
 )
 from prefdistill.judge import Judge, Verdict, pairs_table
+from prefdistill.models.score_files import Scoring
 from prefdistill.scores.views import PROBABILITY_COLUMNS, SYMMETRISED_SCHEMA, columns_of
+from prefdistill.settings import TextSettings, read
 from prefdistill.storage.checkpoints import Checkpoints
 from prefdistill.storage.tables import (
     FOLD_SCHEMA,
@@ -92,15 +94,15 @@ def workflow_probabilities(folder, tmp_path):
     ]
     table = pairs_schema_table(rows)
     write_table(tmp_path / "rows.parquet", table, FOLD_SCHEMA)
-    views = {view: tmp_path / f"{view}.parquet" for view in ("AB", "BA")}
 
-    predict_view.main(
-        tables=[tmp_path / "rows.parquet"], weights=folder / "model.safetensors",
-        base=None, outputs=views, text=TEXT, precision="auto", token_budget=512,
-        splits=["unlabelled"], scratch=tmp_path / "scratch", code="",
+    infer_logits.main(
+        pairs=[tmp_path / "rows.parquet"], weights=folder / "model.safetensors",
+        base=None, logits=tmp_path / "logits.npz", text=read(TextSettings, TEXT),
+        scoring=Scoring("auto", splits=["unlabelled"], token_budget=512),
+        scratch=tmp_path / "scratch", code="",
     )  # fmt: skip
     symmetrise.main(
-        list(views.values()), folder / "calibration.json", tmp_path / "s", list(views)
+        tmp_path / "logits.npz", folder / "calibration.json", None, tmp_path / "s", 0.0
     )
     found = read_table(tmp_path / "s", SYMMETRISED_SCHEMA)
     assert found.column("id").to_pylist() == [row["id"] for row in rows]
@@ -268,6 +270,7 @@ def card_of(folder):
             calibration=calibration,
             imported={"files": [{"file": "x.csv", "source": "train", "n_rows": 5}]},
             folds={"folds": {"0": splits}, "post_pretrain": {"n": 0}},
+            simulated=False,
         )
     )
 

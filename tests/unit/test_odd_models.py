@@ -13,8 +13,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from prefdistill.data.prompts import FIELDS, encode_pairs
 from prefdistill.errors import UserError
-from prefdistill.export.averaging import read_adapter
 from prefdistill.export.merging import classifier_config, write_classifier
+from prefdistill.models.adapter_files import read_adapter
 from prefdistill.models.loading import (
     load_classifier,
     load_language_model,
@@ -22,6 +22,7 @@ from prefdistill.models.loading import (
 )
 from prefdistill.models.lora import add_adapter, load_adapter, save_adapter
 from prefdistill.models.scoring import score_pairs
+from prefdistill.settings import LoraSettings, TextSettings, read
 from prefdistill.storage.tables import VIEWS
 
 TEXT = {
@@ -80,7 +81,7 @@ def test_another_architecture_is_refused_in_one_line(kind, tmp_path):
     text = str(caught.value)
     assert text == (
         f"{tmp_path / 'config.json'}: {said}; name a base of another architecture, "
-        "such as llama, qwen2 or gemma2"
+        "such as llama, mistral, qwen2 or gemma2"
     )
 
 
@@ -114,7 +115,9 @@ def bare(tiny_model_folder, tiny_tokenizer, tmp_path):
 
 def logits_of(folder):
     model = load_classifier(folder, "fp32", head_seed=1)
-    return score_pairs(model, encode_pairs(pairs(), load_tokenizer(folder), TEXT))
+    return score_pairs(
+        model, encode_pairs(pairs(), load_tokenizer(folder), read(TextSettings, TEXT))
+    )
 
 
 def test_a_model_without_padding_and_end_tokens_scores_alike(bare):
@@ -135,7 +138,7 @@ def test_a_merged_model_without_a_padding_token_is_right_row_by_row(bare, tmp_pa
     plain = transformers.AutoModelForSequenceClassification.from_pretrained(
         tmp_path / "merged", dtype=torch.float32
     )
-    encoded = encode_pairs(pairs(), load_tokenizer(folder), TEXT)
+    encoded = encode_pairs(pairs(), load_tokenizer(folder), read(TextSettings, TEXT))
     for row in range(len(ROWS)):
         for place, view in enumerate(VIEWS):
             tokens = torch.from_numpy(encoded.tokens(row, view).astype(np.int64))[None]
@@ -194,12 +197,12 @@ def test_other_adapters_of_peft_are_refused_wherever_they_are_read(
     config = LoraConfig(target_modules=["q_proj"], r=4, lora_alpha=8, **kind | options)
     get_peft_model(model, config).save_pretrained(tmp_path)
     base = load_classifier(tiny_model_folder("llama"), "fp32")
-    for read in (
+    for load in (
         read_adapter,
         lambda folder: load_adapter(base, folder, trainable=False),
     ):
         with pytest.raises(UserError) as caught:
-            read(tmp_path)
+            load(tmp_path)
         assert str(caught.value) == (
             f"{tmp_path / 'adapter_config.json'}: {what} cannot be averaged or merged "
             "exactly; it must be a plain LoRA adapter; copy or fetch it again"
@@ -207,9 +210,9 @@ def test_other_adapters_of_peft_are_refused_wherever_they_are_read(
 
 
 def test_an_adapter_of_another_shape_of_base_is_refused(tiny_model_folder, tmp_path):
-    lora = {"r": 2, "alpha": 4, "dropout": 0.0, "lowest_layer": 0}
+    lora = LoraSettings(r=2, alpha=4, dropout=0.0, targets=("o_proj",), lowest_layer=0)
     model = load_classifier(tiny_model_folder("llama"), "fp32")
-    adapted = add_adapter(model, lora | {"targets": ["o_proj"]}, seed=0)
+    adapted = add_adapter(model, lora, seed=0)
     save_adapter(adapted, tmp_path)
     other = load_classifier(tiny_model_folder("gemma2"), "fp32")
     with pytest.raises(UserError, match="its shapes are not those of this base model"):

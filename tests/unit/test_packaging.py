@@ -1,6 +1,5 @@
 """The pins, the Makefile and the profiles agree with each other and with the rules."""
 
-import importlib.util
 import os
 import re
 import shutil
@@ -41,13 +40,6 @@ def make(tmp_path):
 
     run.folder = tmp_path
     return run
-
-
-def load_tool(name):
-    spec = importlib.util.spec_from_file_location(name, ROOT / "tools" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def test_the_lock_pins_exactly_and_each_package_once(lock):
@@ -143,7 +135,7 @@ def test_another_python_is_refused_in_one_line(make, version, message):
 def test_run_passes_configurations_target_and_profile(make):
     def command(*arguments):
         lines = make("--dry-run", "run", *arguments).stdout.splitlines()
-        line = next(line for line in lines if "snakemake" in line)
+        line = next(line for line in lines if "prefdistill run" in line)
         return " ".join(line.split())
 
     slurm = command("CONFIG=a.yaml b.yaml", "PROFILE=slurm", "TARGET=all", "ARGS=-q")
@@ -163,9 +155,9 @@ def test_run_passes_configurations_target_and_profile(make):
 def test_a_judge_is_found_by_its_model(make, model, judge, release):
     files = ("INPUT=my pairs.csv", "OUTPUT=out.csv", "PLAIN=1", f"MODEL={model}")
     said = " ".join(make("--dry-run", "predict", *files).stdout.split())
-    assert f'prefdistill.predict \\ {judge} "my pairs.csv" "out.csv" --plain' in said
+    assert f'prefdistill predict {judge} "my pairs.csv" "out.csv" \\ --plain' in said
     said = make("--dry-run", "push", "REPO=me/judge", f"MODEL={model}").stdout
-    assert f'tools/push_release.py {release} "me/judge" \n' in said
+    assert f'prefdistill push {release} "me/judge" \n' in said
     said = make("--dry-run", "push", "REPO=me/judge", "PUSH=1").stdout
     assert 'gptq4bit "me/judge" --push\n' in said
     assert "INPUT and OUTPUT are needed" in make("predict").stderr
@@ -183,6 +175,11 @@ def test_a_key_in_both_profiles_has_one_value():
 def test_the_slurm_link_leads_to_the_profile():
     assert os.readlink(ROOT / "slurm") == "profiles/slurm"
     assert (ROOT / "slurm/config.yaml").exists()
+
+
+def test_the_prefdistill_link_leads_to_the_package():
+    assert os.readlink(ROOT / "prefdistill") == "workflow/scripts/prefdistill"
+    assert (ROOT / "prefdistill/__main__.py").exists()
 
 
 def test_the_slurm_profile_names_exactly_the_rules_that_use_a_gpu():
@@ -230,16 +227,15 @@ def test_every_rule_with_a_script_states_memory_and_minutes():
     assert not silent
 
 
-def test_the_rule_graph_is_drawn_without_implied_edges():
-    tool = load_tool("draw_rulegraph")
-    dot = "".join(
-        f'\t{i}[label = "{name}", color = "0 1 1", style="rounded"];\n'
-        for i, name in enumerate(["all", "evaluate", "train"])
-    )
-    graph = tool.read_dot(dot + "\t1 -> 0\n\t2 -> 0\n\t2 -> 1\n\t1 -> 1\n")
-    assert set(graph.edges) == {("train", "evaluate"), ("evaluate", "all")}
-    svg = tool.draw(graph)
-    assert [svg.index(f">{name}<") for name in ("all", "evaluate", "train")]
-    assert svg.count("<path") == 2
-    with pytest.raises(ValueError, match="no rule graph"):
-        tool.read_dot("error")
+def test_without_graphviz_dag_says_what_to_install(make):
+    (make.folder / ".venv").mkdir()
+    shutil.copy(make.folder / "requirements.lock", make.folder / ".venv/installed.lock")
+    commands = make.folder / "bin"
+    commands.mkdir()
+    for name in ("bash", "make", "cmp", "nproc"):
+        (commands / name).symlink_to(shutil.which(name))
+    done = make("dag", f"PATH={commands}")
+    (line,) = [line for line in done.stderr.splitlines() if "make: ***" not in line]
+    assert done.returncode == 2
+    assert line.startswith("error: no Graphviz found")
+    assert "apt-get install graphviz" in line

@@ -73,7 +73,7 @@ def test_only_two_jobs_are_online():
 def test_the_token_is_read_from_the_environment_alone():
     """Only where a hub is asked, never from a configuration or a parameter."""
     users = {path.name for path in SOURCES if "HF_TOKEN" in path.read_text()}
-    assert users == {"fetch_hub_model.py", "hub_rows.py", "job.py"}
+    assert users == {"hub_models.py", "hub_rows.py", "job.py", "push.py"}
     settings = [*(ROOT / "config").iterdir(), *(ROOT / "profiles").rglob("*.yaml")]
     texts = [path.read_text() for path in settings if path.suffix == ".yaml"]
     texts += [path.read_text() for path in (ROOT / "workflow").rglob("*.smk")]

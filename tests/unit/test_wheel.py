@@ -12,6 +12,7 @@ import pytest
 import torch
 import yaml
 
+from prefdistill.cli import COMMANDS
 from prefdistill.export.judge_settings import write_judge_settings
 from prefdistill.export.merging import write_classifier
 from prefdistill.storage.tables import write_json
@@ -62,27 +63,69 @@ def test_a_judge_works_with_only_what_is_declared(
     code = (
         "import sys\n"
         f"sys.modules |= dict.fromkeys({WORKFLOW_ONLY})\n"
-        f"sys.path.insert(0, {str(installed)!r})\n"
         "import prefdistill, prefdistill.predict\n"
         "from prefdistill.judge import Judge\n"
         f"verdict = Judge.load({str(tmp_path)!r}).compare('a', 'b', 'c')\n"
         "print(prefdistill.__file__, prefdistill.__version__, round(verdict.tie, 3))\n"
     )
     done = subprocess.run(
-        [sys.executable, "-I", "-c", code], capture_output=True, text=True
-    )
+        [sys.executable, "-P", "-s", "-c", code],
+        env=environment(installed), capture_output=True, text=True,
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout == f"{installed}/prefdistill/__init__.py {__version__} 0.333\n"
 
 
-def test_the_command_is_installed(installed):
-    environment = os.environ | {"PYTHONPATH": str(installed)}
-    done = subprocess.run(
-        [installed / "bin/prefdistill-predict", "--help"],
-        env=environment, capture_output=True, text=True,
+def environment(installed):
+    """The environment in which the installed package is found first."""
+    return os.environ | {"PYTHONPATH": str(installed)}
+
+
+def installed_command(installed, name, *arguments):
+    return subprocess.run(
+        [installed / "bin" / name, *arguments],
+        env=environment(installed), capture_output=True, text=True,
     )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "prefdistill-predict",
+        "prefdistill",
+        "prefdistill predict",
+        "prefdistill check-served",
+        "prefdistill push",
+    ],
+)
+def test_the_commands_are_installed(installed, words):
+    done = installed_command(installed, *words.split(), "--help")
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("usage: prefdistill-predict [-h]")
+    assert done.stdout.startswith(f"usage: {words} [-h]")
+
+
+@pytest.mark.parametrize("name", ["run", "plan", "status", "pool"])
+def test_a_command_that_needs_the_workflow_says_so(installed, name):
+    done = installed_command(installed, "prefdistill", name)
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"error: prefdistill {name}: needs the workflow")
+    assert "in a clone" in line
+
+
+def test_the_wheels_commands_need_only_what_is_declared(installed):
+    modules = sorted({each.module for each in COMMANDS.values() if each.in_wheel})
+    code = (
+        "import importlib, sys\n"
+        f"sys.modules |= dict.fromkeys({WORKFLOW_ONLY})\n"
+        f"for name in {modules}: print(importlib.import_module(name).__file__)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-P", "-s", "-c", code],
+        env=environment(installed), capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert all(line.startswith(str(installed)) for line in done.stdout.splitlines())
 
 
 def test_there_is_one_version():

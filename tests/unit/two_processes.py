@@ -12,11 +12,9 @@ import time
 import types
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "workflow/scripts"))
-
 from prefdistill.errors import Interrupted, UserError
 from prefdistill.models.quick_imports import hide_unused_imports
-from prefdistill.running.job import run_job
+from prefdistill.running.job import guarded
 from prefdistill.running.stopping import stop_requested
 
 TEXT = {
@@ -50,6 +48,17 @@ SETTINGS = {
     "recompute": "auto",
     "compile": "auto",
 }
+DISTILLATION = {
+    "weights": {"ce": 1.0, "kl": 1.0, "cosine": 1.0},
+    "temperature": 1.0,
+    "labels": "in_fold",
+    "logits": "calibrated",
+    "teacher_gate": "refuse",
+    "n_labelled_rows": None,
+    "sample_weights": {"beta": 0.0, "low": 0.25, "high": 4.0},
+    "pseudo_labels": {"weight": 0.0},
+    "ema": {"decay": 0.0, "use": False},
+}
 MODELS = {"llama": "nf4", "gemma2": "fp32"}
 # With dropout, on this alone does a model in parts draw the masks of a whole one.
 LORAS = {
@@ -64,6 +73,7 @@ def encoded_pairs(folder):
 
     from prefdistill.data.prompts import encode_pairs
     from prefdistill.models.loading import load_tokenizer
+    from prefdistill.settings import TextSettings, read
 
     words = ["river ", "list ", "poem "]
     table = {
@@ -72,7 +82,9 @@ def encoded_pairs(folder):
         "response_a": [["yes " * (1 + n % 5)] for n in range(N_PAIRS)],
         "response_b": [["no " * (1 + n % 7)] for n in range(N_PAIRS)],
     }
-    return encode_pairs(pa.table(table), load_tokenizer(folder), TEXT)
+    return encode_pairs(
+        pa.table(table), load_tokenizer(folder), read(TextSettings, TEXT)
+    )
 
 
 def trainer_of(folder, name, scratch, *, shard=False, objective=None, **changes):
@@ -81,17 +93,19 @@ def trainer_of(folder, name, scratch, *, shard=False, objective=None, **changes)
 
     from prefdistill.models.loading import load_classifier
     from prefdistill.models.lora import add_adapter
+    from prefdistill.settings import LoraSettings, OptimisationSettings, read
     from prefdistill.storage.checkpoints import Checkpoints
     from prefdistill.training.objectives import label_objective
     from prefdistill.training.trainer import Trainer
 
     model = load_classifier(folder / name, MODELS[name], shard=shard)
-    model = add_adapter(model, LORAS[name], seed=1)
+    model = add_adapter(model, read(LoraSettings, LORAS[name]), seed=1)
     targets = np.eye(3, dtype=np.float32)[np.arange(N_PAIRS) % 3]
     objective = objective or label_objective(targets)
     pairs = encoded_pairs(folder / name)
     checkpoints = Checkpoints(scratch, "abc")
-    return Trainer(model, pairs, objective, SETTINGS | changes, 3.0, checkpoints)
+    settings = read(OptimisationSettings, SETTINGS | changes)
+    return Trainer(model, pairs, objective, settings, 3.0, checkpoints)
 
 
 def outcome_of(folder, trainer, name):
@@ -183,7 +197,7 @@ def main():
     job = types.SimpleNamespace(
         log=[folder / "logs/a.log"], threads=1, input=[], output=[], params={}
     )
-    with run_job(job, processes=2):
+    with guarded(job, processes=2):
         hide_unused_imports()
         from prefdistill.running.processes import rank, wait_for_all
 

@@ -11,7 +11,7 @@ differ. prefdistill/pipeline/students.py lists the arms and what is compared.
 use rule calibrate_logits as calibrate_for_arms with:
     output:
         calibrated="<results>/ablation/{scaling}/{teacher}/fold{fold}/calibrated.npz",
-        calibration="<results>/ablation/{scaling}/{teacher}/fold{fold}/calibration.json",
+        record="<results>/ablation/{scaling}/{teacher}/fold{fold}/calibration.json",
     log:
         "<logs>/calibrate_for_arms/{scaling}.{teacher}.fold{fold}.log",
     benchmark:
@@ -19,7 +19,7 @@ use rule calibrate_logits as calibrate_for_arms with:
     wildcard_constraints:
         scaling="|".join(STUDENTS.scalings),
     params:
-        calibration=STUDENTS.calibration,
+        scaling=STUDENTS.calibration,
         code=code_digest("calibrate_logits.py"),
 
 
@@ -37,7 +37,7 @@ use rule post_pretrain as post_pretrain_arm with:
     params:
         precision=model_precision,
         lora=model_lora,
-        settings=STUDENTS.post_pretrain,
+        post_pretrain=STUDENTS.post_pretrain,
         text=config["text"],
         code=code_digest("post_pretrain.py"),
 
@@ -59,8 +59,8 @@ use rule distill_student as train_arm with:
 
 use rule infer_logits as infer_arm with:
     input:
-        pairs="<results>/folds/fold{fold}.parquet",
-        adapter="<results>/ablation/{arm}/seed{seed}/fold{fold}/adapter_model.safetensors",
+        pairs=["<results>/folds/fold{fold}.parquet"],
+        weights="<results>/ablation/{arm}/seed{seed}/fold{fold}/adapter_model.safetensors",
         config="<results>/ablation/{arm}/seed{seed}/fold{fold}/adapter_config.json",
         base=base_manifest,
     output:
@@ -71,12 +71,6 @@ use rule infer_logits as infer_arm with:
         "<benchmarks>/infer_arm/{arm}.seed{seed}.fold{fold}.tsv"
     wildcard_constraints:
         arm="|".join(STUDENTS.arms),
-    params:
-        precision=model_precision,
-        inference=settings_of("inference"),
-        text=config["text"],
-        seed=STUDENTS.seed,
-        code=code_digest("infer_logits.py"),
 
 
 use rule calibrate_logits as calibrate_arm with:
@@ -86,7 +80,7 @@ use rule calibrate_logits as calibrate_arm with:
         fold="<results>/folds/fold{fold}.parquet",
     output:
         calibrated="<results>/ablation/{arm}/seed{seed}/fold{fold}/calibrated.npz",
-        calibration="<results>/ablation/{arm}/seed{seed}/fold{fold}/calibration.json",
+        record="<results>/ablation/{arm}/seed{seed}/fold{fold}/calibration.json",
     log:
         "<logs>/calibrate_arm/{arm}.seed{seed}.fold{fold}.log",
     benchmark:
@@ -95,16 +89,13 @@ use rule calibrate_logits as calibrate_arm with:
         arm="|".join(STUDENTS.arms),
 
 
-use rule predict_view as predict_arm with:
+use rule predict_logits as predict_arm with:
     input:
-        tables=["<results>/folds/fold{fold}.parquet"],
+        pairs=["<results>/folds/fold{fold}.parquet"],
         weights="<results>/ablation/{arm}/seed{seed}/fold{fold}/adapter_model.safetensors",
         base=base_manifest,
     output:
-        expand(
-            "<results>/ablation/{{arm}}/seed{{seed}}/fold{{fold}}/{view}.parquet",
-            view=VIEWS,
-        ),
+        logits="<results>/ablation/{arm}/seed{seed}/fold{fold}/predictions.npz",
     log:
         "<logs>/predict_arm/{arm}.seed{seed}.fold{fold}.log",
     benchmark:
@@ -112,11 +103,10 @@ use rule predict_view as predict_arm with:
     wildcard_constraints:
         arm="|".join(STUDENTS.arms),
     params:
-        views=VIEWS,
-        splits=["dev", "select", "test"],
-        precision="auto",
+        scoring=judge_scoring("auto", ["dev", "select", "test"]),
+        section=["predict"],
         text=config["text"],
-        code=code_digest("predict_view.py"),
+        code=code_digest("infer_logits.py"),
 
 
 rule compare_arms:
@@ -144,7 +134,6 @@ rule compare_arms:
         changes=STUDENTS.compared_changes,
         unclean=STUDENTS.unclean_arms,
         n_seeds=len(config["ablation"]["seeds"]),
-        views=VIEWS,
         evaluation=config["evaluation"],
         code=code_digest("compare_arms.py"),
     script:

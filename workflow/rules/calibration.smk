@@ -9,7 +9,7 @@ rule calibrate_logits:
         fold="<results>/folds/fold{fold}.parquet",
     output:
         calibrated="<results>/teacher/{teacher}/fold{fold}/calibrated.npz",
-        calibration="<results>/teacher/{teacher}/fold{fold}/calibration.json",
+        record="<results>/teacher/{teacher}/fold{fold}/calibration.json",
     log:
         "<logs>/calibrate_logits/{teacher}.fold{fold}.log",
     benchmark:
@@ -21,7 +21,7 @@ rule calibrate_logits:
         mem_mb=memory_of(handling_tables),
         runtime=minutes_of(handling_tables),
     params:
-        calibration=TEACHER_SCALING,
+        scaling=TEACHER_SCALING,
         code=code_digest("calibrate_logits.py"),
     script:
         "../scripts/calibrate_logits.py"
@@ -30,7 +30,7 @@ rule calibrate_logits:
 rule calibrate_judge:
     """Fit the merged model's own tied scaling on select."""
     input:
-        predictions=expand("<results>/predictions/merged/{view}.parquet", view=VIEWS),
+        logits="<results>/predictions/merged/logits.npz",
         fold="<results>/folds/fold0.parquet",
     output:
         calibration="<results>/merged/calibration.json",
@@ -46,7 +46,6 @@ rule calibrate_judge:
         mem_mb=memory_of(handling_tables),
         runtime=minutes_of(handling_tables),
     params:
-        views=VIEWS,
         text=config["text"],
         method=config["calibration"]["judge"],
         code=code_digest("calibrate_judge.py"),
@@ -56,9 +55,7 @@ rule calibrate_judge:
 
 use rule calibrate_judge as calibrate_quantised_judge with:
     input:
-        predictions=expand(
-            "<results>/predictions/gptq{{bits}}/{view}.parquet", view=VIEWS
-        ),
+        logits="<results>/predictions/gptq{bits}/logits.npz",
         fold="<results>/folds/fold0.parquet",
     output:
         calibration="<results>/gptq/{bits}bit/calibration.json",
@@ -71,7 +68,7 @@ use rule calibrate_judge as calibrate_quantised_judge with:
 
 use rule calibrate_judge as calibrate_adapters with:
     input:
-        predictions=expand("<results>/predictions/{{model}}/{view}.parquet", view=VIEWS),
+        logits="<results>/predictions/{model}/logits.npz",
         fold="<results>/folds/fold0.parquet",
     output:
         calibration="<results>/predictions/{model}/calibration.json",

@@ -9,7 +9,8 @@ from snakemake.logging import logger
 sys.path.insert(0, str(Path(workflow.basedir) / "scripts"))
 
 from prefdistill.pipeline.students import Students
-from prefdistill.pipeline.validation import result_settings, validate_config
+from prefdistill.pipeline.validation import (validate_config)
+from prefdistill.settings import (result_settings)
 from prefdistill.pipeline.config_files import check_config_file
 from prefdistill.pipeline.driver import hold_folder, write_owner
 from prefdistill.errors import UserError
@@ -90,6 +91,10 @@ DATA_FILES = [
     for entry in entries
     if isinstance(entry, str)
 ]
+# Whether all labelled pairs are simulated.
+SIMULATED = all(
+    str(path).startswith(SIMULATED_FOLDER) for path in config["data"]["train"]
+)
 # The share of the boosted trees in the final prediction.
 TREES_WEIGHT = config["predict"]["trees_weight"]
 SUBMISSION = ["results/submission.csv"] if config["data"]["test"] else []
@@ -159,7 +164,36 @@ def quantisation_settings(wildcards):
     return {k: v for k, v in config["quantisation"].items() if k != "bits"}
 
 
-# --- what is predicted, with which weights ------------------------------------------
+# --- which rows are scored, with which weights, and how -----------------------------
+
+
+def inference_section(wildcards):
+    """Where the configuration says how many tokens a teacher scores at once."""
+    teacher = wildcards.get("teacher")
+    return [*(["teachers", teacher] if teacher else ["student"]), "inference"]
+
+
+def teacher_scoring(wildcards):
+    """How a teacher, or a student as one, scores the rows of a fold; by an arm's seed."""
+    model = model_config(wildcards)
+    return {
+        **result_settings(model["inference"]),
+        "precision": model["precision"],
+        "seed": int(wildcards.get("seed", model["training"]["seed"])),
+    }
+
+
+def judge_scoring(precision, splits):
+    """How the student's models are scored: precision and splits, or functions."""
+
+    def settings(wildcards):
+        return {
+            "precision": precision(wildcards) if callable(precision) else precision,
+            "splits": splits(wildcards) if callable(splits) else splits,
+            "views": VIEWS,
+        }
+
+    return settings
 
 
 def prediction_base(wildcards):
@@ -184,10 +218,7 @@ def best_fold_table(wildcards):
 
 def simulator_truth(wildcards):
     """The judge's true probabilities, while the data are the simulator's."""
-    simulated = all(
-        str(path).startswith(SIMULATED_FOLDER) for path in config["data"]["train"]
-    )
-    return ["results/simulated/truth.parquet"] if simulated else []
+    return ["results/simulated/truth.parquet"] if SIMULATED else []
 
 
 def labels_only_predictions(wildcards):

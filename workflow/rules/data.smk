@@ -29,9 +29,9 @@ rule clean_pairs:
     """Drop rows that cannot train or score a judge, with counts by reason."""
     input:
         pairs="<results>/data/pairs.parquet",
-        report="<results>/data/import.json",
+        imported="<results>/data/import.json",
     output:
-        pairs="<results>/data/clean.parquet",
+        clean="<results>/data/clean.parquet",
         report="<results>/data/cleaning.json",
     log:
         "<logs>/clean_pairs/clean_pairs.log",
@@ -71,7 +71,7 @@ rule make_folds:
         mem_mb=memory_of(handling_tables),
         runtime=minutes_of(handling_tables),
     params:
-        folds=config["folds"],
+        settings=config["folds"],
         code=code_digest("make_folds.py"),
     script:
         "../scripts/make_folds.py"

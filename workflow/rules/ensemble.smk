@@ -15,9 +15,7 @@ def reward_baselines(wildcards):
     baseline = config["ensemble"]["advantage"]["baseline"] if WEIGHED_FOLDS else "none"
     if baseline == "ema":
         return expand(
-            "<results>/predictions/fold{fold}_ema/{view}.parquet",
-            fold=WEIGHED_FOLDS,
-            view=VIEWS,
+            "<results>/predictions/fold{fold}_ema/logits.npz", fold=WEIGHED_FOLDS
         )
     return {"trees": ["<results>/predictions/baselines.parquet"], "none": []}[baseline]
 
@@ -27,9 +25,7 @@ rule weigh_folds:
     input:
         fold_files=expand("<results>/folds/fold{fold}.parquet", fold=WEIGHED_FOLDS),
         students=expand(
-            "<results>/predictions/fold{fold}_bf16/{view}.parquet",
-            fold=WEIGHED_FOLDS,
-            view=VIEWS,
+            "<results>/predictions/fold{fold}_bf16/logits.npz", fold=WEIGHED_FOLDS
         ),
         baselines=reward_baselines,
     output:
@@ -48,7 +44,6 @@ rule weigh_folds:
         folds=FOLDS,
         fold_weights=config["ensemble"]["fold_weights"],
         advantage=config["ensemble"]["advantage"] if WEIGHED_FOLDS else None,
-        views=VIEWS,
         code=code_digest("weigh_folds.py"),
     script:
         "../scripts/weigh_folds.py"

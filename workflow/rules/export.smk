@@ -8,7 +8,7 @@ out: <results>/gptq/{bits}bit/, <results>/gptq_base/{bits}bit/
 rule quantise_model:
     """Quantise the merged judge; its score head is kept."""
     input:
-        model="<results>/merged/model.safetensors",
+        merged="<results>/merged/model.safetensors",
         config="<results>/merged/config.json",
         tokenizer="<results>/merged/tokenizer.json",
         tokenizer_config="<results>/merged/tokenizer_config.json",

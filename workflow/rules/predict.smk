@@ -1,68 +1,59 @@
 """Predictions of every model in every view, their symmetrised form, the submission."""
 
 
-rule predict_view:
-    """Score select, test and unlabelled pairs (fold models: dev too) in all views."""
+use rule infer_logits as predict_logits with:
     input:
-        tables=prediction_tables,
+        pairs=prediction_tables,
         weights=prediction_weights,
         base=prediction_base,
     output:
-        expand("<results>/predictions/{{model}}/{view}.parquet", view=VIEWS),
+        logits="<results>/predictions/{model}/logits.npz",
     log:
-        "<logs>/predict_view/{model}.log",
+        "<logs>/predict_logits/{model}.log",
     benchmark:
-        "<benchmarks>/predict_view/{model}.tsv"
+        "<benchmarks>/predict_logits/{model}.tsv"
     wildcard_constraints:
         model=SCORED_MODELS,
-    conda:
-        "../../environment.yml"
     threads: STUDENT.threads
     resources:
         gpu=STUDENT.gpus,
         mem_mb=memory_of(predicting),
         runtime=minutes_of(predicting),
     params:
-        views=VIEWS,
-        splits=prediction_splits,
-        precision=prediction_precision,
+        scoring=judge_scoring(prediction_precision, prediction_splits),
+        section=["predict"],
         text=config["text"],
-        code=code_digest("predict_view.py"),
-    script:
-        "../scripts/predict_view.py"
+        code=code_digest("infer_logits.py"),
 
 
-use rule predict_view as predict_average with:
+use rule predict_logits as predict_average with:
     input:
-        tables=["<results>/folds/fold{fold}.parquet"],
+        pairs=["<results>/folds/fold{fold}.parquet"],
         weights="<results>/student/fold{fold}/ema/adapter_model.safetensors",
         base=base_manifest,
     output:
-        expand("<results>/predictions/fold{{fold}}_ema/{view}.parquet", view=VIEWS),
+        logits="<results>/predictions/fold{fold}_ema/logits.npz",
     log:
         "<logs>/predict_average/fold{fold}.log",
     benchmark:
         "<benchmarks>/predict_average/fold{fold}.tsv"
     params:
-        views=VIEWS,
-        splits=["dev", "select", "test"],
-        precision="auto",
+        scoring=judge_scoring("auto", ["dev", "select", "test"]),
+        section=["predict"],
         text=config["text"],
-        code=code_digest("predict_view.py"),
+        code=code_digest("infer_logits.py"),
 
 
 rule average_predictions:
     """Average the logits of the chosen folds' adapters, joined by id."""
     input:
-        predictions=expand(
-            "<results>/predictions/fold{fold}_{{base}}/{view}.parquet",
-            fold=CHOSEN_FOLDS,
-            view=VIEWS,
+        students=expand(
+            "<results>/predictions/fold{fold}_{{base}}/logits.npz", fold=CHOSEN_FOLDS
         ),
         weights="<results>/ensemble/weights.json",
         select=best_fold_table,
     output:
-        expand("<results>/predictions/adapters_{{base}}/{view}.parquet", view=VIEWS),
+        logits="<results>/predictions/adapters_{base}/logits.npz",
     log:
         "<logs>/average_predictions/{base}.log",
     benchmark:
@@ -77,20 +68,19 @@ rule average_predictions:
         runtime=minutes_of(handling_tables),
     params:
         folds=CHOSEN_FOLDS,
-        views=VIEWS,
         code=code_digest("average_predictions.py"),
     script:
         "../scripts/average_predictions.py"
 
 
 rule symmetrise:
-    """Join a judge's views by id and average their probabilities."""
+    """Average a judge's probabilities over its views."""
     input:
-        predictions=expand("<results>/predictions/{{model}}/{view}.parquet", view=VIEWS),
+        logits="<results>/predictions/{model}/logits.npz",
         calibration=judge_calibration,
         trees=["<results>/predictions/baselines.parquet"] if TREES_WEIGHT else [],
     output:
-        "<results>/predictions/{model}/symmetrised.parquet",
+        symmetrised="<results>/predictions/{model}/symmetrised.parquet",
     log:
         "<logs>/symmetrise/{model}.log",
     benchmark:
@@ -102,7 +92,6 @@ rule symmetrise:
         mem_mb=memory_of(handling_tables),
         runtime=minutes_of(handling_tables),
     params:
-        views=VIEWS,
         trees_weight=TREES_WEIGHT,
         code=code_digest("symmetrise.py"),
     script:
@@ -115,7 +104,7 @@ rule write_submission:
         symmetrised=f"<results>/predictions/{FINAL}/symmetrised.parquet",
         unlabelled="<results>/folds/unlabelled.parquet",
     output:
-        "<results>/submission.csv",
+        submission="<results>/submission.csv",
     log:
         "<logs>/write_submission/all.log",
     benchmark:

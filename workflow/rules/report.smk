@@ -13,7 +13,7 @@ rule fit_baselines:
         folds=expand("<results>/folds/fold{fold}.parquet", fold=FOLDS),
         unlabelled=["<results>/folds/unlabelled.parquet"] if TREES_WEIGHT else [],
     output:
-        "<results>/predictions/baselines.parquet",
+        baselines="<results>/predictions/baselines.parquet",
     log:
         "<logs>/fit_baselines/all.log",
     benchmark:
@@ -46,21 +46,13 @@ rule evaluate:
             teacher=TEACHERS,
             fold=FOLDS,
         ),
-        students=expand(
-            "<results>/predictions/fold{fold}_bf16/{view}.parquet",
-            fold=FOLDS,
-            view=VIEWS,
-        ),
+        students=expand("<results>/predictions/fold{fold}_bf16/logits.npz", fold=FOLDS),
         labels_only=labels_only_predictions,
         weights="<results>/ensemble/weights.json",
-        judges=expand(
-            "<results>/predictions/{model}/{view}.parquet", model=JUDGES, view=VIEWS
-        ),
+        judges=expand("<results>/predictions/{model}/logits.npz", model=JUDGES),
         judge_calibrations=map(calibration_of, JUDGES),
         final=f"<results>/predictions/{FINAL}/symmetrised.parquet",
-        final_views=expand(
-            "<results>/predictions/{model}/{view}.parquet", model=FINAL, view=VIEWS
-        ),
+        final_logits=f"<results>/predictions/{FINAL}/logits.npz",
         final_calibration=calibration_of(FINAL),
         truth=simulator_truth,
     output:
@@ -91,7 +83,6 @@ rule evaluate:
         teachers=TEACHERS,
         judges=JUDGES,
         final=FINAL,
-        views=VIEWS,
         trees_weight=TREES_WEIGHT,
         calibration=TEACHER_SCALING,
         evaluation=config["evaluation"],
@@ -219,12 +210,12 @@ rule summarise_report:
         scores="<results>/report/scores.csv",
         steps="<results>/report/steps.csv",
         cleaning="<results>/data/cleaning.json",
-        teachers=expand(
+        teacher_calibrations=expand(
             "<results>/teacher/{teacher}/fold{fold}/calibration.json",
             teacher=TEACHERS,
             fold=FOLDS,
         ),
-        judges=map(calibration_of, JUDGES),
+        judge_calibrations=map(calibration_of, JUDGES),
         figures=rules.plot_report.output,
         submission=SUBMISSION,
     output:
@@ -264,12 +255,12 @@ rule write_pages:
         cleaning="<results>/data/cleaning.json",
         folds="<results>/folds/folds.json",
         lengths="<results>/report/lengths.json",
-        teachers=expand(
+        teacher_calibrations=expand(
             "<results>/teacher/{teacher}/fold{fold}/calibration.json",
             teacher=TEACHERS,
             fold=FOLDS,
         ),
-        judges=map(calibration_of, JUDGES),
+        judge_calibrations=map(calibration_of, JUDGES),
         weights="<results>/ensemble/weights.json",
         fingerprinted=[
             *DATA_FILES,

@@ -80,8 +80,4 @@ for k in FOLDS:
                 fold=k,
             ),
             f"<results>/student/fold{k}/adapter_model.safetensors",
-            expand(
-                "<results>/predictions/fold{fold}_bf16/{view}.parquet",
-                fold=k,
-                view=VIEWS,
-            ),
+            f"<results>/predictions/fold{k}_bf16/logits.npz",

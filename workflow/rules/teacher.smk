@@ -32,7 +32,7 @@ rule post_pretrain:
     params:
         precision=model_precision,
         lora=model_lora,
-        settings=settings_of("post_pretrain"),
+        post_pretrain=settings_of("post_pretrain"),
         text=config["text"],
         code=code_digest("post_pretrain.py"),
     script:
@@ -73,8 +73,8 @@ rule train_teacher:
 rule infer_logits:
     """Score the rows of a fold, seen and unseen, in both orders."""
     input:
-        pairs="<results>/folds/fold{fold}.parquet",
-        adapter="<results>/teacher/{teacher}/fold{fold}/adapter_model.safetensors",
+        pairs=["<results>/folds/fold{fold}.parquet"],
+        weights="<results>/teacher/{teacher}/fold{fold}/adapter_model.safetensors",
         config="<results>/teacher/{teacher}/fold{fold}/adapter_config.json",
         base=base_manifest,
     output:
@@ -91,10 +91,9 @@ rule infer_logits:
         mem_mb=memory_of(scoring),
         runtime=minutes_of(scoring),
     params:
-        precision=model_precision,
-        inference=settings_of("inference"),
+        scoring=teacher_scoring,
+        section=inference_section,
         text=config["text"],
-        seed=lookup("teachers/{teacher}/training/seed", within=config),
         code=code_digest("infer_logits.py"),
     script:
         "../scripts/infer_logits.py"
@@ -102,8 +101,8 @@ rule infer_logits:
 
 use rule infer_logits as infer_unlabelled with:
     input:
-        pairs=STUDENTS.pseudo_pairs,
-        adapter="<results>/teacher/{teacher}/fold{fold}/adapter_model.safetensors",
+        pairs=[STUDENTS.pseudo_pairs],
+        weights="<results>/teacher/{teacher}/fold{fold}/adapter_model.safetensors",
         config="<results>/teacher/{teacher}/fold{fold}/adapter_config.json",
         base=base_manifest,
     output:

@@ -7,14 +7,10 @@ BlackPearl solution did; its error against the exact mean is reported either way
 
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from prefdistill.errors import UserError
 from prefdistill.running.job import run_job
 from prefdistill.storage.tables import file_digest, write_json
-
-if TYPE_CHECKING:
-    from snakemake.iocontainers import snakemake
 
 logger = logging.getLogger(__name__)
 
@@ -22,9 +18,9 @@ logger = logging.getLogger(__name__)
 def main(
     adapters: list[Path],
     folds: list[int],
-    weights_path: Path,
+    weights: Path,
     method: str,
-    adapter_out: Path,
+    adapter: Path,
     report: Path,
 ) -> None:
     """Read the adapters of the folds and their weights; write the average.
@@ -32,36 +28,31 @@ def main(
     Args:
         adapters: One adapter_model.safetensors per fold, its configuration beside it.
         folds: Which fold each one is of.
-        weights_path: ``weights.json`` with ``folds`` and ``weights``.
+        weights: ``weights.json`` with ``folds`` and ``weights``.
         method: ``delta_mean`` or ``factor_mean``.
-        adapter_out: The adapter's weights; its configuration is written beside them.
+        adapter: The adapter's weights; its configuration is written beside them.
         report: ``average.json``.
     """
-    from prefdistill.export.averaging import (
-        delta_mean,
-        factor_mean,
-        read_adapter,
-        relative_errors,
-        write_adapter,
-    )
+    from prefdistill.export.averaging import delta_mean, factor_mean, relative_errors
+    from prefdistill.models.adapter_files import read_adapter, write_adapter
     from prefdistill.scores.fold_weights import read_weights
 
-    weights = read_weights(weights_path, folds)
+    shares = read_weights(weights, folds)
     parts = [read_adapter(path.parent) for path in adapters]
-    exact = delta_mean(parts, weights)
+    exact = delta_mean(parts, shares)
     same_rank = len({(part.rank, part.scaling) for part in parts}) == 1
-    factors = factor_mean(parts, weights) if same_rank else None
+    factors = factor_mean(parts, shares) if same_rank else None
     if method == "factor_mean" and factors is None:
         raise UserError("ensemble.method factor_mean needs folds of one rank and alpha")
     error = relative_errors(factors, exact) if factors else None
     logger.info("relative error of factor_mean: %s", error)
-    write_adapter(exact if method == "delta_mean" else factors, adapter_out.parent)
+    write_adapter(exact if method == "delta_mean" else factors, adapter.parent)
     write_json(
         report,
         {
             "method": method,
             "folds": folds,
-            "weights": weights,
+            "weights": shares,
             "ranks": [part.rank for part in parts],
             "n_modules": len(exact.layers),
             "factor_mean_relative_error": error,
@@ -71,12 +62,4 @@ def main(
 
 
 if __name__ == "__main__":
-    with run_job(snakemake):
-        main(
-            adapters=[Path(path) for path in snakemake.input.adapters],
-            folds=list(snakemake.params.folds),
-            weights_path=Path(snakemake.input.weights),
-            method=snakemake.params.method,
-            adapter_out=Path(snakemake.output.adapter),
-            report=Path(snakemake.output.report),
-        )
+    run_job(snakemake, main)

@@ -6,58 +6,51 @@ which the folder can be used by itself: see ``judge_settings``.
 
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from prefdistill.running.job import run_job
-
-if TYPE_CHECKING:
-    from snakemake.iocontainers import snakemake
 
 logger = logging.getLogger(__name__)
 
 
 def main(
-    prediction_paths: list[Path],
-    fold_path: Path,
-    calibration_path: Path,
-    views: list[str],
+    logits: Path,
+    fold: Path,
+    calibration: Path,
     method: str,
     text: dict[str, Any] | None = None,
 ) -> None:
-    """Read a judge's predictions, fit on select, write the scaling and its effect.
+    """Read a judge's logits, fit on select, write the scaling and its effect.
 
     Args:
-        prediction_paths: One file a view.
-        fold_path: Has the labels of select.
-        calibration_path: Gets the scaling.
-        views: The views.
+        logits: The judge's.
+        fold: Has the labels of select.
+        calibration: Gets the scaling.
         method: ``calibration.judge``.
         text: The ``text`` settings, where ``judge.json`` is wanted beside the scaling.
     """
     from prefdistill.export.judge_settings import write_judge_settings
     from prefdistill.scores.calibration import calibrate_judge
     from prefdistill.scores.metrics import read_labels
-    from prefdistill.scores.views import read_predictions
-    from prefdistill.storage.tables import write_json
+    from prefdistill.storage.tables import read_logits, write_json
 
-    scores = read_predictions(prediction_paths, views, splits=["select"])
-    _, record = calibrate_judge(scores, read_labels(fold_path), views, method)
+    scores = read_logits(logits)
+    _, record = calibrate_judge(scores, read_labels(fold), method)
     logger.info(
         "log loss on %d rows %.4f -> %.4f",
         record["n_select"], record["nll_before"], record["nll_after"],
     )  # fmt: skip
-    write_json(calibration_path, record)
+    write_json(calibration, record)
     if text:
-        write_judge_settings(calibration_path.parent, text, views)
+        write_judge_settings(calibration.parent, text, scores.views)
 
 
 if __name__ == "__main__":
     with run_job(snakemake):
         main(
-            prediction_paths=[Path(path) for path in snakemake.input.predictions],
-            fold_path=Path(snakemake.input.fold),
-            calibration_path=Path(snakemake.output.calibration),
-            views=list(snakemake.params.views),
+            logits=Path(snakemake.input.logits),
+            fold=Path(snakemake.input.fold),
+            calibration=Path(snakemake.output.calibration),
             method=snakemake.params.method,
             text=snakemake.params.text,
         )

@@ -2,28 +2,21 @@
 
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from prefdistill.running.job import run_job
-
-if TYPE_CHECKING:
-    from snakemake.iocontainers import snakemake
 
 logger = logging.getLogger(__name__)
 
 
 def main(
-    fold_paths: list[Path],
-    unlabelled_path: Path | None,
-    baselines_path: Path,
-    seed: int,
+    folds: list[Path], unlabelled: Path | None, baselines: Path, seed: int
 ) -> None:
     """Fit per fold for dev, and once on all but select and test for those two.
 
     Args:
-        fold_paths: The fold files.
-        unlabelled_path: Pairs to predict, scored as select and test are; or None.
-        baselines_path: ``baselines.parquet``.
+        folds: The fold files.
+        unlabelled: Pairs to predict, scored as select and test are; or None.
+        baselines: ``baselines.parquet``.
         seed: Seed of the trees.
     """
     import numpy as np
@@ -39,15 +32,15 @@ def main(
     from prefdistill.storage.tables import FOLD_SCHEMA, read_table, write_table
 
     tables = []
-    for fold, path in enumerate(fold_paths):
+    for fold, path in enumerate(folds):
         table = read_table(path, FOLD_SCHEMA)
         labels = labels_of(table)
         used = null_rows(labels) | (labels.split != "train")
         table, labels = table.filter(pa.array(used)), labels.rows(used)
-        if fold == 0 and unlabelled_path is not None:
-            unlabelled = read_table(unlabelled_path, FOLD_SCHEMA)
-            table = pa.concat_tables([table, unlabelled])
-            labels = with_unlabelled(labels, unlabelled)
+        if fold == 0 and unlabelled is not None:
+            others = read_table(unlabelled, FOLD_SCHEMA)
+            table = pa.concat_tables([table, others])
+            labels = with_unlabelled(labels, others)
         features = pair_features(table)
         parts = [(fold, labels.split == "train", labels.split == "dev")]
         if fold == 0:
@@ -57,14 +50,8 @@ def main(
             probs = fit_baselines(features, labels, train, scored, seed)
             tables.append(baseline_table(number, labels.rows(scored), probs))
         logger.info("fold %d: %d rows, baselines fitted", fold, len(labels.ids))
-    write_table(baselines_path, pa.concat_tables(tables), BASELINES_SCHEMA)
+    write_table(baselines, pa.concat_tables(tables), BASELINES_SCHEMA)
 
 
 if __name__ == "__main__":
-    with run_job(snakemake):
-        main(
-            fold_paths=[Path(path) for path in snakemake.input.folds],
-            unlabelled_path=next(map(Path, snakemake.input.unlabelled), None),
-            baselines_path=Path(snakemake.output[0]),
-            seed=snakemake.params.seed,
-        )
+    run_job(snakemake, main)

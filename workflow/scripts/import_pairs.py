@@ -9,17 +9,14 @@ columns that were derived from the labels.
 import logging
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from prefdistill.running.job import run_job
-
-if TYPE_CHECKING:
-    from snakemake.iocontainers import snakemake
 
 logger = logging.getLogger(__name__)
 
 
-def main(pairs_path: Path, report_path: Path, data: dict[str, Any]) -> None:
+def main(pairs: Path, report: Path, data: dict[str, Any]) -> None:
     """Read all configured inputs, and write the table and the counts."""
     from prefdistill.data.hub_rows import read_hub_rows
     from prefdistill.data.pairs import (
@@ -32,8 +29,8 @@ def main(pairs_path: Path, report_path: Path, data: dict[str, Any]) -> None:
     from prefdistill.storage.tables import PAIRS_SCHEMA, write_json
 
     files: list[ImportedFile] = []
-    with open_parquet_writer(pairs_path, PAIRS_SCHEMA) as writer:
-        pairs = PairsWriter(writer)
+    with open_parquet_writer(pairs, PAIRS_SCHEMA) as parquet:
+        writer = PairsWriter(parquet)
         for source, entry in list_entries(data):
             is_hub = isinstance(entry, dict)
             counts = ImportedFile(str(entry["hub"] if is_hub else entry), source)
@@ -41,7 +38,7 @@ def main(pairs_path: Path, report_path: Path, data: dict[str, Any]) -> None:
                 rows = read_hub_rows(entry, source, counts)
             else:
                 rows = read_file_rows(Path(entry), source, counts)
-            pairs.add(rows, counts, integer_id=not is_hub)
+            writer.add(rows, counts, integer_id=not is_hub)
             # The plus drops reasons that were counted zero times.
             counts.repaired = +counts.repaired
             files.append(counts)
@@ -57,15 +54,8 @@ def main(pairs_path: Path, report_path: Path, data: dict[str, Any]) -> None:
         n_rows[counts.source] += counts.n_rows
         repaired += counts.repaired
     described = [{**vars(file), "repaired": dict(file.repaired)} for file in files]
-    write_json(
-        report_path, {"n_rows": n_rows, "repaired": repaired, "files": described}
-    )
+    write_json(report, {"n_rows": n_rows, "repaired": repaired, "files": described})
 
 
 if __name__ == "__main__":
-    with run_job(snakemake, online=True):
-        main(
-            pairs_path=Path(snakemake.output.pairs),
-            report_path=Path(snakemake.output.report),
-            data=snakemake.params.data,
-        )
+    run_job(snakemake, main, online=True)

@@ -7,24 +7,21 @@ are written in one pass over the clean table, in bounded memory.
 
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from prefdistill.running.job import run_job
-
-if TYPE_CHECKING:
-    from snakemake.iocontainers import snakemake
 
 logger = logging.getLogger(__name__)
 
 
 def main(
-    clean_path: Path,
-    fold_paths: list[Path],
-    post_pretrain_path: Path,
-    unlabelled_path: Path,
-    report_path: Path,
+    pairs: Path,
+    folds: list[Path],
+    post_pretrain: Path,
+    unlabelled: Path,
+    report: Path,
     settings: dict[str, Any],
-    pseudo_path: Path,
+    pseudo: Path,
 ) -> None:
     """Plan the splits from a few columns, then stream the texts into the files."""
     import numpy as np
@@ -32,8 +29,8 @@ def main(
     from prefdistill.data.folds import SPLITS, describe_plan, plan_folds, write_splits
     from prefdistill.storage.tables import TARGET_COLUMNS, open_table, write_json
 
-    with open_table(clean_path) as pairs:
-        keys = pairs.read(columns=["source", "group", *TARGET_COLUMNS])
+    with open_table(pairs) as clean:
+        keys = clean.read(columns=["source", "group", *TARGET_COLUMNS])
         source = np.array(keys.column("source").to_pylist())
         # Group names are 16 ASCII digits: bytes take a quarter of what unicode takes.
         groups = np.array(keys.column("group").to_pylist(), dtype="S16")
@@ -43,33 +40,23 @@ def main(
 
         names = np.array([*SPLITS, ""])
         files = {
-            path: names[splits]
-            for path, splits in zip(fold_paths, plan.splits, strict=True)
+            path: names[splits] for path, splits in zip(folds, plan.splits, strict=True)
         }
-        files[post_pretrain_path] = np.where(plan.post_pretrain, "train", "")
-        files[unlabelled_path] = np.where(plan.unlabelled, "unlabelled", "")
-        files[pseudo_path] = np.where(plan.pseudo, "unlabelled", "")
-        write_splits(pairs, files)
+        files[post_pretrain] = np.where(plan.post_pretrain, "train", "")
+        files[unlabelled] = np.where(plan.unlabelled, "unlabelled", "")
+        files[pseudo] = np.where(plan.pseudo, "unlabelled", "")
+        write_splits(clean, files)
 
-    report = describe_plan(plan, source, labels)
-    write_json(report_path, report)
-    for fold, splits in report["folds"].items():
+    described = describe_plan(plan, source, labels)
+    write_json(report, described)
+    for fold, splits in described["folds"].items():
         counts = ", ".join(f"{name} {split['n']}" for name, split in splits.items())
         logger.info("fold %s: %s", fold, counts)
     logger.info(
         "post-pretrain %d, unlabelled %d, %s",
-        report["post_pretrain"]["n"], report["n_unlabelled"], plan.report,
+        described["post_pretrain"]["n"], described["n_unlabelled"], plan.report,
     )  # fmt: skip
 
 
 if __name__ == "__main__":
-    with run_job(snakemake):
-        main(
-            clean_path=Path(snakemake.input.pairs),
-            fold_paths=[Path(path) for path in snakemake.output.folds],
-            post_pretrain_path=Path(snakemake.output.post_pretrain),
-            unlabelled_path=Path(snakemake.output.unlabelled),
-            report_path=Path(snakemake.output.report),
-            settings=snakemake.params.folds,
-            pseudo_path=Path(snakemake.output.pseudo),
-        )
+    run_job(snakemake, main)

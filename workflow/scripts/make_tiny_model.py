@@ -1,38 +1,29 @@
 """Make a tiny base model: train its tokenizer and pre-train its weights.
 
 The demo runs without downloads, so it makes its own models. They are pre-trained on the
-qualities of simulated answers, never on verdicts.
+quality features of simulated answers, never on verdicts.
 """
 
 import logging
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from prefdistill.models.quick_imports import import_model_libraries
 from prefdistill.running.job import run_job
-
-if TYPE_CHECKING:
-    from snakemake.iocontainers import snakemake
 
 logger = logging.getLogger(__name__)
 
 
-def main(manifest_path: Path, settings: dict[str, Any], text: dict[str, Any]) -> None:
+def main(manifest: Path, settings: dict[str, Any], text: dict[str, Any]) -> None:
     """Write the model, configuration, tokenizer and manifest to one folder."""
     from prefdistill.simulation.tiny_models import make_tiny_base
 
-    losses = make_tiny_base(manifest_path.parent, settings, text)
+    losses = make_tiny_base(manifest.parent, settings, text)
     if losses:
         last = losses[-max(1, len(losses) // 20) :]
         logger.info("dense loss %.3f -> %.3f", losses[0], sum(last) / len(last))
 
 
 if __name__ == "__main__":
-    with run_job(snakemake):
-        from prefdistill.models.quick_imports import import_model_libraries
-
-        import_model_libraries("fp32")
-        main(
-            manifest_path=Path(snakemake.output.manifest),
-            settings=dict(snakemake.params.settings),
-            text=dict(snakemake.params.text),
-        )
+    run_job(snakemake, main, libraries=partial(import_model_libraries, "fp32"))

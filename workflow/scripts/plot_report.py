@@ -1,39 +1,42 @@
 """Draw the report's figures of what the stages predict and how they were trained."""
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from prefdistill.running.job import run_job
 
-if TYPE_CHECKING:
-    from snakemake.iocontainers import snakemake
+
+@dataclass(frozen=True)
+class Inputs:
+    """What the figures are drawn from."""
+
+    scores: Path
+    folds: list[Path]
+    logits: list[Path]  # of each fold, teacher by teacher
+    calibrated: list[Path]  # likewise
+    final: Path  # the final model's symmetrised predictions
+    curves: list[Path]  # train.jsonl of each run
+    weights: Path  # of the folds in the ensemble
+    rows: list[Path]  # rows.json of each student: what its rows counted for
 
 
 def main(
-    scores_path: Path,
-    fold_paths: list[Path],
-    teacher_paths: dict[str, list[tuple[Path, Path]]],
-    final_path: Path,
-    curve_paths: dict[str, Path],
-    weights_path: Path,
-    row_paths: dict[str, Path],
-    figure_paths: dict[str, Path],
+    inputs: Inputs,
+    outputs: dict[str, Path],
+    teachers: list[str],
     judges: list[str],
+    runs: list[str],
     n_bins: int,
 ) -> None:
-    """Read scores, test predictions, loss curves and weights; draw six figures.
+    """Draw six figures.
 
     Args:
-        scores_path: ``scores.csv``.
-        fold_paths: The fold files.
-        teacher_paths: For each teacher, raw and calibrated logits of each fold.
-        final_path: The final model's symmetrised predictions.
-        curve_paths: ``train.jsonl`` by name, ``model/run``.
-        weights_path: The ensemble's ``weights.json``.
-        row_paths: What each student's rows counted for (``rows.json``), by student.
-        figure_paths: Where each figure goes: ``stages``, ``reliability``,
-            ``confusion``, ``swap``, ``curves`` and ``weights``.
+        inputs: Files to read.
+        outputs: Where each figure goes: ``stages``, ``reliability``, ``confusion``,
+            ``swap``, ``curves`` and ``weights``.
+        teachers: Names of the teachers.
         judges: Names of the exported models.
+        runs: The name of each curve, ``model/run``.
         n_bins: Bins of confidence.
     """
     from prefdistill.report.figures import (
@@ -55,48 +58,33 @@ def main(
     )
     from prefdistill.storage.tables import read_json
 
-    rows = one_per_stage(rows_on_test(read_rows(scores_path), judges))
-    labels = read_all_labels(fold_paths)
-    panels = reliability_panels(teacher_paths, final_path, labels)
-    curves = {name: read_curve(path) for name, path in curve_paths.items()}
-    rows_of = {name: read_json(path) for name, path in row_paths.items()}
+    rows = one_per_stage(rows_on_test(read_rows(inputs.scores), judges))
+    logits = list(zip(inputs.logits, inputs.calibrated, strict=True))
+    n_folds = len(inputs.folds)
+    by_teacher = {
+        name: logits[place * n_folds : (place + 1) * n_folds]
+        for place, name in enumerate(teachers)
+    }
+    labels = read_all_labels(inputs.folds)
+    panels = reliability_panels(by_teacher, inputs.final, labels)
+    curves = map(read_curve, inputs.curves)
+    students = {path.parent.name: read_json(path) for path in inputs.rows}
     spreads = {
         name: record["weight_quantiles"]
-        for name, record in rows_of.items()
+        for name, record in students.items()
         if "weight_quantiles" in record
     }
-    figures = {
+    drawn = {
         "stages": draw_stages(rows, stage_order(judges)),
         "reliability": draw_reliability(panels, n_bins),
         "confusion": draw_confusion(panels),
         "swap": draw_swap(rows),
-        "curves": draw_curves(curves),
-        "weights": draw_weights(read_json(weights_path), spreads),
+        "curves": draw_curves(dict(zip(runs, curves, strict=True))),
+        "weights": draw_weights(read_json(inputs.weights), spreads),
     }
-    for name, figure in figures.items():
-        save_figure(figure, figure_paths[name])
+    for name, figure in drawn.items():
+        save_figure(figure, outputs[name])
 
 
 if __name__ == "__main__":
-    with run_job(snakemake):
-        source, params = snakemake.input, snakemake.params
-        logits = [
-            (Path(raw), Path(calibrated))
-            for raw, calibrated in zip(source.logits, source.calibrated, strict=True)
-        ]
-        n_folds = len(source.folds)
-        main(
-            scores_path=Path(source.scores),
-            fold_paths=[Path(path) for path in source.folds],
-            teacher_paths={
-                name: logits[place * n_folds : (place + 1) * n_folds]
-                for place, name in enumerate(params.teachers)
-            },
-            final_path=Path(source.final),
-            curve_paths=dict(zip(params.runs, map(Path, source.curves), strict=True)),
-            weights_path=Path(source.weights),
-            row_paths={Path(path).parent.name: Path(path) for path in source.rows},
-            figure_paths={k: Path(v) for k, v in snakemake.output.items()},
-            judges=list(params.judges),
-            n_bins=params.n_bins,
-        )
+    run_job(snakemake, main)

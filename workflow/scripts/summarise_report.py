@@ -1,76 +1,61 @@
 """Write the report's summary: scores, steps, cleaning, gates, calibrations, paths."""
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from prefdistill.running.job import run_job
 
-if TYPE_CHECKING:
-    from snakemake.iocontainers import snakemake
+
+@dataclass(frozen=True)
+class Inputs:
+    """What the summary shows, and the files that it points at."""
+
+    scores: Path
+    steps: Path
+    cleaning: Path
+    teacher_calibrations: list[Path]  # by teacher and fold
+    judge_calibrations: list[Path]
+    figures: list[Path]
+    submission: Path | None
 
 
 def main(
-    scores_path: Path,
-    steps_path: Path,
-    cleaning_path: Path,
-    teacher_paths: dict[str, Path],
-    judge_paths: dict[str, Path],
-    summary_path: Path,
+    inputs: Inputs,
+    summary: Path,
     judges: list[str],
+    teachers: list[str],
     teacher_gate: str,
-    paths: dict[str, str],
 ) -> None:
     """Read the report's tables and every calibration, and write one Markdown file.
 
     Args:
-        scores_path: ``scores.csv``.
-        steps_path: ``steps.csv``.
-        cleaning_path: ``cleaning.json``.
-        teacher_paths: ``calibration.json`` by teacher and fold.
-        judge_paths: ``calibration.json`` by exported model.
-        summary_path: Where the summary goes.
-        judges: Names of the exported models.
+        inputs: Files to read or to point at.
+        summary: Where the summary goes.
+        judges: The name of each exported model.
+        teachers: The name of each teacher's fold.
         teacher_gate: What the gate does: refuse, warn or off.
-        paths: Files to point at, by what they are.
     """
     from prefdistill.report.tables import read_rows, rows_on_test, summary_text
     from prefdistill.storage.tables import read_json
     from prefdistill.storage.whole_files import write_text
 
-    teachers = {name: read_json(path) for name, path in teacher_paths.items()}
-    exported = {name: read_json(path) for name, path in judge_paths.items()}
     text = summary_text(
-        rows_on_test(read_rows(scores_path), judges),
-        read_rows(steps_path),
-        read_json(cleaning_path),
-        teachers,
-        exported,
+        rows_on_test(read_rows(inputs.scores), judges),
+        read_rows(inputs.steps),
+        read_json(inputs.cleaning),
+        dict(zip(teachers, map(read_json, inputs.teacher_calibrations), strict=True)),
+        dict(zip(judges, map(read_json, inputs.judge_calibrations), strict=True)),
         teacher_gate,
-        {**paths, "summary": str(summary_path)},
+        {
+            "submission": str(inputs.submission or "none, as data.test is null"),
+            "scores": str(inputs.scores),
+            "steps": str(inputs.steps),
+            "figures": ", ".join(map(str, inputs.figures)),
+            "summary": str(summary),
+        },
     )
-    write_text(summary_path, text)
+    write_text(summary, text)
 
 
 if __name__ == "__main__":
-    with run_job(snakemake):
-        source, params = snakemake.input, snakemake.params
-        main(
-            scores_path=Path(source.scores),
-            steps_path=Path(source.steps),
-            cleaning_path=Path(source.cleaning),
-            teacher_paths=dict(
-                zip(params.teachers, map(Path, source.teachers), strict=True)
-            ),
-            judge_paths=dict(zip(params.judges, map(Path, source.judges), strict=True)),
-            summary_path=Path(snakemake.output.summary),
-            judges=list(params.judges),
-            teacher_gate=params.teacher_gate,
-            paths={
-                "submission": next(
-                    iter(source.submission), "none, as data.test is null"
-                ),
-                "scores": source.scores,
-                "steps": source.steps,
-                "figures": ", ".join(source.figures),
-            },
-        )
+    run_job(snakemake, main)

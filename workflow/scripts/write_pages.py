@@ -1,96 +1,78 @@
 """Write the report's pages: scores, data, models, and what the run was."""
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from prefdistill.running.job import run_job
 
-if TYPE_CHECKING:
-    from snakemake.iocontainers import snakemake
+
+@dataclass(frozen=True)
+class Inputs:
+    """What the pages show: the report's tables, records, and files to fingerprint."""
+
+    scores: Path
+    steps: Path
+    cleaning: Path
+    folds: Path  # folds.json
+    lengths: Path
+    teacher_calibrations: list[Path]  # by teacher and fold
+    judge_calibrations: list[Path]
+    weights: Path
+    fingerprinted: list[Path]
 
 
 def main(
-    scores_path: Path,
-    steps_path: Path,
-    data_paths: dict[str, Path],
-    teacher_paths: dict[str, Path],
-    judge_paths: dict[str, Path],
-    weights_path: Path,
-    fingerprinted: list[Path],
-    page_paths: dict[str, Path],
+    inputs: Inputs,
+    outputs: dict[str, Path],
     judges: list[str],
+    teachers: list[str],
     config: dict[str, Any],
-    benchmarks: Path,
-    logs: Path,
+    benchmarks: Path = Path("logs/benchmarks"),
+    logs: Path = Path("logs"),
 ) -> None:
     """Read the report's tables and the run's records; write four pages.
 
     Args:
-        scores_path: ``scores.csv``.
-        steps_path: ``steps.csv``.
-        data_paths: ``cleaning``, ``folds`` and ``lengths``, JSON files.
-        teacher_paths: ``calibration.json`` by teacher and fold.
-        judge_paths: ``calibration.json`` by exported model.
-        weights_path: The ensemble's ``weights.json``.
-        fingerprinted: Files whose digests are shown.
-        page_paths: Where the pages ``scores``, ``data``, ``models`` and ``run`` go.
-        judges: Names of the exported models.
+        inputs: Files to read.
+        outputs: Where the pages ``scores``, ``data``, ``models`` and ``run`` go.
+        judges: The name of each exported model.
+        teachers: The name of each teacher's fold.
         config: The configuration with its defaults.
         benchmarks: Folder of the benchmark files.
         logs: Folder of the jobs' logs.
     """
-    import yaml
-
-    from prefdistill.report.pages import data_page, models_page, run_page, scores_page
-    from prefdistill.report.run_record import (
-        file_digests,
-        read_times,
-        read_versions,
-        rule_rows,
+    from prefdistill.report.pages import (
+        data_page,
+        models_page,
+        record_page,
+        scores_page,
     )
     from prefdistill.report.tables import read_rows, rows_on_test
     from prefdistill.storage.tables import read_json
     from prefdistill.storage.whole_files import write_text
 
-    scores = rows_on_test(read_rows(scores_path), judges)
-    gpus = {name: teacher["gpus"] for name, teacher in config["teachers"].items()}
-    gpus["student"] = config["student"]["gpus"]
-    pages = {
-        "scores": scores_page(scores, read_rows(steps_path)),
-        "data": data_page(**{k: read_json(path) for k, path in data_paths.items()}),
+    scores = rows_on_test(read_rows(inputs.scores), judges)
+    of_teachers = map(read_json, inputs.teacher_calibrations)
+    of_judges = map(read_json, inputs.judge_calibrations)
+    written = {
+        "scores": scores_page(scores, read_rows(inputs.steps)),
+        "data": data_page(
+            cleaning=read_json(inputs.cleaning),
+            folds=read_json(inputs.folds),
+            lengths=read_json(inputs.lengths),
+        ),
         "models": models_page(
-            {name: read_json(path) for name, path in teacher_paths.items()},
-            {name: read_json(path) for name, path in judge_paths.items()},
-            read_json(weights_path),
+            dict(zip(teachers, of_teachers, strict=True)),
+            dict(zip(judges, of_judges, strict=True)),
+            read_json(inputs.weights),
             config["distillation"]["teacher_gate"],
         ),
-        "run": run_page(
-            rule_rows(read_times(benchmarks, logs, gpus)),
-            read_versions(Path(__file__).parent),
-            file_digests(fingerprinted),
-            yaml.safe_dump(config, sort_keys=False, allow_unicode=True),
-        ),
+        "run": record_page(config, inputs.fingerprinted, benchmarks, logs),
     }
-    for name, page in pages.items():
-        write_text(page_paths[name], page)
+    for name, page in written.items():
+        write_text(outputs[name], page)
 
 
 if __name__ == "__main__":
-    with run_job(snakemake):
-        source, params = snakemake.input, snakemake.params
-        main(
-            scores_path=Path(source.scores),
-            steps_path=Path(source.steps),
-            data_paths={k: Path(source[k]) for k in ("cleaning", "folds", "lengths")},
-            teacher_paths=dict(
-                zip(params.teachers, map(Path, source.teachers), strict=True)
-            ),
-            judge_paths=dict(zip(params.judges, map(Path, source.judges), strict=True)),
-            weights_path=Path(source.weights),
-            fingerprinted=[Path(path) for path in source.fingerprinted],
-            page_paths={k: Path(v) for k, v in snakemake.output.items()},
-            judges=list(params.judges),
-            config=dict(snakemake.config),
-            benchmarks=Path("benchmarks"),
-            logs=Path("logs"),
-        )
+    run_job(snakemake, main)

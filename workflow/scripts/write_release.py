@@ -6,33 +6,30 @@ outputs, which would make the linked model newer than all that was made from it.
 """
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from prefdistill.running.job import run_job
 
-if TYPE_CHECKING:
-    from snakemake.iocontainers import snakemake
-
 
 def main(
-    source: Path,
-    target: Path,
-    scores_path: Path,
-    import_path: Path,
-    folds_path: Path,
-    judge: str,
+    model: Path,
+    card: Path,
+    scores: Path,
+    imported: Path,
+    folds: Path,
     bases: dict[str, dict[str, Any]],
+    simulated: bool,
 ) -> None:
     """Write the card from the run's own reports, and fill the folder.
 
     Args:
-        source: Folder of the finished judge.
-        target: The release folder.
-        scores_path: ``scores.csv``.
-        import_path: ``import.json``.
-        folds_path: ``folds.json``.
-        judge: Name of the judge's stage: merged, gptq8 or gptq4.
+        model: The finished judge's weights, its settings beside them.
+        card: The card, in the release folder: merged, gptq8bit or gptq4bit.
+        scores: ``scores.csv``.
+        imported: ``import.json``.
+        folds: ``folds.json``.
         bases: Settings of the base model of ``student`` and of each teacher.
+        simulated: Whether the pairs are simulated.
     """
     from prefdistill.export.card import CardFacts, card_text
     from prefdistill.export.judge_settings import CALIBRATION_FILE, SETTINGS_FILE
@@ -40,27 +37,21 @@ def main(
     from prefdistill.report.tables import read_rows, rows_on_test
     from prefdistill.storage.tables import read_json
 
+    source, target = model.parent, card.parent
+    judge = target.name.removesuffix("bit")  # the name of its stage in the scores
     facts = CardFacts(
         judge=judge,
         student=bases["student"],
         teachers={name: base for name, base in bases.items() if name != "student"},
         settings=read_json(source / SETTINGS_FILE),
-        scores=rows_on_test(read_rows(scores_path), [judge]),
+        scores=rows_on_test(read_rows(scores), [judge]),
         calibration=read_json(source / CALIBRATION_FILE),
-        imported=read_json(import_path),
-        folds=read_json(folds_path),
+        imported=read_json(imported),
+        folds=read_json(folds),
+        simulated=simulated,
     )
     write_release(source, target, card_text(facts))
 
 
 if __name__ == "__main__":
-    with run_job(snakemake):
-        main(
-            source=Path(snakemake.input.model).parent,
-            target=Path(snakemake.output.settings).parent,
-            scores_path=Path(snakemake.input.scores),
-            import_path=Path(snakemake.input.imported),
-            folds_path=Path(snakemake.input.folds),
-            judge=Path(snakemake.output.settings).parent.name.removesuffix("bit"),
-            bases=snakemake.params.bases,
-        )
+    run_job(snakemake, main)

@@ -2,16 +2,12 @@
 
 import csv
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from prefdistill.errors import UserError
 from prefdistill.running.job import run_job
 
-if TYPE_CHECKING:
-    from snakemake.iocontainers import snakemake
 
-
-def main(symmetrised_path: Path, unlabelled_path: Path, submission_path: Path) -> None:
+def main(symmetrised: Path, unlabelled: Path, submission: Path) -> None:
     """Write rows in the order of the unlabelled table, ids as in its source file.
 
     Raises:
@@ -24,26 +20,27 @@ def main(symmetrised_path: Path, unlabelled_path: Path, submission_path: Path) -
         SYMMETRISED_SCHEMA,
         columns_of,
     )
+    from prefdistill.storage.joining import find_rows
     from prefdistill.storage.tables import TARGET_COLUMNS, read_table
     from prefdistill.storage.whole_files import atomic_path
 
-    table = read_table(symmetrised_path, SYMMETRISED_SCHEMA)
+    table = read_table(symmetrised, SYMMETRISED_SCHEMA)
     probs = columns_of(table, PROBABILITY_COLUMNS)
-    rows = {name: row for row, name in enumerate(table.column("id").to_pylist())}
-    wanted = read_table(unlabelled_path, columns=["id"]).column("id").to_pylist()
+    wanted = read_table(unlabelled, columns=["id"]).column("id").to_pylist()
     if not wanted:
-        raise UserError(f"{unlabelled_path}: no rows to predict; set data.test")
-    missing = [name for name in wanted if name not in rows]
-    if missing:
-        raise UserError(f"{symmetrised_path}: lacks row id {missing[0]}")
-    chosen = probs[[rows[name] for name in wanted]]
+        raise UserError(f"{unlabelled}: no rows to predict; set data.test")
+    rows = find_rows(table.column("id").to_pylist(), wanted)
+    if (rows < 0).any():
+        missing = wanted[int(np.argmin(rows))]
+        raise UserError(f"{symmetrised}: lacks row id {missing}")
+    chosen = probs[rows]
     sound = np.isfinite(chosen).all(axis=1) & (chosen >= 0).all(axis=1)
     sound &= np.abs(chosen.sum(axis=1) - 1) < 1e-6
     if not sound.all():
         worst = wanted[int(np.flatnonzero(~sound)[0])]
-        raise UserError(f"{symmetrised_path}: row id {worst} is not a distribution")
+        raise UserError(f"{symmetrised}: row id {worst} is not a distribution")
     with (
-        atomic_path(submission_path) as temporary,
+        atomic_path(submission) as temporary,
         open(temporary, "w", encoding="utf-8", newline="") as handle,
     ):
         writer = csv.writer(handle, lineterminator="\n")
@@ -53,9 +50,4 @@ def main(symmetrised_path: Path, unlabelled_path: Path, submission_path: Path) -
 
 
 if __name__ == "__main__":
-    with run_job(snakemake):
-        main(
-            symmetrised_path=Path(snakemake.input.symmetrised),
-            unlabelled_path=Path(snakemake.input.unlabelled),
-            submission_path=Path(snakemake.output[0]),
-        )
+    run_job(snakemake, main)

@@ -1,31 +1,26 @@
 """Packed attention against one row at a time, and whole models against plain ones."""
 
-from itertools import pairwise
-
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn.attention.flex_attention import (
-    BlockMask,
     create_block_mask,
     flex_attention,
 )
 
 from prefdistill.engine import attention
-from prefdistill.engine.attention import (
-    PackedLayout,
-    attention_of_some,
-    packed_attention,
-)
+from prefdistill.engine.architectures import ARCHITECTURES
+from prefdistill.engine.attention import Scores, attention_of_some, packed_attention
 from prefdistill.engine.block_masks import BLOCK, block_mask, visible_blocks, windowed
+from prefdistill.engine.layout import PackedLayout
 from prefdistill.engine.packing import collate, sight
 from prefdistill.models.loading import classify, load_classifier
 from prefdistill.models.lora import add_adapter
+from prefdistill.settings import LoraSettings, read
 
 CPU = torch.device("cpu")
-ARCHITECTURES = ("llama", "qwen2", "gemma2")
 LENGTHS = (5, 30, 11, 17, 29, 1, 30)
 # Laid-out tokens of rows, and how many of the row before some of them begin with.
 SHARED_LENGTHS = (5, 30, 11, 17, 29, 1, 30, 9)
@@ -55,33 +50,6 @@ def plain_attention(query, key, value, scaling, softcap, window):
     return output.transpose(0, 1)
 
 
-def flash_attn(
-    query, key, value, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k,
-    softmax_scale, causal, window_size, softcap,
-):  # fmt: skip
-    """A stand-in for ``flash_attn_varlen_func``, by definition, strict about types."""
-    assert query.shape[0] == key.shape[0] == value.shape[0]
-    assert cu_seqlens_q.dtype == torch.int32
-    assert torch.equal(cu_seqlens_q, cu_seqlens_k)
-    borders = cu_seqlens_q.tolist()
-    assert (borders[0], borders[-1]) == (0, query.shape[0])
-    longest = max(np.diff(borders))
-    assert max_seqlen_q == max_seqlen_k >= longest
-    assert causal
-    assert isinstance(softcap, float)
-    left, right = window_size
-    assert (left, right) == (-1, -1) or (left >= 0 and right == 0)
-    output = torch.zeros_like(query)
-    for start, end in pairwise(borders):
-        states = [x[start:end].transpose(0, 1) for x in (query, key, value)]
-        window = None if left < 0 else left + 1
-        if start < end:
-            output[start:end] = plain_attention(
-                *states, softmax_scale, softcap or None, window
-            )
-    return output
-
-
 @pytest.mark.parametrize("softcap", [None, 3.0])
 @pytest.mark.parametrize("window", [None, 4, 8])
 @pytest.mark.parametrize(
@@ -89,7 +57,6 @@ def flash_attn(
     [
         ("cpu", LENGTHS, None),
         ("flex", LENGTHS, None),
-        ("flash", LENGTHS, None),
         ("cpu", SHARED_LENGTHS, SHARED),
         ("flex", SHARED_LENGTHS, SHARED),
     ],
@@ -97,12 +64,8 @@ def flash_attn(
 def test_packed_equals_the_definition(
     path, lengths, shared, softcap, window, monkeypatch
 ):
-    """Flex and flash-attn are CUDA's paths; here they run on the CPU.
-
-    Flex runs uncompiled, flash-attn as a stand-in that computes what it documents.
-    """
+    """FlexAttention, the GPU's path, runs here uncompiled on the CPU."""
     monkeypatch.setattr(attention, "_compiled_flex_attention", lambda: flex_attention)
-    monkeypatch.setattr(attention, "_flash_attn", lambda: flash_attn)
     generator = torch.Generator().manual_seed(0)
     n_tokens = sum(lengths)
     query = torch.randn(1, 4, n_tokens, 8, generator=generator)
@@ -111,8 +74,8 @@ def test_packed_equals_the_definition(
     if path == "flex":
         made = block_mask(layout.lengths, layout.shared, window, BLOCK, CPU)
     else:
-        made = {"cpu": layout.attention, "flash": layout._varlen}[path](window)
-    output = packed_attention(query, key, value, made, 0.7, softcap)
+        made = layout.attention(window)
+    output = packed_attention(query, key, value, made, Scores(0.7, softcap))
     assert output.shape == (n_tokens, 4, 8)
     # The second of two rows computes their common tokens again, to the same.
     for places in places_of(lengths, shared or [0] * len(lengths)):
@@ -138,10 +101,11 @@ def test_attention_of_some_is_that_of_all(lengths, shared, window, softcap):
     keep = torch.tensor([0, 7, 35, 36, 44, 45, 90, n_tokens - 1, 44])
     layout = PackedLayout(np.array(lengths), CPU, shared and np.array(shared), keep)
     made = layout.attention(window)
-    whole = packed_attention(*(x[None] for x in states), made, 0.7, softcap)[keep]
+    scores = Scores(0.7, softcap)
+    whole = packed_attention(*(x[None] for x in states), made, scores)[keep]
     query, key, value = (x.transpose(0, 1) for x in states)
     seen = layout.seen_by_kept(window)
-    some = attention_of_some(query[keep], key, value, seen, 0.7, softcap)
+    some = attention_of_some(query[keep], key, value, seen, scores)
     assert some.shape == (len(keep), 4, 8)
     torch.testing.assert_close(some, whole, atol=1e-5, rtol=1e-5)
     gradient = torch.randn(some.shape, generator=generator)
@@ -152,56 +116,11 @@ def test_attention_of_some_is_that_of_all(lengths, shared, window, softcap):
         torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
 
 
-def test_flash_attn_needs_rows_whole(monkeypatch):
-    monkeypatch.setattr(attention, "_flash_attn", lambda: flash_attn)
-    meta, shared = torch.device("meta"), np.array([0, 2])
-    assert attention.can_share(CPU)
-    assert not attention.can_share(meta)
-    with pytest.raises(ValueError, match="rows that share"):
-        PackedLayout(np.array([3, 1]), meta, shared)
-    monkeypatch.setattr(attention, "_flash_attn", lambda: None)
-    assert attention.can_share(meta)
-    assert PackedLayout(np.array([3, 1]), meta, shared).attention(None)
-
-
 def test_refuses_a_call_without_layout():
     with pytest.raises(ValueError, match="packed="):
         attention._layer_attention(
             None, *[torch.zeros(1, 1, 1, 1)] * 3, None, scaling=1.0
         )
-
-
-def test_a_window_that_no_row_exceeds_is_none():
-    layout = PackedLayout(np.array(LENGTHS), CPU)
-    assert layout.attention(max(LENGTHS)).window is None
-    assert layout.attention(max(LENGTHS) - 1).window == max(LENGTHS) - 1
-
-
-@pytest.mark.parametrize("has_flash", [False, True])
-def test_a_batch_makes_one_mask_for_each_window(has_flash, monkeypatch):
-    """Without a GPU, on the device that holds no values."""
-    monkeypatch.setattr(
-        attention, "_flash_attn", lambda: flash_attn if has_flash else None
-    )
-    layout = PackedLayout(np.array([200, 300, 12]), torch.device("meta"))
-    whole, cut = layout.attention(None), layout.attention(100)
-    assert isinstance(whole, attention.Varlen if has_flash else BlockMask)
-    assert layout.attention(None) is whole is layout.attention(300)
-    assert layout.attention(100) is cut is not whole
-
-
-@given(lengths=st.lists(st.integers(1, 90), min_size=1, max_size=80))
-def test_borders_of_flash_attn_are_padded_with_empty_rows(lengths):
-    borders, longest, window = PackedLayout(np.array(lengths), CPU)._varlen(17)
-    assert borders.dtype == torch.int32
-    assert len(borders) % attention.ROWS_STEP == 1
-    assert len(borders) > len(lengths)
-    sizes = borders.diff().tolist()
-    assert sizes[: len(lengths)] == lengths
-    assert not any(sizes[len(lengths) :])
-    assert longest >= max(lengths)
-    assert longest & (longest - 1) == 0
-    assert window == 17
 
 
 def places_of(lengths, shared):
@@ -295,7 +214,7 @@ def judge(request, tiny_model_folder):
     """A classifier whose adapter changes its logits, as B is not zero."""
     architecture, precision = request.param
     model = load_classifier(tiny_model_folder(architecture), precision)
-    model = add_adapter(model, LORA, seed=1)
+    model = add_adapter(model, read(LoraSettings, LORA), seed=1)
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if "lora_B" in name:

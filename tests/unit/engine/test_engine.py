@@ -1,4 +1,4 @@
-"""The fast path against transformers and PEFT, on tiny models.
+"""Compare the engine with transformers and PEFT, on tiny models.
 
 "Relative" errors are norms of differences over norms of what is expected.
 """
@@ -18,15 +18,17 @@ from torch.nn.functional import linear
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from prefdistill.engine import decoder_layer, engine, fp8, frozen, nf4
+from prefdistill.engine.architectures import ARCHITECTURES, LLAMA, architecture_of
+from prefdistill.engine.device import SHARDED
+from prefdistill.engine.engine import Engine, base_of
 from prefdistill.engine.packing import collate
-from prefdistill.models import loading as models
-from prefdistill.models.loading import classify, core_model, load_classifier
+from prefdistill.models.loading import classify, core_model, engine_of, load_classifier
 from prefdistill.models.lora import add_adapter
-from prefdistill.models.sharding import SHARDED
+from prefdistill.settings import LoraSettings, read
 from prefdistill.training.ema import WeightAverage
 
 LENGTHS = (5, 30, 11, 17, 29, 1, 30)
-TARGETS = [path.split(".")[1] for paths in engine.GROUPS.values() for path in paths]
+TARGETS = list(LLAMA.lora_targets)
 LORA = {"r": 4, "alpha": 6, "dropout": 0.0, "targets": TARGETS, "lowest_layer": 0}
 ADAPTERS = {
     "all": LORA,
@@ -34,7 +36,8 @@ ADAPTERS = {
     "upper": LORA | {"lowest_layer": 1},
     "none": None,
 }
-ARCHITECTURES = ("llama", "qwen2", "gemma2", "llama_with_biases")
+# Every entry of the table; qwen2, gemma2 and mistral with windows.
+TWINS = (*ARCHITECTURES, "llama_with_biases")
 BASES = ("fp32", "nf4", "fp8")
 ROWS = [np.random.default_rng(0).integers(4, 400, length) for length in LENGTHS]
 # Some rows with the row before: its first tokens, and how many.
@@ -50,7 +53,7 @@ def adapt(model, lora=LORA):
     if lora is None:
         model.score.requires_grad_(True)
         return model
-    model = add_adapter(model, lora, seed=1)
+    model = add_adapter(model, read(LoraSettings, lora), seed=1)
     generator = torch.Generator().manual_seed(2)
     with torch.no_grad():
         for name, weight in model.named_parameters():
@@ -73,13 +76,21 @@ def judge(tiny_model_folder):
 @contextmanager
 def plain(model):
     """Meanwhile, transformers and PEFT compute."""
-    engine.detach(core_model(model))
-    with mock.patch.object(models, "attach", return_value=False):
+    with mock.patch.object(engine_of(model), "refresh", return_value=False):
         yield
 
 
 def is_fast(model):
-    return engine.attach(core_model(model))
+    return engine_of(model).refresh()
+
+
+def set_recompute(model, how):
+    engine_of(model).set_recompute(how)
+
+
+def groups_of(model):
+    """Each layer's groups of gathered modules."""
+    return [layer.weights.groups for layer in engine_of(model).layers]
 
 
 def loss_of(model, batches, shared=None, judge=classify):
@@ -134,7 +145,7 @@ def assert_equal(one, other):
 
 @pytest.mark.parametrize("adapter", ADAPTERS)
 @pytest.mark.parametrize("base", ["fp32", "nf4"])
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", TWINS)
 def test_equals_transformers_and_peft(judge, architecture, base, adapter):
     """Within 1e-5 of logits, and of the largest gradient; packed and single rows."""
     lora = ADAPTERS[adapter]
@@ -154,7 +165,7 @@ def test_equals_transformers_and_peft(judge, architecture, base, adapter):
 
 
 @pytest.mark.parametrize("base", ["fp32", "nf4"])
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", TWINS)
 def test_tokens_that_rows_share_are_computed_once_to_the_same(
     judge, architecture, base
 ):
@@ -168,9 +179,9 @@ def test_tokens_that_rows_share_are_computed_once_to_the_same(
     assert is_fast(model)
     assert_same(step(model, [SHARED_ROWS], shared=SHARED), expected)
     for how in ("selective", "full"):
-        engine.set_recompute(core_model(model), how)
+        set_recompute(model, how)
         assert_same(step(model, [SHARED_ROWS], shared=SHARED), expected)
-    engine.set_recompute(core_model(model), "none")
+    set_recompute(model, "none")
     with plain(model):
         assert_same(step(model, [SHARED_ROWS], shared=SHARED), expected)
 
@@ -180,10 +191,14 @@ def test_the_biases_and_windows_of_tiny_models_count(judge):
     for architecture in ("qwen2", "llama_with_biases"):
         base = core_model(judge(architecture))
         assert base.model.layers[0].self_attn.q_proj.base_layer.bias.abs().min() > 0
-    for architecture in ("qwen2", "gemma2"):
-        layers = core_model(judge(architecture)).model.layers
-        windows = {layer.self_attn.sliding_window for layer in layers}
-        assert windows == {None, 7}
+    for architecture, windows in (
+        ("qwen2", {None, 7}),
+        ("gemma2", {None, 7}),
+        ("mistral", {7}),
+    ):
+        model = judge(architecture)
+        assert is_fast(model)
+        assert {layer.window for layer in engine_of(model).layers} == windows
 
 
 @pytest.mark.parametrize("base", BASES)
@@ -295,7 +310,7 @@ def test_loaded_and_averaged_adapters_count_at_once(judge):
 @pytest.mark.parametrize("base", BASES)
 def test_two_forwards_before_one_backward(judge, base, how):
     model = judge("gemma2", base)
-    engine.set_recompute(core_model(model), how)
+    set_recompute(model, how)
     halves = ROWS[:3], ROWS[3:]
     model.train().zero_grad()
     losses = [loss_of(model, [half])[1] for half in halves]
@@ -331,21 +346,21 @@ BATCHES = {
 
 def classify_from_all(model, batch):
     """Logits from the states of all tokens."""
-    states = models.hidden_states(model, batch)
+    states = engine_of(model).forward(batch)
     return core_model(model).score(states[batch.last].float())
 
 
 @pytest.mark.parametrize("at_once", [False, True], ids=["by rows", "at once"])
 @pytest.mark.parametrize("how", engine.RECOMPUTE)
 @pytest.mark.parametrize("base", BASES)
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", TWINS)
 def test_the_last_layer_of_last_tokens_alone_changes_nothing(
     judge, architecture, base, how, at_once, monkeypatch
 ):
     """With attention as on the CPU, and as on a GPU."""
     monkeypatch.setattr(decoder_layer, "all_scores_at_once", lambda _: at_once)
     model = judge(architecture, base)
-    engine.set_recompute(core_model(model), how)
+    set_recompute(model, how)
     for rows, shared in BATCHES.values():
         expected = step(model, [rows], shared=shared, judge=classify_from_all)
         result = step(model, [rows], shared=shared)
@@ -365,8 +380,7 @@ def test_the_last_mlp_is_of_last_tokens_alone(judge, batch, how):
     """Up to a multiple of 64; of all tokens where all states are asked for."""
     rows, shared = BATCHES[batch]
     model = judge("gemma2")
-    core = core_model(model)
-    engine.set_recompute(core, how)
+    set_recompute(model, how)
     n_tokens = collate(rows, 1, shared).input_ids.size
     n_last = {"many rows": 128}.get(batch, 64)
     real, seen = engine.mlp_half, []
@@ -380,7 +394,7 @@ def test_the_last_mlp_is_of_last_tokens_alone(judge, batch, how):
         again = [n_last, n_tokens] if how == "full" else []
         assert seen == [n_tokens, n_last, *again]
         seen.clear()
-        models.hidden_states(model, collate(rows, 1, shared))
+        engine_of(model).forward(collate(rows, 1, shared))
         assert seen == [n_tokens, n_tokens]
 
 
@@ -400,8 +414,8 @@ def test_states_of_some_tokens(judge, is_known):
         make_odd(core_model(model))
     assert is_fast(model) is is_known
     with torch.no_grad():
-        states = models.hidden_states(model, batch)
-        kept = models.hidden_states(model, batch, keep)
+        states = engine_of(model).forward(batch)
+        kept = engine_of(model).forward(batch, keep)
     assert states.shape == (sum(LENGTHS), 32)
     torch.testing.assert_close(kept, states[keep])
 
@@ -421,7 +435,7 @@ def rounded(x, scale=None):
 
 def define_fp8(module):
     """Let a layer compute by definition: LoRA has the scales of input and weight."""
-    base = engine._base(module)
+    base = base_of(module)
     weight, scale = rounded(base.weight.data), scale_of(base.weight.data)
 
     def forward(x):
@@ -439,14 +453,13 @@ def define_fp8(module):
 
 def linear_modules(core):
     return {
-        f"{number}.{path}": engine._base(layer.get_submodule(path))
+        f"{number}.{path}": base_of(layer.get_submodule(path))
         for number, layer in enumerate(core.model.layers)
-        for paths in engine.GROUPS.values()
-        for path in paths
+        for path in LLAMA.linear_modules
     }
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", TWINS)
 @pytest.mark.parametrize("adapter", ADAPTERS)
 def test_fp8_is_what_its_definition_says(judge, architecture, adapter):
     """Weights and inputs rounded by rows, LoRA's with them; all else as it was."""
@@ -457,7 +470,7 @@ def test_fp8_is_what_its_definition_says(judge, architecture, adapter):
     )
     assert is_fast(model)
     for layer in core_model(reference).model.layers:
-        for path in (path for paths in engine.GROUPS.values() for path in paths):
+        for path in LLAMA.linear_modules:
             define_fp8(layer.get_submodule(path))
     with torch.no_grad(), plain(reference):
         expected = classify(reference, collate(ROWS))
@@ -469,7 +482,7 @@ def test_fp8_is_what_its_definition_says(judge, architecture, adapter):
     assert close.float().mean() >= 0.5
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", TWINS)
 def test_gradients_of_an_fp8_base(judge, architecture):
     """Within a fifth of those where its weights alone are rounded, not inputs.
 
@@ -521,10 +534,9 @@ def test_gathered_weights_take_no_more_memory(judge, base, has_gradient):
 
     def held():
         tensors = [*core.parameters(), *core.buffers()]
-        for layer in core.model.layers:
-            if "forward" in layer.__dict__:
-                for group in layer.forward.groups.values():
-                    tensors += group.frozen.values()
+        for groups in groups_of(model):
+            for group in groups.values():
+                tensors += group.frozen.values()
         for module in core.modules():
             state = nf4.quant_state(module)
             if state is not None:
@@ -544,8 +556,8 @@ def test_gathered_weights_take_no_more_memory(judge, base, has_gradient):
         expected += biases  # as many scales
     if base == "fp8" and has_gradient:
         expected += wide  # 16 for 4 columns
-        for layer in core.model.layers:
-            for group in layer.forward.groups.values():
+        for groups in groups_of(model):
+            for group in groups.values():
                 expected += group.frozen["weight"].numel() + 4
                 expected += 4 * group.frozen["weight"].shape[1]
     assert before < held() <= before + expected
@@ -574,6 +586,11 @@ def make_group(kind="plain", adapted=(0, 2), *, rank=3, dropout=0.0, same=False)
     )
     group.refresh()
     return group, layers
+
+
+def project(x, group, training):
+    """Outputs of a group's layers."""
+    return frozen.product(x, group, training).split(group.sizes, dim=1)
 
 
 def plain_project(x, group, layers, inputs=None):
@@ -608,7 +625,7 @@ def test_products_and_gradients(kind, adapted, dropout):
         return torch.autograd.grad(loss, leaves)
 
     torch.manual_seed(1)
-    outputs = frozen.project(x, group, training=True)
+    outputs = project(x, group, training=True)
     torch.manual_seed(1)
     inputs = nn.functional.dropout(x, dropout) if dropout else x
     expected = plain_project(x, group, layers, inputs)
@@ -621,7 +638,7 @@ def test_products_and_gradients(kind, adapted, dropout):
         assert relative(one, other) < tolerance
     with torch.no_grad():
         torch.manual_seed(1)
-        again = frozen.project(x, group, training=True)
+        again = project(x, group, training=True)
     assert all(map(torch.equal, again, outputs))
 
 
@@ -631,23 +648,23 @@ def test_layers_that_read_the_same_input_share_a_mask():
         layer.weight.zero_()
     group.frozen["bias"].zero_()
     x = torch.randn(200, 64)
-    first, none, second = frozen.project(x, group, training=True)
+    first, none, second = project(x, group, training=True)
     torch.testing.assert_close(first, second)
     assert not none.any()
-    again = frozen.project(x, group, training=True)[0]
+    again = project(x, group, training=True)[0]
     assert (first - again).abs().max() > 1
 
 
 def test_dropout_keeps_the_expected_value_and_ends_with_training():
     group, _ = make_group(dropout=0.3)
     x = torch.randn(1, 64)
-    exact = torch.cat(frozen.project(x, group, training=False), 1)
+    exact = torch.cat(project(x, group, training=False), 1)
     many = x.expand(40_000, 64)
-    outputs = torch.cat(frozen.project(many, group, training=True), 1).detach()
+    outputs = torch.cat(project(many, group, training=True), 1).detach()
     error = outputs.std(0) / 200
     assert ((outputs.mean(0) - exact[0]).abs() < 5 * error + 1e-5).all()
     assert error[:8].min() > 0
-    again = torch.cat(frozen.project(x, group, training=False), 1)
+    again = torch.cat(project(x, group, training=False), 1)
     assert torch.equal(exact, again)
 
 
@@ -656,12 +673,12 @@ def test_dropout_keeps_the_expected_value_and_ends_with_training():
 
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
 @pytest.mark.parametrize("base", BASES)
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", TWINS)
 def test_recomputation_changes_nothing(judge, architecture, base, dropout):
     model = judge(architecture, base, LORA | {"dropout": dropout})
     results = []
     for how in engine.RECOMPUTE:
-        engine.set_recompute(core_model(model), how)
+        set_recompute(model, how)
         results.append(step(model, seed=5))
     assert_equal(results[1], results[0])
     assert_equal(results[2], results[0])
@@ -702,7 +719,7 @@ def test_selective_recomputation_is_of_gate_and_up(judge, base):
     model = judge("llama", base)
     counts = {}
     for how in engine.RECOMPUTE:
-        engine.set_recompute(core_model(model), how)
+        set_recompute(model, how)
         counts[how] = counted_step(model)
     n_products, n_norms = counts["none"]
     assert n_norms == 5
@@ -731,7 +748,7 @@ def test_recomputation_saves_memory(judge, base):
     kept = {}
     model = judge("llama", base)
     for how in engine.RECOMPUTE:
-        engine.set_recompute(core_model(model), how)
+        set_recompute(model, how)
         kept[how] = bytes_kept(model)
     assert kept["none"] > kept["selective"] > 2 * kept["full"]
     assert kept["full"] > 2 * 4 * 32 * 1200
@@ -743,7 +760,7 @@ def test_saved_tensors_shrink(judge):
     model = judge("gemma2")
     model.train()
     for how in engine.RECOMPUTE:
-        engine.set_recompute(core_model(model), how)
+        set_recompute(model, how)
         sizes = {}
 
         def keep(tensor, sizes=sizes):
@@ -760,13 +777,18 @@ def test_saved_tensors_shrink(judge):
 def test_no_gradient_below_the_lowest_adapter(judge, base):
     model = judge("gemma2", base, LORA | {"lowest_layer": 1})
     seen = []
-    for layer in core_model(model).model.layers:
-        layer.register_forward_hook(lambda _m, _i, out: seen.append(out.requires_grad))
-    step(model)
+    real = engine.Layer.forward
+
+    def watched(*arguments):
+        states = real(*arguments)
+        seen.append(states.requires_grad)
+        return states
+
+    with mock.patch.object(engine.Layer, "forward", watched):
+        step(model)
     assert seen == [False, True]
     if base == "fp8":  # nor the weights that it would take
-        groups = [layer.forward.groups for layer in core_model(model).model.layers]
-        held = ["weight_t" in group["qkv"].frozen for group in groups]
+        held = ["weight_t" in groups["qkv"].frozen for groups in groups_of(model)]
         assert held == [False, True]
     with Counted() as whole:
         step(judge("gemma2", base))
@@ -856,8 +878,7 @@ def test_what_is_not_known_goes_the_plain_way(judge, what):
     change = FALLS_BACK[what]
     model, reference = (change(judge("llama_with_biases", lora=None)) for _ in "ab")
     assert not is_fast(model)
-    layers = core_model(model).model.layers
-    assert not any("forward" in layer.__dict__ for layer in layers)
+    assert not engine_of(model).layers
     with plain(reference):
         expected = step(reference)
     assert_equal(step(model), expected)
@@ -889,17 +910,17 @@ def test_layers_of_other_settings_are_not_known():
         }
         return SimpleNamespace(**{**known, **changes})
 
-    assert engine.shape_of(config()) is not None
-    assert engine.shape_of(config(attention_dropout=0.1)) is None
-    assert engine.shape_of(config(model_type="mistral")) is None
-    assert engine.shape_of(config(hidden_act="relu")) is None
-    assert engine.shape_of(SimpleNamespace(model_type="gpt2")) is None
+    assert architecture_of(config()) is LLAMA
+    assert architecture_of(config(attention_dropout=0.1)) is None
+    assert architecture_of(config(model_type="olmo")) is None
+    assert architecture_of(config(hidden_act="relu")) is None
+    assert architecture_of(SimpleNamespace(model_type="gpt2")) is None
 
 
 def test_other_models_are_left_alone():
     """They may lack what the engine looks for."""
     core = SimpleNamespace(config=SimpleNamespace(model_type="gpt2"), transformer=None)
-    assert not engine.attach(core)
+    assert not Engine(core).refresh()
 
 
 def test_nf4_of_another_block_size_is_not_known():
@@ -914,13 +935,12 @@ def test_nf4_of_another_block_size_is_not_known():
 
 
 def test_layers_are_compiled_where_the_work_makes_up_for_it(tiny_model_folder):
-    core = load_classifier(tiny_model_folder("llama"), "fp32")
+    model = load_classifier(tiny_model_folder("llama"), "fp32")
     for n_operations, how, compiled in (
         (1e14, "auto", False),
         (1e17, "auto", True),
         (1e14, "always", True),
         (1e17, "never", False),
     ):
-        engine.set_compiled(core, n_operations, how)
-        assert engine.attach(core)
-        assert all(x.forward.compiled is compiled for x in core.model.layers)
+        engine_of(model).set_compiled(n_operations, how)
+        assert engine_of(model).compiled is compiled

@@ -13,13 +13,12 @@ from prefdistill.errors import UserError
 from prefdistill.export.averaging import (
     delta_mean,
     factor_mean,
-    read_adapter,
     relative_errors,
     squared_norm,
-    write_adapter,
 )
 from prefdistill.export.gptq_check import load_plain, row_logits
 from prefdistill.export.merging import classifier_config, write_classifier
+from prefdistill.models.adapter_files import read_adapter, write_adapter
 from prefdistill.models.manifests import write_manifest
 from prefdistill.storage.tables import read_json, write_json
 
@@ -266,9 +265,9 @@ def test_the_two_rules_from_folds_to_one_model(
     average_adapters.main(
         adapters=[folder / "adapter_model.safetensors" for folder in pair],
         folds=[0, 1],
-        weights_path=weights,
+        weights=weights,
         method=method,
-        adapter_out=adapter,
+        adapter=adapter,
         report=tmp_path / "ensemble/average.json",
     )
     report = read_json(tmp_path / "ensemble/average.json")
@@ -309,7 +308,7 @@ def test_a_merged_file_is_16_bit_with_a_float32_head_and_no_lm_head(
     assert not any(name.startswith("lm_head") for name in dtypes)
     config = read_json(tmp_path / "config.json")
     assert config["architectures"] == ["LlamaForSequenceClassification"]
-    assert config["id2label"] == {"0": "A", "1": "B", "2": "tie"}
+    assert config["id2label"] == {"0": "first", "1": "second", "2": "tie"}
 
 
 def test_sharded_and_single_bases_merge_alike(pair, tiny_model_folder, tmp_path):

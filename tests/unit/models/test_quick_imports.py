@@ -91,11 +91,12 @@ AT_THE_END = """
 import gc, logging, sys
 from types import SimpleNamespace
 from prefdistill.running.job import run_job
+from prefdistill.running.job import guarded
 class Ring:
     def __init__(self): self.me = self
     def __del__(self): print("collected")
 job = SimpleNamespace(threads=1, log=[sys.argv[1]], input=[], output=[], params={})
-with run_job(job):
+with guarded(job):
     Ring()
     if sys.argv[2] == "collect":
         gc.collect()

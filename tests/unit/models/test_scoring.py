@@ -1,6 +1,5 @@
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -10,8 +9,9 @@ from prefdistill.errors import Interrupted, UserError
 from prefdistill.models import scoring as inference
 from prefdistill.models.loading import classify, load_classifier
 from prefdistill.models.scoring import score_pairs, subset_rows
+from prefdistill.settings import TextSettings, read
 from prefdistill.storage.checkpoints import Checkpoints
-from prefdistill.storage.tables import VIEWS, write_predictions
+from prefdistill.storage.tables import VIEWS
 
 TEXT = {
     "template": "{prompt} A: {response_a} B: {response_b} =",
@@ -33,7 +33,7 @@ def encoded(tiny_tokenizer):
             "response_b": [["two " * b] for _, _, b in sizes],
         }
     )
-    return encode_pairs(table, tiny_tokenizer, TEXT)
+    return encode_pairs(table, tiny_tokenizer, read(TextSettings, TEXT))
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +75,9 @@ def test_empty_and_equal_answers_in_any_template(model, tiny_tokenizer, template
             for column, name in enumerate(("prompt", "response_a", "response_b"))
         }
     )
-    encoded = encode_pairs(table, tiny_tokenizer, TEXT | {"template": template})
+    encoded = encode_pairs(
+        table, tiny_tokenizer, read(TextSettings, TEXT | {"template": template})
+    )
     with torch.no_grad():
         expected = [
             [classify(model, collate([encoded.tokens(row, view)]))[0] for view in VIEWS]
@@ -99,7 +101,7 @@ def test_scores_do_not_depend_on_the_token_budget(model, encoded):
 def test_prompts_are_computed_once_where_a_pass_holds_both_orders(
     model, encoded, monkeypatch, budget, shares
 ):
-    """Not with flash-attn, nor for one order alone."""
+    """Not where only one order is scored."""
     sizes = []
 
     def counted(model, batch):
@@ -116,28 +118,6 @@ def test_prompts_are_computed_once_where_a_pass_holds_both_orders(
     assert n_common > 50
     assert n_computed() == 2 * whole - n_common * shares
     assert n_computed(views=("BA",)) == whole
-    monkeypatch.setattr(inference, "shares_prompts", lambda model: False)
-    assert n_computed() == 2 * whole
-
-
-def test_a_checkpoint_of_other_bins_is_not_used(model, encoded, tmp_path, monkeypatch):
-    """As where flash-attn came to be installed; scoring there keeps its own."""
-    checkpoints = Checkpoints(tmp_path / "job", "abc")
-    monkeypatch.setattr(inference, "shares_prompts", lambda model: False)
-    whole = score_pairs(model, encoded, token_budget=60)
-    for shares, stop_after in ((True, 3), (False, 1)):
-        with monkeypatch.context() as patch:
-            patch.setattr(inference, "shares_prompts", lambda _, shares=shares: shares)
-            stops = iter([False] * stop_after + [True])
-            patch.setattr(inference, "stop_requested", stops.__next__)
-            with pytest.raises(Interrupted, match=f"{stop_after} of"):
-                score_pairs(model, encoded, token_budget=60, checkpoints=checkpoints)
-    passes = watched_passes(monkeypatch)
-    resumed = score_pairs(model, encoded, token_budget=60, checkpoints=checkpoints)
-    assert (resumed == whole).all()
-    assert len(passes) == len(pack(np.repeat(encoded.lengths, 2), 60)) - 1
-    checkpoints.remove()
-    assert not checkpoints.folder.exists()
 
 
 def watched_passes(monkeypatch):
@@ -223,7 +203,9 @@ def test_memory_that_is_short_for_one_row_is_one_line(model, encoded, monkeypatc
 def test_no_rows_score_to_nothing(model, encoded, tiny_tokenizer):
     names = ("id", "prompt", "response_a", "response_b")
     empty = pa.table({name: pa.array([], pa.string()) for name in names})
-    logits = score_pairs(model, encode_pairs(empty, tiny_tokenizer, TEXT))
+    logits = score_pairs(
+        model, encode_pairs(empty, tiny_tokenizer, read(TextSettings, TEXT))
+    )
     assert logits.shape == (0, 2, 3)
 
 
@@ -244,16 +226,3 @@ def test_subset_rows():
     assert subset_rows(split, None, 7, 0).all()
     with pytest.raises(UserError, match=r"inference\.rows"):
         subset_rows(split, [5, 9], None, 0)
-
-
-def test_predictions_keep_their_order(tmp_path):
-    path = tmp_path / "ab.parquet"
-    logits = np.arange(6, dtype=np.float32).reshape(2, 3)
-    write_predictions(path, np.array(["a", "b"]), np.array(["dev", "test"]), logits)
-    assert pq.read_table(path).to_pylist()[1] == {
-        "id": "b",
-        "split": "test",
-        "logit_first": 3.0,
-        "logit_second": 4.0,
-        "logit_tie": 5.0,
-    }

@@ -218,7 +218,7 @@ def copied_scripts(tmp_path):
     def run():
         done = subprocess.run(
             [sys.executable, "-c", code],
-            env={"PYTHONPATH": str(scripts)},
+            cwd=scripts,
             capture_output=True,
             text=True,
             check=True,

@@ -1,6 +1,7 @@
 """A failed job is one line on the terminal, wherever it ran; its log has the rest."""
 
 import logging
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,14 +13,13 @@ from prefdistill.pipeline.failed_jobs import FailedJobs, failure_of
 
 SCRIPTS = Path(__file__).resolve().parents[3] / "workflow/scripts"
 JOB = """
-import sys, types
-sys.path.insert(0, {scripts!r})
+import types
 from prefdistill.errors import UserError
-from prefdistill.running.job import run_job
+from prefdistill.running.job import guarded
 job = types.SimpleNamespace(
     log=["logs/a.log"], threads=1, input=[], output=["out"], params={{}}
 )
-with run_job(job):
+with guarded(job):
     raise {error}
 """
 ERRORS = {
@@ -36,10 +36,11 @@ ERRORS = {
 
 
 def run(folder, error):
-    code = JOB.format(scripts=str(SCRIPTS), error=error)
+    code = JOB.format(error=error)
     return subprocess.run(
-        [sys.executable, "-c", code], cwd=folder, capture_output=True, text=True
-    )
+        [sys.executable, "-c", code], cwd=folder, capture_output=True, text=True,
+        env=os.environ | {"PYTHONPATH": str(SCRIPTS)},
+    )  # fmt: skip
 
 
 def report(capsys, log, message, event=LogEvent.JOB_ERROR):

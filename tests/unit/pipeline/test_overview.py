@@ -1,5 +1,6 @@
 """What a run would take and where it stands, by logs that real jobs have written."""
 
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -20,14 +21,13 @@ TABLES = Job("make_folds", True, 2.0, 0, Work(2, minutes=30, disk_gb=1), None)
 # A job that counts to `sys.argv[2]` of ten units, and then ends as it is told.
 SCRIPT = """
 import os, signal, sys, types
-sys.path.insert(0, {scripts!r})
 from prefdistill.errors import Interrupted, UserError
-from prefdistill.running.job import run_job
+from prefdistill.running.job import guarded
 from prefdistill.running.progress import Progress
 job = types.SimpleNamespace(
-    log=[sys.argv[3]], threads=1, input=[], output=["out.txt"], params={{}}
+    log=[sys.argv[3]], threads=1, input=[], output=["out.txt"], params={}
 )
-with run_job(job):
+with guarded(job):
     progress = Progress(10, "steps", every_s=0)
     for _ in range(int(sys.argv[2])):
         progress.update(n_tokens=100)
@@ -47,7 +47,7 @@ with run_job(job):
 @pytest.fixture
 def start(tmp_path):
     """Function that starts such a job and gives it as the overview sees it."""
-    (tmp_path / "job.py").write_text(SCRIPT.format(scripts=str(SCRIPTS)))
+    (tmp_path / "job.py").write_text(SCRIPT)
 
     def start_job(end, n_units):
         log = tmp_path / "logs/train_teacher" / f"{end}.log"
@@ -55,6 +55,7 @@ def start(tmp_path):
             [sys.executable, "job.py", end, str(n_units), str(log)],
             cwd=tmp_path, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL, text=True,
+            env=os.environ | {"PYTHONPATH": str(SCRIPTS)},
         )  # fmt: skip
         return replace(JOB, log=log), process
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from prefdistill.pipeline.students import ABLATIONS, Students, clean_dev, with_changes
+from prefdistill.pipeline.students import ABLATIONS, Students, with_changes
 from prefdistill.pipeline.validation import validate_config
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -60,7 +60,7 @@ def test_an_arm_that_changes_nothing_is_trained_as_the_first_such():
     assert other.twin("in_fold") == "in_fold"
     assert other.twin("out_of_fold") == "distilled"
     assert other.predictions("out_of_fold", 3)[0] == (
-        "results/ablation/distilled/seed3/fold0/AB.parquet"
+        "results/ablation/distilled/seed3/fold0/predictions.npz"
     )
 
 
@@ -87,10 +87,10 @@ def test_an_arms_inputs_follow_its_settings():
 
 
 def test_predictions_are_listed_arm_by_arm_seed_by_seed_fold_by_fold():
-    own = students(ablation={"seeds": [4, 5]}, predict={"views": ["AB"]})
+    own = students(ablation={"seeds": [4, 5]})
     paths = own.compared_predictions(Wildcards(ablation="soft_labels"))
     assert paths == [
-        f"results/ablation/{arm}/seed{seed}/fold{fold}/AB.parquet"
+        f"results/ablation/{arm}/seed{seed}/fold{fold}/predictions.npz"
         for arm in ("distilled", "out_of_fold")
         for seed in (4, 5)
         for fold in range(3)
@@ -109,8 +109,7 @@ def test_predictions_are_listed_arm_by_arm_seed_by_seed_fold_by_fold():
     ],
 )
 def test_which_arms_dev_scores_are_clean(arm, clean):
-    settings = students().arms[arm]
-    assert clean_dev(settings["distillation"], settings["teachers"]) == clean
+    assert students().keeps_dev_clean(arm) == clean
 
 
 def test_rows_are_judged_and_pseudo_labelled_only_where_asked_for():

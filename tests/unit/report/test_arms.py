@@ -8,10 +8,9 @@ import pyarrow as pa
 import pytest
 from compare_arms import main as compare_arms
 
-from prefdistill.scores.views import write_views
-from prefdistill.storage.tables import FOLD_SCHEMA, Logits, write_table
+from prefdistill.storage.tables import FOLD_SCHEMA, Logits, write_logits, write_table
 
-VIEWS = ["AB", "BA"]
+META = {"views": ["AB", "BA"]}
 N_FOLDS, N_SEEDS, N_ROWS = 2, 3, 40
 
 
@@ -48,10 +47,11 @@ def world(tmp_path):
                 seen = skill * np.stack([true, true[:, [1, 0, 2]]], axis=1) + noise
                 kept = splits[fold] != "train"
                 logits[arm, seed, fold] = seen
-                paths = [tmp_path / f"{arm}.{seed}.{fold}.{view}" for view in VIEWS]
-                scores = Logits(np.array(ids)[kept], splits[fold][kept], seen[kept], {})
-                write_views(paths, scores.replace_logits(seen[kept]))
-                files[arm][-1].append(paths)
+                path = tmp_path / f"{arm}.{seed}.{fold}.npz"
+                names = np.array(ids)[kept]
+                scores = Logits(names, splits[fold][kept], seen[kept], META)
+                write_logits(path, scores)
+                files[arm][-1].append(path)
     return {"folds": folds, "files": files, "logits": logits, "label": label,
             "splits": splits, "folder": tmp_path}  # fmt: skip
 
@@ -67,16 +67,14 @@ def plain_loss(logits, label):
 def run(world, unclean=()):
     table, page = world["folder"] / "toy.csv", world["folder"] / "toy.md"
     compare_arms(
-        name="toy",
-        fold_paths=world["folds"],
+        folds=world["folds"],
         predictions=world["files"],
         comparisons=[("plain", "better")],
         changes={"plain": {}, "better": {"distillation": {"temperature": 2.0}}},
         unclean=list(unclean),
-        views=VIEWS,
         evaluation={"n_bootstrap": 200, "seed": 0},
-        table_path=table,
-        page_path=page,
+        table=table,
+        page=page,
     )
     with open(table, newline="") as handle:
         return {row["split"]: row for row in csv.DictReader(handle)}, page.read_text()

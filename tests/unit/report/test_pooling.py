@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 
-from pool_parts import main as pool_main
 from prefdistill.errors import UserError
 from prefdistill.report.pooling import (
     LOGITS,
@@ -12,6 +11,7 @@ from prefdistill.report.pooling import (
     pool_parts,
     pooled_scaling,
     pooled_steps,
+    print_tables,
 )
 from prefdistill.report.score_table import (
     PREDICTIONS_SCHEMA,
@@ -22,7 +22,7 @@ from prefdistill.report.score_table import (
 from prefdistill.report.stages import Predictions
 from prefdistill.scores.metrics import Labels, log_loss, row_log_loss
 from prefdistill.scores.scaling import read_scaling
-from prefdistill.storage.tables import read_json, write_predictions, write_table
+from prefdistill.storage.tables import Logits, read_json, write_logits, write_table
 
 N_ROWS, N_PARTS, N_FOLDS = 120, 3, 2
 SETTINGS = {"n_bootstrap": 200, "seed": 0}
@@ -71,11 +71,9 @@ def write_part(folder, part, noise=1.0, stages=("student", "merged")):
     for stage in ("merged", "merged_calibrated"):
         views = two_views(test, noise, 20)
         found.append(Predictions(stage, "merged", None, "test", IDS[test], views))
-    for view, probs in views.items():
-        swapped = probs if view == "AB" else probs[:, [1, 0, 2]]
-        path = folder / LOGITS / "merged" / f"{view}.parquet"
-        splits = np.full(len(test), "test")
-        write_predictions(path, IDS[test], splits, np.log(swapped).astype(np.float32))
+    logits = np.log([views["AB"], views["BA"][:, [1, 0, 2]]]).swapaxes(0, 1)
+    scores = Logits(IDS[test], np.full(len(test), "test"), logits, {"views": [*views]})
+    write_logits(folder / LOGITS.format(model="merged"), scores)
     both = {"AB+BA": found[-1].averaged()}
     found.append(Predictions("final", "merged", None, "test", IDS[test], both, 0.5))
     kept = {*stages, "prior", "trees", "merged_calibrated", "final"}
@@ -174,8 +172,8 @@ def test_parts_of_different_configurations_are_refused(parts, tmp_path):
         pool_parts([*parts[:2], tmp_path / "odd"])
 
 
-def test_the_tool_prints_and_keeps_the_tables(parts, tmp_path, capsys):
-    pool_main(parts, parts, tmp_path / "out", n_bootstrap=100)
+def test_the_tables_are_printed_and_kept(parts, tmp_path, capsys):
+    print_tables(parts, parts, tmp_path / "out", n_bootstrap=100)
     shown = capsys.readouterr().out
     assert f"| trees | final | test | {N_ROWS} |" in shown
     assert f"| final | merged | AB+BA | {N_ROWS} |" in shown
@@ -185,7 +183,7 @@ def test_the_tool_prints_and_keeps_the_tables(parts, tmp_path, capsys):
 
 def test_the_judge_is_scaled_by_the_rows_of_all_parts(parts, tmp_path, capsys):
     path = tmp_path / "calibration.json"
-    pool_main(parts, [], None, path, **SETTINGS)
+    print_tables(parts, [], None, path, **SETTINGS)
     record = read_json(path)
     assert record["n_select"] == N_ROWS
     assert f"{path}: fitted on {N_ROWS} rows" in capsys.readouterr().out

@@ -8,6 +8,7 @@ from measure_lengths import main as measure_lengths
 
 from prefdistill.data.prompts import encode_pairs
 from prefdistill.report.run_record import read_times, read_versions, rule_rows
+from prefdistill.settings import TextSettings, read
 from prefdistill.storage.tables import FOLD_SCHEMA, write_table
 
 GPUS = {"llama": 2, "student": 1}
@@ -22,7 +23,7 @@ def folders(tmp_path):
     jobs = {
         "train_teacher/llama.fold0": ("3600", "2000", "1800", ON_GPU),
         "train_teacher/llama.fold1": ("1800", "3000", "900", "on the CPU"),
-        "predict_view/gptq4": ("7200", "1000", "3600", ON_GPU),
+        "predict_logits/gptq4": ("7200", "1000", "3600", ON_GPU),
         "evaluate/all": ("0.1", "NA", "NA", ""),
     }
     for name, (seconds, rss, cpu, log) in jobs.items():
@@ -39,7 +40,7 @@ def folders(tmp_path):
 def test_times_by_rule_and_gpus_where_the_log_says_so(folders):
     rows = rule_rows(read_times(*folders, GPUS))
     assert rows == [
-        ("predict_view", 1, 2.0, 2.0, 1.0, 2.0, 1.0),
+        ("predict_logits", 1, 2.0, 2.0, 1.0, 2.0, 1.0),
         ("train_teacher", 2, 1.5, 1.0, 0.75, 2.0, 3.0),
         ("evaluate", 1, 0.1 / 3600, 0.1 / 3600, 0.0, 0.0, 0.0),
         ("all", 4, 3.5 + 0.1 / 3600, 2.0, 1.75, 4.0, 3.0),
@@ -80,9 +81,10 @@ def test_lengths_before_the_cut(
     }  # fmt: skip
     base = tiny_model_folder("gemma2") / "config.json"
     counts, figure = tmp_path / "lengths.json", tmp_path / "lengths.svg"
-    measure_lengths(tmp_path / "fold0.parquet", base, counts, figure, text)
+    settings = read(TextSettings, text)
+    measure_lengths(tmp_path / "fold0.parquet", base, counts, figure, settings)
     found = json.loads(counts.read_text())
-    cut = encode_pairs(table, tiny_tokenizer, text)
+    cut = encode_pairs(table, tiny_tokenizer, settings)
     assert (found["max_length"], found["every"]) == (100, 1)
     assert (
         sum(part["rows_cut"] for part in found["splits"].values())
@@ -93,8 +95,9 @@ def test_lengths_before_the_cut(
     assert dev["tokens"] - dev["tokens_cut"] == cut.lengths[2]
     assert dev["quantiles"]["1"] == dev["tokens"]
     assert figure.read_text().startswith("<?xml")
-    monkeypatch.setattr("measure_lengths.MAX_ROWS", 2)
-    measure_lengths(tmp_path / "fold0.parquet", base, counts, figure, text)
+    monkeypatch.setattr("prefdistill.models.lengths.MAX_ROWS", 2)
+    settings = read(TextSettings, text)
+    measure_lengths(tmp_path / "fold0.parquet", base, counts, figure, settings)
     few = json.loads(counts.read_text())
     assert few["every"] == 2
     assert few["splits"]["dev"] == dev

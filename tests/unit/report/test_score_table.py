@@ -4,22 +4,24 @@ import csv
 import math
 import re
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
+import plot_report
 import pyarrow as pa
 import pytest
+import summarise_report
+import write_pages
 from average_predictions import main as average_predictions
 from calibrate_judge import main as calibrate_judge
 from calibrate_logits import main as calibrate_logits
 from evaluate import main as evaluate
 from fit_baselines import main as fit_baselines
-from plot_report import main as plot_report
-from summarise_report import main as summarise_report
 from symmetrise import main as symmetrise_script
 from weigh_folds import main as weigh_folds
-from write_pages import main as write_pages
 from write_submission import main as write_submission
 
+from prefdistill.classes import swap_classes
 from prefdistill.errors import UserError
 from prefdistill.report.score_table import (
     SCORE_COLUMNS,
@@ -28,20 +30,15 @@ from prefdistill.report.score_table import (
     paired_steps,
     step_pairs,
 )
-from prefdistill.report.stages import Predictions
+from prefdistill.report.stages import Predictions, StageFiles
 from prefdistill.scores.metrics import Labels, log_loss
-from prefdistill.scores.views import (
-    columns_of,
-    read_predictions,
-    swap_classes,
-    symmetrise,
-    write_views,
-)
+from prefdistill.scores.views import columns_of, symmetrise
 from prefdistill.storage.tables import (
     FOLD_SCHEMA,
     Logits,
     file_digest,
     read_json,
+    read_logits,
     read_table,
     write_json,
     write_logits,
@@ -49,6 +46,7 @@ from prefdistill.storage.tables import (
 )
 
 VIEWS = ["AB", "BA"]
+META = {"views": VIEWS}
 N_FOLDS, N_ROWS = 3, 600
 CALIBRATION = {"method": "vector", "tied": True}
 EVALUATION = {"n_bootstrap": 200, "seed": 0, "n_bins": 10}
@@ -111,7 +109,7 @@ class Toy:
         shown += 0.2 * rng.normal(size=shown.shape)
         order = rng.permutation(np.flatnonzero(rows))
         return Logits(
-            self.ids[order], split[order], np.float32(sharpness * shown[order]), {}
+            self.ids[order], split[order], np.float32(sharpness * shown[order]), META
         )
 
     def with_unlabelled(self, scores):
@@ -120,15 +118,15 @@ class Toy:
             np.concatenate([scores.ids, self.new_ids]),
             np.concatenate([scores.split, ["unlabelled"] * 3]),
             np.concatenate([scores.logits, np.float32(rng.normal(size=(3, 2, 3)))]),
-            {},
+            META,
         )
 
     def teacher_paths(self, name):
         files = [(f"{name}{k}.npz", f"{name}{k}_c.npz") for k in range(N_FOLDS)]
         return [(self.path(raw), self.path(scaled)) for raw, scaled in files]
 
-    def views(self, model):
-        return [self.path(f"{model}_{view}.parquet") for view in VIEWS]
+    def scores(self, model):
+        return self.path(f"{model}.npz")
 
 
 @pytest.fixture(scope="module")
@@ -141,27 +139,27 @@ def toy(tmp_path_factory):
             scores = toy.logits(10 * number + fold, 0.7, 4.0, every, toy.split(fold))
             adapter = raw.with_suffix(".safetensors")
             adapter.touch()
-            meta = {"adapter": file_digest(adapter)}
+            meta = META | {"adapter": file_digest(adapter)}
             write_logits(raw, replace(scores, meta=meta))
             record = toy.path(f"{name}{fold}.json")
             fold_path = toy.path(f"fold{fold}.parquet")
-            calibrate_logits(raw, adapter, fold_path, calibrated, record, **CALIBRATION)
+            calibrate_logits(raw, adapter, fold_path, calibrated, record, CALIBRATION)
     for fold in range(N_FOLDS):
         split = toy.split(fold)
         scores = toy.logits(50 + fold, 0.9, 1.0, split != "train", split)
-        write_views(toy.views(f"fold{fold}_bf16"), toy.with_unlabelled(scores))
+        write_logits(toy.scores(f"fold{fold}_bf16"), toy.with_unlabelled(scores))
     for number, name in enumerate(JUDGES):
         scores = toy.logits(
             70, 0.6 + 0.2 * number, 2.0, toy.common != "dev", toy.common
         )
-        write_views(toy.views(name), toy.with_unlabelled(scores))
+        write_logits(toy.scores(name), toy.with_unlabelled(scores))
         judge = toy.path(f"{name}.json")
-        calibrate_judge(
-            toy.views(name), toy.path("fold0.parquet"), judge, VIEWS, "vector"
-        )
-    weigh_folds([0, 1, 2], "equal", toy.path("weights.json"))
+        calibrate_judge(toy.scores(name), toy.path("fold0.parquet"), judge, "vector")
+    weigh_folds([], [], [], toy.path("weights.json"), [0, 1, 2], "equal", None)
     symmetrised = toy.path("gptq8.parquet")
-    symmetrise_script(toy.views("gptq8"), toy.path("gptq8.json"), symmetrised, VIEWS)
+    symmetrise_script(
+        toy.scores("gptq8"), toy.path("gptq8.json"), None, symmetrised, 0.0
+    )
     folds = [toy.path(f"fold{k}.parquet") for k in range(N_FOLDS)]
     fit_baselines(folds, None, toy.path("baselines.parquet"), seed=0)
     run_evaluate(toy, folds)
@@ -169,28 +167,30 @@ def toy(tmp_path_factory):
 
 
 def run_evaluate(toy, folds):
-    evaluate(
-        fold_paths=folds,
-        baselines_path=toy.path("baselines.parquet"),
-        teacher_paths={name: toy.teacher_paths(name) for name in TEACHERS},
-        student_paths=[toy.views(f"fold{k}_bf16") for k in range(N_FOLDS)],
-        labels_only_paths=[],
-        weights_path=toy.path("weights.json"),
-        judge_paths={n: (toy.views(n), toy.path(f"{n}.json")) for n in JUDGES},
-        final_paths=(
+    files = StageFiles(
+        folds=folds,
+        baselines=toy.path("baselines.parquet"),
+        teachers={name: toy.teacher_paths(name) for name in TEACHERS},
+        students=[toy.scores(f"fold{k}_bf16") for k in range(N_FOLDS)],
+        labels_only=[],
+        weights=toy.path("weights.json"),
+        judges={n: (toy.scores(n), toy.path(f"{n}.json")) for n in JUDGES},
+        final="gptq8",
+        final_files=(
             toy.path("gptq8.parquet"),
-            toy.views("gptq8"),
+            toy.scores("gptq8"),
             toy.path("gptq8.json"),
         ),
-        truth_path=toy.path("truth.parquet"),
-        scores_path=toy.path("scores.csv"),
-        steps_path=toy.path("steps.csv"),
-        predictions_path=toy.path("results/report/predictions.parquet"),
-        final_model="gptq8",
-        views=VIEWS,
-        is_pooled=False,
+        truth=toy.path("truth.parquet"),
+    )
+    evaluate(
+        files,
+        scores=toy.path("scores.csv"),
+        steps=toy.path("steps.csv"),
+        predictions=toy.path("results/report/predictions.parquet"),
         calibration=CALIBRATION,
         evaluation=EVALUATION,
+        trees_weight=0.0,
     )
 
 
@@ -347,8 +347,8 @@ def test_models_are_joined_by_id_and_steps_use_common_rows():
 
 @pytest.mark.parametrize("best", [False, True])
 def test_average_predictions(toy, tmp_path, best):
-    files = [path for k in range(N_FOLDS) for path in toy.views(f"fold{k}_bf16")]
-    output = [tmp_path / "AB.parquet", tmp_path / "BA.parquet"]
+    files = [toy.scores(f"fold{k}_bf16") for k in range(N_FOLDS)]
+    output = tmp_path / "logits.npz"
     write_json(
         tmp_path / "weights.json", {"folds": [0, 1, 2], "weights": [0.2, 0.3, 0.5]}
     )
@@ -358,11 +358,10 @@ def test_average_predictions(toy, tmp_path, best):
         toy.path("fold0.parquet") if best else None,
         output,
         folds=[0, 1, 2],
-        views=VIEWS,
     )
-    mean = read_predictions(output, VIEWS)
+    mean = read_logits(output)
     assert set(mean.split) == {"select", "test", "unlabelled"}
-    models = [read_predictions(files[k : k + 2], VIEWS) for k in (0, 2, 4)]
+    models = [read_logits(path) for path in files]
     each = [m.logits[m.rows_of(mean.ids)] for m in models]
     if best:
         select = mean.split == "select"
@@ -377,7 +376,7 @@ def test_average_predictions(toy, tmp_path, best):
 
 def test_symmetrised_file_holds_calibrated_and_raw(toy):
     table = read_table(toy.path("gptq8.parquet"))
-    scores = read_predictions(toy.views("gptq8"), VIEWS)
+    scores = read_logits(toy.scores("gptq8"))
     assert table.column("id").to_pylist() == scores.ids.tolist()
     raw = columns_of(table, ["raw_a", "raw_b", "raw_tie"])
     assert raw == pytest.approx(symmetrise(scores.logits, VIEWS))
@@ -385,12 +384,12 @@ def test_symmetrised_file_holds_calibrated_and_raw(toy):
 
 
 def test_one_view_is_enough(toy, tmp_path):
-    (path,) = toy.views("merged")[1:]
-    output = tmp_path / "one.parquet"
-    calibrate_judge(
-        [path], toy.path("fold0.parquet"), tmp_path / "c.json", ["BA"], "vector"
-    )
-    symmetrise_script([path], tmp_path / "c.json", output, ["BA"])
+    both = read_logits(toy.scores("merged"))
+    path, output = tmp_path / "one.npz", tmp_path / "one.parquet"
+    one = replace(both, logits=both.logits[:, 1:], meta={"views": ["BA"]})
+    write_logits(path, one)
+    calibrate_judge(path, toy.path("fold0.parquet"), tmp_path / "c.json", "vector")
+    symmetrise_script(path, tmp_path / "c.json", None, output, 0.0)
     table = read_table(output)
     probs = columns_of(table, ["p_a", "p_b", "p_tie"])
     rows = np.array(table.column("split").to_pylist()) == "test"
@@ -432,16 +431,22 @@ def test_report(toy, tmp_path):
     curve.write_text('{"step": 1, "loss": 1.1}\n{"step": 2, "loss": null}\n')
     names = ("stages", "reliability", "confusion", "swap", "curves", "weights")
     figures = {name: tmp_path / f"{name}.svg" for name in names}
-    plot_report(
-        toy.path("scores.csv"),
-        folds,
-        {name: toy.teacher_paths(name) for name in TEACHERS},
-        toy.path("gptq8.parquet"),
-        {"llama/fold 0": curve, "student/fold 0": curve},
-        toy.path("weights.json"),
-        {},
+    logits = [pair for name in TEACHERS for pair in toy.teacher_paths(name)]
+    plot_report.main(
+        plot_report.Inputs(
+            scores=toy.path("scores.csv"),
+            folds=folds,
+            logits=[raw for raw, _ in logits],
+            calibrated=[calibrated for _, calibrated in logits],
+            final=toy.path("gptq8.parquet"),
+            curves=[curve, curve],
+            weights=toy.path("weights.json"),
+            rows=[],
+        ),
         figures,
+        teachers=TEACHERS,
         judges=JUDGES,
+        runs=["llama/fold 0", "student/fold 0"],
         n_bins=10,
     )
     for figure in figures.values():
@@ -453,16 +458,20 @@ def test_report(toy, tmp_path):
         "dropped": {"duplicate": {"train": 2, "test": 0}},
     }
     write_json(tmp_path / "cleaning.json", cleaning)
-    summarise_report(
-        toy.path("scores.csv"),
-        toy.path("steps.csv"),
-        tmp_path / "cleaning.json",
-        {"llama fold 0": toy.path("llama0.json")},
-        {name: toy.path(f"{name}.json") for name in JUDGES},
+    summarise_report.main(
+        summarise_report.Inputs(
+            scores=toy.path("scores.csv"),
+            steps=toy.path("steps.csv"),
+            cleaning=tmp_path / "cleaning.json",
+            teacher_calibrations=[toy.path("llama0.json")],
+            judge_calibrations=[toy.path(f"{name}.json") for name in JUDGES],
+            figures=list(figures.values()),
+            submission=Path("results/submission.csv"),
+        ),
         tmp_path / "summary.md",
         judges=JUDGES,
+        teachers=["llama fold 0"],
         teacher_gate="warn",
-        paths={"submission": "results/submission.csv"},
     )
     text = (tmp_path / "summary.md").read_text()
     shown = ("| final ", "| bayes ", "gate: warn", "passed", "dropped: duplicate")
@@ -499,16 +508,19 @@ def test_pages(toy, tmp_path):
     (times / "llama.fold0.tsv").write_text("s\tmax_rss\tcpu_time\n3600\t2000\t7200\n")
     names = ("scores", "data", "models", "run")
     pages = {name: tmp_path / f"{name}.html" for name in names}
-    write_pages(
-        toy.path("scores.csv"),
-        toy.path("steps.csv"),
-        paths,
-        {"llama fold 0": toy.path("llama0.json")},
-        {name: toy.path(f"{name}.json") for name in JUDGES},
-        toy.path("weights.json"),
-        [toy.path("weights.json")],
+    write_pages.main(
+        write_pages.Inputs(
+            scores=toy.path("scores.csv"),
+            steps=toy.path("steps.csv"),
+            **paths,
+            teacher_calibrations=[toy.path("llama0.json")],
+            judge_calibrations=[toy.path(f"{name}.json") for name in JUDGES],
+            weights=toy.path("weights.json"),
+            fingerprinted=[toy.path("weights.json")],
+        ),
         pages,
         judges=JUDGES,
+        teachers=["llama fold 0"],
         config={
             "teachers": {"llama": {"gpus": 2}},
             "student": {"gpus": 1},

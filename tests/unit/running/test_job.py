@@ -17,22 +17,22 @@ SCRIPTS = Path(__file__).resolve().parents[3] / "workflow/scripts"
 # be stopped between two steps.
 JOB = """
 import os, sys, time, types
-sys.path.insert(0, {scripts!r})
 from prefdistill.storage.tables import write_text
 from prefdistill.errors import Interrupted
 from prefdistill.running.job import run_job
+from prefdistill.running.job import guarded
 from prefdistill.running.stopping import stop_requested
 job = types.SimpleNamespace(
     log=["logs/rule/a.log"], threads=1, input=["in.txt"], output=["out.txt"],
-    params={{"x": sys.argv[2]}},
+    params={"x": sys.argv[2]},
 )
-with run_job(job):
+with guarded(job):
     print("started", flush=True)
     for step in range(int(sys.argv[1])):
         if stop_requested():
-            raise Interrupted(f"saved at step {{step}}", progressed=step > 0)
+            raise Interrupted(f"saved at step {step}", progressed=step > 0)
         time.sleep(0.1)
-    write_text("out.txt", f"{{os.getpid()}} {{os.environ.get('HF_TOKEN')}}")
+    write_text("out.txt", f"{os.getpid()} {os.environ.get('HF_TOKEN')}")
 """
 
 
@@ -40,7 +40,7 @@ with run_job(job):
 def start(tmp_path, monkeypatch):
     """Function that starts a copy of the job in the test's folder."""
     (tmp_path / "in.txt").touch()
-    (tmp_path / "job.py").write_text(JOB.format(scripts=str(SCRIPTS)))
+    (tmp_path / "job.py").write_text(JOB)
     (tmp_path / "bin").mkdir()
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
     started = []
@@ -49,7 +49,7 @@ def start(tmp_path, monkeypatch):
         process = subprocess.Popen(
             [sys.executable, "job.py", str(steps), params],
             cwd=tmp_path, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-            env=os.environ | environment,
+            env=os.environ | {"PYTHONPATH": str(SCRIPTS)} | environment,
         )  # fmt: skip
         started.append(process)
         if wait:

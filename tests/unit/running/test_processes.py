@@ -19,6 +19,7 @@ from two_processes import MODELS
 from prefdistill.engine.packing import pack_shares
 from prefdistill.errors import UserError
 from prefdistill.models.memory import place
+from prefdistill.pipeline.code_digests import SCRIPTS
 from prefdistill.running.processes import own_share, sum_over_processes
 from prefdistill.training import trainer as training
 
@@ -35,7 +36,9 @@ def start(folder, *arguments, **environment):
     return subprocess.Popen(
         [sys.executable, script, folder, *map(str, arguments)],
         text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        env=os.environ | {"OMP_NUM_THREADS": "1"} | environment,
+        env=os.environ
+        | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(SCRIPTS)}
+        | environment,
     )  # fmt: skip
 
 

@@ -7,6 +7,7 @@ from pyarrow import Table
 from scipy.optimize import approx_fprime
 from scipy.special import log_softmax, softmax
 
+from prefdistill.classes import swap_classes
 from prefdistill.errors import UserError
 from prefdistill.scores.calibration import (
     Scaling,
@@ -19,7 +20,7 @@ from prefdistill.scores.calibration import (
     scaled_log_loss,
 )
 from prefdistill.scores.metrics import Labels, log_loss
-from prefdistill.scores.views import as_answers, swap_classes, symmetrise
+from prefdistill.scores.views import as_answers, symmetrise
 from prefdistill.storage.tables import (
     FOLD_SCHEMA,
     Logits,
@@ -31,6 +32,7 @@ from prefdistill.storage.tables import (
 )
 
 VIEWS = ["AB", "BA"]
+META = {"base": "x", "views": VIEWS}
 
 
 def draw(probs, rng):
@@ -53,7 +55,7 @@ def teacher(n=1200, sharpness=1.0, gain=1.0, seed=0):
     shown = np.stack([truth, swap_classes(truth)], axis=1) + noise
     ids = np.array([f"train:{i}" for i in range(n)])
     split = np.array((["train", "dev", "dev", "select"] * n)[:n])
-    scores = Logits(ids, split, (sharpness * shown).astype(np.float32), {"base": "x"})
+    scores = Logits(ids, split, np.float32(sharpness * shown), META)
     group = np.array([f"g{i // 5}" for i in range(n)])
     return scores, Labels(ids, split, labels, group, np.array(["train"] * n))
 
@@ -164,7 +166,7 @@ def test_cross_fit_does_not_see_its_own_group():
 
 def test_an_overconfident_teacher_is_repaired():
     scores, labels = teacher(sharpness=5)
-    fit, record = calibrate_teacher(scores, labels, VIEWS, method="vector", tied=True)
+    fit, record = calibrate_teacher(scores, labels, method="vector", tied=True)
     assert record["nll_difference"]["high"] < 0
     assert record["ece_after"] < record["ece_before"] / 3
     assert record["n_dev"] == 600
@@ -175,7 +177,7 @@ def test_an_overconfident_teacher_is_repaired():
 
 def test_a_calibrated_teacher_gets_no_worse():
     scores, labels = teacher(sharpness=1, seed=4)
-    _, record = calibrate_teacher(scores, labels, VIEWS, method="vector", tied=True)
+    _, record = calibrate_teacher(scores, labels, method="vector", tied=True)
     assert record["nll_difference"]["low"] < 0.005
     assert abs(record["nll_after"] - record["nll_before"]) < 0.01
 
@@ -184,7 +186,7 @@ def test_gate_stops_a_teacher_of_chance():
     scores, labels = teacher(seed=1)
     shuffled = np.random.default_rng(0).permutation(labels.label)
     chance = Labels(labels.ids, labels.split, shuffled, labels.group, labels.source)
-    _, record = calibrate_teacher(scores, chance, VIEWS, method="vector", tied=True)
+    _, record = calibrate_teacher(scores, chance, method="vector", tied=True)
     assert not record["gate"]["passed"]
     assert record["gate"]["low"] <= 0
 
@@ -202,15 +204,16 @@ def test_a_teacher_without_dev_rows_is_refused():
     scores, labels = teacher(40)
     train = scores.select(scores.split == "train")
     with pytest.raises(UserError, match="no dev row"):
-        calibrate_teacher(train, labels, VIEWS, method="vector", tied=True)
+        calibrate_teacher(train, labels, method="vector", tied=True)
 
 
 @pytest.mark.parametrize("views", [["AB", "BA"], ["BA"]])
 def test_judge_is_fitted_for_its_averaged_probabilities(views):
     scores, labels = teacher(2000, sharpness=3)
     places = [VIEWS.index(view) for view in views]
-    scores = scores.replace_logits(scores.logits[:, places])
-    fit, record = calibrate_judge(scores, labels, views, "vector")
+    logits = scores.logits[:, places]
+    scores = replace(scores, logits=logits, meta={"views": views})
+    fit, record = calibrate_judge(scores, labels, "vector")
     assert record["n_select"] == 500
     assert record["nll_after"] < record["nll_before"]
     select = scores.split == "select"
@@ -227,7 +230,7 @@ def test_judge_is_fitted_for_its_averaged_probabilities(views):
 @pytest.mark.parametrize("method", ["temperature", "none"])
 def test_judge_may_be_scaled_by_less(method):
     scores, labels = teacher(2000, sharpness=3)
-    fit, _ = calibrate_judge(scores, labels, VIEWS, method)
+    fit, _ = calibrate_judge(scores, labels, method)
     assert fit.b == (0, 0, 0)
     assert len(set(fit.a)) == 1
     assert (fit.a == (1, 1, 1)) == (method == "none")
@@ -237,7 +240,7 @@ def test_judge_needs_labels_on_select():
     scores, labels = teacher(40)
     without = labels.rows(labels.split != "select")
     with pytest.raises(UserError, match="select_fraction"):
-        calibrate_judge(scores, without, VIEWS, "vector")
+        calibrate_judge(scores, without, "vector")
 
 
 @pytest.mark.parametrize("method", ["vector", "none"])
@@ -265,8 +268,7 @@ def test_script(tmp_path, method):
         tmp_path / "fold0.parquet",
         tmp_path / "calibrated.npz",
         tmp_path / "calibration.json",
-        method=method,
-        tied=True,
+        {"method": method, "tied": True},
     )
     record = read_json(tmp_path / "calibration.json")
     calibrated = read_logits(tmp_path / "calibrated.npz")

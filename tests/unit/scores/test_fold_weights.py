@@ -15,10 +15,15 @@ from prefdistill.scores.fold_weights import (
     fold_weights,
 )
 from prefdistill.scores.metrics import Labels
-from prefdistill.scores.views import write_views
-from prefdistill.storage.tables import FOLD_SCHEMA, Logits, read_json, write_table
+from prefdistill.storage.tables import (
+    FOLD_SCHEMA,
+    Logits,
+    read_json,
+    write_logits,
+    write_table,
+)
 
-VIEWS = ["AB", "BA"]
+META = {"views": ["AB", "BA"]}
 
 
 def test_weights_are_normalised():
@@ -41,20 +46,20 @@ def test_best_fold_is_chosen_on_select_only():
     good[1, :, :] = [[0, 2, 0], [2, 0, 0]]
     good[2:, :, 2] = -5  # poor on test, which must not count
     flat = np.zeros((4, 2, 3), np.float32)
-    models = [Logits(ids, split, flat, {}), Logits(ids, split, good, {})]
-    assert best_fold([0, 2], models, labels, ["AB", "BA"]) == 2
+    models = [Logits(ids, split, flat, META), Logits(ids, split, good, META)]
+    assert best_fold([0, 2], models, labels) == 2
     with pytest.raises(UserError, match="select_fraction"):
-        best_fold([0, 2], models, labels.rows(split == "test"), ["AB", "BA"])
+        best_fold([0, 2], models, labels.rows(split == "test"))
 
 
 def test_weigh_folds_writes_what_it_did(tmp_path):
     path = tmp_path / "weights.json"
-    weigh_folds([0, 1, 2], "equal", path)
+    weigh_folds([], [], [], path, [0, 1, 2], "equal", None)
     record = read_json(path)
     assert record["method"] == "equal"
     assert record["folds"] == [0, 1, 2]
     assert sum(record["weights"]) == pytest.approx(1)
-    weigh_folds([0, 1], [1, 3], path)
+    weigh_folds([], [], [], path, [0, 1], [1, 3], None)
     expected = {"folds": [0, 1], "weights": [0.25, 0.75], "method": "given"}
     assert read_json(path) == expected
 
@@ -99,8 +104,8 @@ def fold_of(folder, k, rng, n=40):
     table = pa.Table.from_arrays(list(map(pa.array, columns)), FOLD_SCHEMA.names)
     write_table(folder / f"fold{k}.parquet", table, FOLD_SCHEMA)
     logits = rng.normal(size=(2 * n, 2, 3)).astype(np.float32)
-    scores = Logits(np.array(ids), np.array(split), logits, {})
-    write_views([folder / f"{k}{view}.parquet" for view in VIEWS], scores)
+    scores = Logits(np.array(ids), np.array(split), logits, META)
+    write_logits(folder / f"{k}.npz", scores)
     shares = rng.dirichlet([2, 2, 2], n)
     rows = zip(ids[n:], shares.tolist(), strict=True)
     return scores, label, [("trees", k, "dev", i, *share) for i, share in rows]
@@ -143,21 +148,17 @@ def test_weigh_folds_by_advantage(tmp_path, baseline):
     for scores, _, _ in folds:
         logits = rng.normal(size=scores.logits.shape).astype(np.float32)
         means.append(scores.replace_logits(logits))
-        names = [tmp_path / f"ema{len(means)}{view}.parquet" for view in VIEWS]
-        write_views(names, means[-1])
-        paths["ema"] += names
+        paths["ema"].append(tmp_path / f"ema{len(means)}.npz")
+        write_logits(paths["ema"][-1], means[-1])
     path = tmp_path / "weights.json"
     weigh_folds(
-        [1, 2, 3],
-        "advantage",
-        path,
+        fold_files=[tmp_path / f"fold{k}.parquet" for k in (1, 2, 3)],
+        students=[tmp_path / f"{k}.npz" for k in (1, 2, 3)],
+        baselines=paths[baseline],
+        weights=path,
+        folds=[1, 2, 3],
+        fold_weights="advantage",
         advantage={"temperature": 0.1, "baseline": baseline},
-        fold_paths=[tmp_path / f"fold{k}.parquet" for k in (1, 2, 3)],
-        student_paths=[
-            [tmp_path / f"{k}{view}.parquet" for view in VIEWS] for k in (1, 2, 3)
-        ],
-        baseline_paths=paths[baseline],
-        views=VIEWS,
     )
     record = read_json(path)
     where = range(40, 80) if baseline == "trees" else range(40)
@@ -182,18 +183,17 @@ def test_a_baseline_that_lacks_a_row_is_one_line(tmp_path):
     dev = scores.select(scores.split == "dev")
     known = Labels(dev.ids, dev.split, label[40:], dev.ids, dev.split)
     with pytest.raises(UserError, match="no labelled rows to weigh"):
-        fold_reward(scores, known, "select", VIEWS)
+        fold_reward(scores, known, "select")
     table = [dict(zip(BASELINES_SCHEMA.names, r, strict=True)) for r in rows[1:]]
     table = pa.Table.from_pylist(table)
     write_table(tmp_path / "baselines.parquet", table, BASELINES_SCHEMA)
     with pytest.raises(UserError, match="trees has no prediction of row id train:1000"):
         weigh_folds(
+            [tmp_path / "fold1.parquet"],
+            [tmp_path / "1.npz"],
+            [tmp_path / "baselines.parquet"],
+            tmp_path / "weights.json",
             [1],
             "advantage",
-            tmp_path / "weights.json",
             {"temperature": 1.0, "baseline": "trees"},
-            [tmp_path / "fold1.parquet"],
-            [[tmp_path / f"1{view}.parquet" for view in VIEWS]],
-            [tmp_path / "baselines.parquet"],
-            VIEWS,
         )

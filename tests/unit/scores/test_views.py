@@ -1,9 +1,12 @@
+from dataclasses import replace
+
 import numpy as np
 import pyarrow as pa
 import pytest
 from scipy.special import softmax
 from symmetrise import main as symmetrise_script
 
+from prefdistill.classes import swap_classes
 from prefdistill.errors import UserError
 from prefdistill.scores.baselines import BASELINES_SCHEMA
 from prefdistill.scores.calibration import Scaling
@@ -14,27 +17,25 @@ from prefdistill.scores.views import (
     average_logits,
     columns_of,
     pool_opinions,
-    read_predictions,
-    swap_classes,
     symmetrise,
-    write_views,
 )
-from prefdistill.storage.tables import Logits, read_table, write_json, write_table
+from prefdistill.storage.tables import (
+    Logits,
+    read_table,
+    write_json,
+    write_logits,
+    write_table,
+)
 
 VIEWS = ["AB", "BA"]
+META = {"views": VIEWS}
 
 
 def scores(n=6, seed=0, split="test"):
     rng = np.random.default_rng(seed)
     ids = np.array([f"train:{i}" for i in range(n)])
     split = np.array([split] * n)
-    return Logits(ids, split, rng.normal(size=(n, 2, 3)).astype(np.float32), {})
-
-
-def test_swap_is_its_own_inverse_and_keeps_the_tie():
-    values = np.arange(6.0).reshape(2, 3)
-    assert swap_classes(values)[0].tolist() == [1, 0, 2]
-    assert (swap_classes(swap_classes(values)) == values).all()
+    return Logits(ids, split, rng.normal(size=(n, 2, 3)).astype(np.float32), META)
 
 
 def test_symmetrise_by_hand():
@@ -60,30 +61,6 @@ def test_as_answers_turns_only_the_swapped_view():
     assert (turned[:, 1] == logits[:, 1][:, [1, 0, 2]]).all()
 
 
-def test_views_are_joined_by_id(tmp_path):
-    whole = scores()
-    paths = [tmp_path / "AB.parquet", tmp_path / "BA.parquet"]
-    write_views(paths, whole)
-    shuffled = whole.select(np.array([3, 1, 5, 0, 2, 4]))
-    write_views([tmp_path / "other.parquet", paths[1]], shuffled)
-    joined = read_predictions(paths, VIEWS)
-    assert joined.ids.tolist() == whole.ids.tolist()
-    assert (joined.logits == whole.logits).all()
-
-
-@pytest.mark.parametrize("short", [0, 1])
-def test_a_missing_row_is_named(tmp_path, short):
-    paths = [tmp_path / "AB.parquet", tmp_path / "BA.parquet"]
-    whole = scores()
-    write_views(paths, whole)
-    part = [tmp_path / "x.parquet", tmp_path / "y.parquet"]
-    part[short] = paths[short]
-    write_views(part, whole.select(np.arange(5)))
-    name = paths[short].name
-    with pytest.raises(UserError, match=rf"{name}: lacks row id train:5"):
-        read_predictions(paths, VIEWS)
-
-
 def test_average_logits_joins_by_id_and_leaves_dev_out():
     first, second = scores(seed=1), scores(seed=2)
     first.split[0] = second.split[1] = "dev"
@@ -95,6 +72,18 @@ def test_average_logits_joins_by_id_and_leaves_dev_out():
     assert mean.ids.tolist() == [f"train:{i}" for i in range(1, 6)]
     expected = (first.logits[1:] + 3 * second.logits[1:]) / 4
     assert mean.logits == pytest.approx(expected, abs=1e-6)
+    turned = replace(own, meta={"views": VIEWS[::-1]})
+    with pytest.raises(UserError, match="need the same views in the same order"):
+        average_logits([first, turned], [1, 1])
+
+
+def test_an_average_keeps_what_its_models_share_of_their_provenance():
+    models = [
+        replace(scores(seed=seed), meta=META | {"text": "t", "adapter": str(seed)})
+        for seed in (1, 2)
+    ]
+    assert average_logits(models, [1, 1]).meta == META | {"text": "t"}
+    assert average_logits(models[:1], [1]).meta == models[0].meta
 
 
 def test_opinions_are_pooled_by_hand():
@@ -111,10 +100,8 @@ def test_symmetrise_pools_with_the_trees_by_id(tmp_path):
     ids = np.array(["a", "b", "c"])
     rng = np.random.default_rng(0)
     logits = rng.normal(size=(3, 2, 3)).astype(np.float32)
-    paths = [tmp_path / f"{view}.parquet" for view in VIEWS]
-    write_views(
-        paths, Logits(ids, np.array(["select", "test", "unlabelled"]), logits, {})
-    )
+    split = np.array(["select", "test", "unlabelled"])
+    write_logits(tmp_path / "logits.npz", Logits(ids, split, logits, META))
     write_json(tmp_path / "c.json", Scaling("none", True))
     trees = rng.dirichlet([1, 1, 1], 3)
     rows = [("trees", -1, "test", i, *p) for i, p in zip(ids, trees, strict=True)][::-1]
@@ -126,9 +113,12 @@ def test_symmetrise_pools_with_the_trees_by_id(tmp_path):
         [dict(zip(BASELINES_SCHEMA.names, row, strict=True)) for row in rows]
     )
     write_table(tmp_path / "baselines.parquet", table, BASELINES_SCHEMA)
-    more = {"trees_path": tmp_path / "baselines.parquet", "trees_weight": 0.25}
     output = tmp_path / "out.parquet"
-    symmetrise_script(paths, tmp_path / "c.json", output, VIEWS, **more)
+    files = {
+        "logits": tmp_path / "logits.npz", "calibration": tmp_path / "c.json",
+        "trees": tmp_path / "baselines.parquet", "symmetrised": output,
+    }  # fmt: skip
+    symmetrise_script(**files, trees_weight=0.25)
     found = read_table(output)
     own = symmetrise(logits, VIEWS)
     pooled = pool_opinions(own, trees, 0.25)
@@ -136,4 +126,4 @@ def test_symmetrise_pools_with_the_trees_by_id(tmp_path):
     assert columns_of(found, RAW_COLUMNS) == pytest.approx(own)
     write_table(tmp_path / "baselines.parquet", table.slice(1), BASELINES_SCHEMA)
     with pytest.raises(UserError, match="the trees lack row id c"):
-        symmetrise_script(paths, tmp_path / "c.json", output, VIEWS, **more)
+        symmetrise_script(**files, trees_weight=0.25)

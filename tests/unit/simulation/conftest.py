@@ -5,16 +5,15 @@ import pytest
 from prompt_samples import TEXT
 
 from prefdistill.data.prompts import encode_pairs
+from prefdistill.settings import TextSettings, read
 from prefdistill.simulation.dense_labels import make_dense_labels
 from prefdistill.simulation.simulated_pairs import N_PROMPTS, draw_answers
 from prefdistill.simulation.tiny_models import (
-    SPECIAL_TOKENS,
+    TINY_MODELS,
     draw_pairs,
     tokenizer_corpus,
     train_tokenizer,
 )
-
-ARCHITECTURES = tuple(SPECIAL_TOKENS)
 
 
 @pytest.fixture(scope="session")
@@ -39,7 +38,7 @@ def base_settings():
     )
 
 
-@pytest.fixture(scope="session", params=ARCHITECTURES)
+@pytest.fixture(scope="session", params=TINY_MODELS)
 def architecture(request):
     return request.param
 
@@ -55,5 +54,5 @@ def dense(pairs, text):
     """A tokenizer, the pairs that it encoded, and their labels."""
     answers, table = pairs
     tokenizer = train_tokenizer(tokenizer_corpus(table, text), "gemma2")
-    encoded = encode_pairs(table, tokenizer, text)
+    encoded = encode_pairs(table, tokenizer, read(TextSettings, text))
     return tokenizer, encoded, make_dense_labels(answers, encoded, tokenizer)

@@ -164,7 +164,7 @@ def test_script_logs_counts_and_accepts_empty_files(tmp_path, caplog):
     caplog.set_level("INFO")
     settings = SETTINGS | {"n_train": 1, "n_extra": 0, "n_ultra": 0, "n_test": 0}
     paths = {source: tmp_path / f"{source}.csv" for source in SOURCES}
-    main(paths, tmp_path / "truth.parquet", settings)
+    main(**paths, truth=tmp_path / "truth.parquet", settings=settings)
     assert "train: 1 rows; dirty: none" in caplog.text
     assert len(paths["test"].read_text().splitlines()) == 1
 

@@ -14,8 +14,9 @@ from transformers import (
 )
 
 from prefdistill.data.prompts import encode_pairs
+from prefdistill.settings import TextSettings, read
 from prefdistill.simulation.tiny_models import (
-    SPECIAL_TOKENS,
+    TINY_MODELS,
     build_model,
     tokenizer_corpus,
     train_tokenizer,
@@ -49,17 +50,17 @@ def test_tokenizer_round_trips_any_unicode(folder, architecture, content):
 
 
 def test_tokenizer_knows_its_special_tokens(architecture, tokenizer):
-    bos, eos, pad, *others = SPECIAL_TOKENS[architecture]
+    tiny = TINY_MODELS[architecture]
     assert (tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token) == (
-        bos,
-        eos,
-        pad,
+        tiny.bos,
+        tiny.eos,
+        tiny.pad,
     )
-    for token in (eos, pad, *others):
+    for token in (tiny.eos, tiny.pad, *tiny.markers):
         assert len(tokenizer(token, add_special_tokens=False).input_ids) == 1
         assert token in tokenizer.all_special_tokens
     first = tokenizer("Clean the boat.").input_ids[0]
-    assert (first == tokenizer.bos_token_id) == (bos is not None)
+    assert (first == tokenizer.bos_token_id) == (tiny.bos is not None)
 
 
 def test_reloaded_tokenizer_is_the_one_that_was_trained(
@@ -71,7 +72,8 @@ def test_reloaded_tokenizer_is_the_one_that_was_trained(
     tokenizer.save_pretrained(tmp_path)
     reloaded = AutoTokenizer.from_pretrained(tmp_path)
     first, second = (
-        encode_pairs(pairs[1], each, text) for each in (tokenizer, reloaded)
+        encode_pairs(pairs[1], each, read(TextSettings, text))
+        for each in (tokenizer, reloaded)
     )
     for row in range(100):
         np.testing.assert_array_equal(first.tokens(row, "AB"), second.tokens(row, "AB"))

@@ -5,21 +5,32 @@ import json
 import numpy as np
 import pyarrow as pa
 import pytest
+import two_processes
+from two_processes import DISTILLATION
 
+from prefdistill.data.prompts import text_digest
 from prefdistill.errors import UserError
 from prefdistill.scores.metrics import class_prior, labels_of
-from prefdistill.storage.tables import FOLD_SCHEMA, Logits, write_logits, write_table
+from prefdistill.settings import (
+    DistillationSettings,
+    SampleWeightSettings,
+    TextSettings,
+    read,
+)
+from prefdistill.storage.tables import (
+    FOLD_SCHEMA,
+    VIEWS,
+    Logits,
+    read_logits,
+    write_logits,
+)
 from prefdistill.training.lessons import make_lessons
 from prefdistill.training.row_weights import gain_weights, unseen_probs
-from prefdistill.training.teachers import TeacherFiles, pseudo_logits
+from prefdistill.training.teachers import TeacherFiles, pseudo_logits, read_teachers
 
 N_ROWS = 30
-OFF = {
-    "weights": {"ce": 1.0, "kl": 1.0, "cosine": 1.0},
-    "labels": "in_fold",
-    "sample_weights": {"beta": 0.0, "low": 0.25, "high": 4.0},
-    "pseudo_labels": {"weight": 0.0},
-}
+TEXT = read(TextSettings, two_processes.TEXT)
+META = {"text": text_digest(TEXT), "max_length": TEXT.max_length, "views": list(VIEWS)}
 
 
 def table_of(ids, split, source="train"):
@@ -45,42 +56,48 @@ def world(tmp_path):
         split[8 * fold : 8 * fold + 8] = ["dev"] * 8
         splits.append([*split[:28], "select", "test"])
     table = table_of(ids, splits[0])
-    write_table(tmp_path / "fold0.parquet", table, FOLD_SCHEMA)
     new = [f"test:{n}" for n in range(4)]
     unlabelled = table_of(new, ["unlabelled"] * 4, "test")
-    write_table(tmp_path / "unlabelled.parquet", unlabelled, FOLD_SCHEMA)
-    unseen, own = {}, {}
+    unseen, own = [], []
     for teacher in ("one", "two"):
-        unseen[teacher] = []
         for fold, split in enumerate(splits):
             logits = rng.normal(size=(N_ROWS, 2, 3)) * 2
             path = tmp_path / f"{teacher}{fold}.npz"
-            write_logits(path, Logits(np.array(ids), np.array(split), logits, {}))
-            unseen[teacher].append(path)
+            write_logits(path, Logits(np.array(ids), np.array(split), logits, META))
+            unseen.append(path)
         path = tmp_path / f"{teacher}.unlabelled.npz"
         logits = rng.normal(size=(4, 2, 3)).astype(np.float32)
         write_logits(
-            path, Logits(np.array(new), np.array(["unlabelled"] * 4), logits, {})
+            path, Logits(np.array(new), np.array(["unlabelled"] * 4), logits, META)
         )
-        own[teacher] = [path]
+        own.append(path)
     train = table.filter(pa.array([each == "train" for each in splits[0]]))
-    return {"folder": tmp_path, "train": train, "unseen": unseen, "unlabelled": own}
+    return {
+        "folder": tmp_path,
+        "fold": table,
+        "train": train,
+        "pairs": unlabelled,
+        "unseen": unseen,
+        "unlabelled": own,
+    }
+
+
+def teachers_of(world, kinds=()):
+    files = TeacherFiles(
+        ["one", "two"], 0, world["unseen"][::3], **{kind: world[kind] for kind in kinds}
+    )
+    return read_teachers(files, TEXT, read(DistillationSettings, DISTILLATION))
 
 
 def lessons_of(world, kinds=(), labelled=None, **changes):
-    files = TeacherFiles(
-        {name: paths[:1] for name, paths in world["unseen"].items()},
-        **{kind: world[kind] for kind in kinds},
-    )
     n_rows = len(world["train"])
     return make_lessons(
+        world["fold"],
         world["train"],
         np.ones(n_rows, bool) if labelled is None else labelled,
-        world["folder"] / "fold0.parquet",
-        world["folder"] / "unlabelled.parquet" if "unlabelled" in kinds else None,
-        files,
-        0,
-        OFF | changes,
+        world["pairs"] if "unlabelled" in kinds else None,
+        teachers_of(world, kinds),
+        read(DistillationSettings, DISTILLATION | changes),
     )
 
 
@@ -97,17 +114,18 @@ def test_rows_are_weighed_by_the_gain_over_the_prior(world):
     labelled = np.arange(20) != 3
     lessons = lessons_of(world, ["unseen"], labelled, **beta)
     ids = np.array(world["train"].column("id").to_pylist())
-    probs, unseen = unseen_probs(ids, world["unseen"].values())
+    probs, unseen = unseen_probs(ids, list(map(read_logits, world["unseen"])))
     rows = np.flatnonzero(unseen & labelled)
     # Fold 0's train side holds the dev rows of folds 1 and 2, and four that are
     # nowhere dev.
     assert unseen.sum() == 16
     assert 3 not in rows
     label = lessons.targets.argmax(axis=1)
-    fold = pa.parquet.read_table(world["folder"] / "fold0.parquet")
-    prior = class_prior(labels_of(fold))
+    prior = class_prior(labels_of(world["fold"]))
     gain = [np.log(probs[row, label[row]] / prior[label[row]]) for row in rows]
-    expected = gain_weights(np.array(gain), beta=-0.5, low=0.5, high=2.0)
+    expected = gain_weights(
+        np.array(gain), SampleWeightSettings(beta=-0.5, low=0.5, high=2.0)
+    )
     assert lessons.row_weights[rows] == pytest.approx(expected, rel=1e-6)
     others = np.setdiff1d(np.arange(20), rows)
     assert (lessons.row_weights[others] == 1).all()
@@ -137,8 +155,8 @@ def test_unlabelled_rows_join_with_their_weight(world):
     assert lessons.row_weights.tolist() == [1] * 20 + [0.5] * 3
     assert lessons.is_labelled.tolist() == [True] * 20 + [False] * 3
     assert lessons.has_teacher.all()
-    files = TeacherFiles({}, unlabelled=world["unlabelled"])
-    expected = pseudo_logits(np.array(ids[20:]), files)
+    teachers = teachers_of(world, ["unlabelled"])
+    expected = pseudo_logits(np.array(ids[20:]), teachers)
     assert (lessons.teacher_logits[20:] == expected).all()
     assert lessons.record["dev_is_clean"]
 
@@ -148,8 +166,11 @@ def test_pseudo_labels_are_scaled_as_the_teachers_are(world):
     fit = {"method": "vector", "tied": True, "a": [2, 2, 0.5], "b": [-0.5, -0.5, 1]}
     path.write_text(json.dumps(fit))
     ids = np.array(["test:2"])
-    scaled = TeacherFiles({}, unlabelled=world["unlabelled"], scalings={"one": [path]})
-    raw = TeacherFiles({}, unlabelled=world["unlabelled"])
+    world["scalings"] = [path, path.with_name("plain.json")]
+    plain = {"method": "none", "tied": True, "a": [1, 1, 1], "b": [0, 0, 0]}
+    path.with_name("plain.json").write_text(json.dumps(plain))
+    scaled = teachers_of(world, ["unlabelled", "scalings"])
+    raw = teachers_of(world, ["unlabelled"])
     before, after = pseudo_logits(ids, raw), pseudo_logits(ids, scaled)
     assert after[0, 0] == pytest.approx(before[0, 0] * fit["a"] + np.array(fit["b"]))
     assert (after[0, 1] == before[0, 1]).all()

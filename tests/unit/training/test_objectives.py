@@ -3,6 +3,7 @@ import pytest
 import torch
 from scipy.spatial.distance import cosine
 from scipy.special import log_softmax, softmax
+from two_processes import DISTILLATION
 
 from prefdistill.engine.packing import collate
 from prefdistill.models.loading import (
@@ -11,6 +12,7 @@ from prefdistill.models.loading import (
     load_language_model,
     shares_prompts,
 )
+from prefdistill.settings import DistillationSettings, LossWeights, read
 from prefdistill.training.lessons import Lessons
 from prefdistill.training.objectives import (
     cross_entropy,
@@ -21,7 +23,7 @@ from prefdistill.training.objectives import (
     next_token_objective,
 )
 
-WEIGHTS = {"ce": 0.5, "kl": 1.0, "cosine": 2.0}
+WEIGHTS = LossWeights(ce=0.5, kl=1.0, cosine=2.0)
 
 
 def plain_loss(logits, targets, teachers, labelled, taught, weights, temperature):
@@ -30,17 +32,15 @@ def plain_loss(logits, targets, teachers, labelled, taught, weights, temperature
     for row, z in enumerate(logits.astype(np.float64)):
         total = 0.0
         if labelled[row]:
-            total -= weights["ce"] * (targets[row] * log_softmax(z)).sum()
+            total -= weights.ce * (targets[row] * log_softmax(z)).sum()
         for k, t in enumerate(teachers[row].astype(np.float64)):
             if taught[row, k]:
                 p, log_q = softmax(t / temperature), log_softmax(z / temperature)
                 kl = (p * (np.log(p) - log_q)).sum() * temperature**2
                 cos = cosine(softmax(z), softmax(t))
-                total += weights["kl"] * kl + weights["cosine"] * cos
+                total += weights.kl * kl + weights.cosine * cos
         n_teachers = teachers.shape[1]
-        losses.append(
-            total / (weights["ce"] + n_teachers * (weights["kl"] + weights["cosine"]))
-        )
+        losses.append(total / (weights.ce + n_teachers * (weights.kl + weights.cosine)))
     return np.array(losses)
 
 
@@ -108,8 +108,9 @@ def test_teacher_logits_are_taken_as_shown(tiny_model_folder):
         row_weights=np.array([0.5, 2.0], dtype=np.float32),
         record={},
     )
-    only_kl = {"ce": 0.0, "kl": 1.0, "cosine": 0.0}
-    objective = distillation_objective(lessons, only_kl, 1.0)
+    only_kl = {"weights": {"ce": 0.0, "kl": 1.0, "cosine": 0.0}}
+    settings = read(DistillationSettings, DISTILLATION | only_kl)
+    objective = distillation_objective(lessons, settings)
     with torch.no_grad():
         losses = objective(model, batch, rows, views).numpy()
         log_q = classify(model, batch).log_softmax(1).numpy()

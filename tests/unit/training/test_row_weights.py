@@ -5,27 +5,27 @@ import math
 import numpy as np
 import pytest
 
-from prefdistill.storage.tables import Logits, write_logits
+from prefdistill.settings import SampleWeightSettings
+from prefdistill.storage.tables import Logits
 from prefdistill.training.row_weights import gain_weights, unseen_probs
 
+META = {"views": ["AB", "BA"]}
 IDS = ["a", "b", "c", "extra"]
 SPLITS = [["dev", "train", "train", "train"], ["train", "dev", "train", "train"]]
 
 
 @pytest.fixture
-def unseen(tmp_path):
+def unseen():
     """Two teachers' logits of two folds; the second one has not scored row b."""
     rng = np.random.default_rng(0)
     teachers = []
-    for name, n_rows in (("one", 4), ("two", 1)):
-        paths = []
-        for fold, split in enumerate(SPLITS):
+    for n_rows in (4, 1):
+        scored = []
+        for split in SPLITS:
             logits = rng.normal(size=(4, 2, 3)).astype(np.float32)
-            scores = Logits(np.array(IDS), np.array(split), logits, {})
-            path = tmp_path / f"{name}{fold}.npz"
-            write_logits(path, scores.select(np.arange(n_rows)))
-            paths.append((path, logits))
-        teachers.append(paths)
+            scores = Logits(np.array(IDS), np.array(split), logits, META)
+            scored.append((scores.select(np.arange(n_rows)), logits))
+        teachers.append(scored)
     return teachers
 
 
@@ -39,8 +39,8 @@ def plain_probs(logits):
 
 def test_rows_are_judged_by_the_teachers_that_left_them_out(unseen):
     ids = np.array(["b", "extra", "a", "elsewhere"])
-    paths = [[path for path, _ in teacher] for teacher in unseen]
-    probs, known = unseen_probs(ids, paths)
+    scores = [scored for teacher in unseen for scored, _ in teacher]
+    probs, known = unseen_probs(ids, scores)
     assert known.tolist() == [True, False, True, False]
     (_, one_0), (_, one_1) = unseen[0]
     (_, two_0), _ = unseen[1]
@@ -56,7 +56,7 @@ def test_weights_are_the_formula(beta):
     mean = sum(gain) / 50
     sd = math.sqrt(sum((g - mean) ** 2 for g in gain) / 50)
     plain = [min(max(1 + beta * (g - mean) / sd, 0.3), 2.0) for g in gain]
-    weights = gain_weights(gain, beta=beta, low=0.3, high=2.0)
+    weights = gain_weights(gain, SampleWeightSettings(beta=beta, low=0.3, high=2.0))
     assert weights == pytest.approx([50 * w / sum(plain) for w in plain])
     assert weights.mean() == pytest.approx(1)
     hardest, clearest = gain.argmin(), gain.argmax()
@@ -65,9 +65,11 @@ def test_weights_are_the_formula(beta):
 
 @pytest.mark.parametrize("gain", [np.zeros(0), np.full(4, 0.3)])
 def test_rows_that_gain_alike_weigh_alike(gain):
-    assert (gain_weights(gain, beta=1.0, low=0.1, high=9.0) == 1).all()
+    settings = SampleWeightSettings(beta=1.0, low=0.1, high=9.0)
+    assert (gain_weights(gain, settings) == 1).all()
 
 
 def test_without_beta_weights_are_exactly_one():
     gain = np.random.default_rng(2).normal(size=9)
-    assert (gain_weights(gain, beta=0.0, low=0.25, high=4.0) == 1).all()
+    settings = SampleWeightSettings(beta=0.0, low=0.25, high=4.0)
+    assert (gain_weights(gain, settings) == 1).all()

@@ -11,7 +11,12 @@ from two_processes import LORA, N_PAIRS, SETTINGS, encoded_pairs
 from prefdistill.errors import Interrupted, UserError
 from prefdistill.models.loading import load_classifier
 from prefdistill.models.lora import add_adapter, save_adapter
-from prefdistill.pipeline.validation import result_settings
+from prefdistill.settings import (
+    LoraSettings,
+    OptimisationSettings,
+    read,
+    result_settings,
+)
 from prefdistill.storage.checkpoints import Checkpoints
 from prefdistill.training import trainer as training
 from prefdistill.training.objectives import label_objective
@@ -21,6 +26,11 @@ from prefdistill.training.trainer import (
     choose_rows,
     train_rows,
 )
+
+
+def settings_of(**changes):
+    return read(OptimisationSettings, SETTINGS | changes)
+
 
 TARGETS = np.eye(3, dtype=np.float32)[np.arange(N_PAIRS) % 3]
 
@@ -38,12 +48,12 @@ def start(tiny_model_folder, encoded, tmp_path):
         precision="fp32", lora=LORA, objective=None, folder="job", decay=0.0, **changes
     ):
         model = load_classifier(tiny_model_folder("gemma2"), precision)
-        model = add_adapter(model, lora, seed=1)
+        model = add_adapter(model, read(LoraSettings, lora), seed=1)
         return Trainer(
             model,
             encoded,
             objective or label_objective(TARGETS),
-            SETTINGS | changes,
+            settings_of(**changes),
             3.0,
             Checkpoints(tmp_path / folder, "abc"),
             decay,
@@ -62,21 +72,21 @@ def adapter_bytes(trainer, folder):
 
 
 def test_plan_steps_and_warmup():
-    plan = Plan.from_settings(SETTINGS, 100, 0.5)
+    plan = Plan.from_settings(settings_of(), 100, 0.5)
     assert (plan.n_steps, plan.n_warmup, plan.pairs_per_step) == (12, 2, 4)
-    assert Plan.from_settings(SETTINGS, 100, 0.001).n_steps == 1
-    assert Plan.from_settings(SETTINGS | {"max_steps": 5}, 100, 1).n_steps == 5
-    assert Plan.from_settings(SETTINGS | {"warmup_steps": 9}, 100, 1).n_warmup == 9
-    assert Plan.from_settings(SETTINGS, 3, 2).pairs_per_step == 3
+    assert Plan.from_settings(settings_of(), 100, 0.001).n_steps == 1
+    assert Plan.from_settings(settings_of(max_steps=5), 100, 1).n_steps == 5
+    assert Plan.from_settings(settings_of(warmup_steps=9), 100, 1).n_warmup == 9
+    assert Plan.from_settings(settings_of(), 3, 2).pairs_per_step == 3
 
 
 def test_every_epoch_sees_every_pair_once():
-    plan = Plan.from_settings(SETTINGS, 10, 4)
+    plan = Plan.from_settings(settings_of(), 10, 4)
     assert plan.n_steps == 10
     seen = np.concatenate([plan.pairs(step) for step in range(10)]).reshape(4, 10)
     assert (np.sort(seen, axis=1) == np.arange(10)).all()
     assert not (seen[0] == seen[1]).all()
-    other = Plan.from_settings(SETTINGS | {"seed": 8}, 10, 4)
+    other = Plan.from_settings(settings_of(seed=8), 10, 4)
     assert not (other.pairs(0) == plan.pairs(0)).all()
 
 
@@ -85,7 +95,7 @@ def test_every_epoch_sees_every_pair_once():
     [("constant", 1, 1), ("linear", 0.55, 0.1), ("cosine", 0.55, 0.1)],
 )
 def test_learning_rate(schedule, middle, end):
-    settings = SETTINGS | {"schedule": schedule, "learning_rate": 1.0}
+    settings = settings_of(schedule=schedule, learning_rate=1.0)
     plan = Plan(100, 4, 110, 10, 0)
     rates = [plan.learning_rate(step, settings) for step in range(111)]
     assert rates[:10] == pytest.approx(np.arange(1, 11) / 10)
@@ -130,8 +140,8 @@ def test_the_step_does_not_depend_on_the_token_budget(start):
 
 @pytest.mark.parametrize("shares", [True, False])
 def test_a_step_computes_prompts_once(start, encoded, monkeypatch, shares):
-    """In one pass; the step and the tokens it says are the same if not, as with
-    flash-attn.
+    """The loss and the reported tokens are the same without sharing, as for a language
+    model.
     """
     monkeypatch.setattr(training, "shares_prompts", lambda model: shares)
     good, sizes = label_objective(TARGETS), []
@@ -389,7 +399,8 @@ def test_train_rows(tmp_path):
 
 
 def test_how_a_job_runs_is_not_its_result():
-    kept = result_settings(SETTINGS)
+    kept = result_settings(settings_of())
+    assert kept == result_settings(SETTINGS)
     assert set(SETTINGS) - set(kept) == {
         "token_budget",
         "recompute",

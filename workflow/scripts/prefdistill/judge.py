@@ -30,6 +30,7 @@ from prefdistill.models.loading import device_of, load_classifier, load_tokenize
 from prefdistill.models.memory import place
 from prefdistill.models.scoring import score_pairs
 from prefdistill.scores.views import as_answers, symmetrise
+from prefdistill.settings import TextSettings, read
 from prefdistill.storage.checkpoints import Checkpoints
 
 logger = logging.getLogger(__name__)
@@ -186,7 +187,9 @@ class Judge:
 
     def encode(self, table: pa.Table) -> EncodedPairs:
         """A table of pairs (see ``pairs_table``) as tokens."""
-        return encode_pairs(table, self.tokenizer, self.settings.text)
+        return encode_pairs(
+            table, self.tokenizer, read(TextSettings, self.settings.text)
+        )
 
     def logits(
         self, encoded: EncodedPairs, checkpoints: Checkpoints | None = None

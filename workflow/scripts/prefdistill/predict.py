@@ -1,4 +1,6 @@
-"""Score a file of pairs with a finished judge: ``prefdistill-predict`` on the terminal.
+"""Score a file of pairs with a finished judge: ``prefdistill predict``.
+
+``prefdistill-predict`` is the same command under its older name.
 
 Reads what the workflow reads (CSV, JSON lines, parquet), by the same rules, and writes
 a CSV in the columns of the submission. Scoring that is stopped goes on where it was
@@ -20,6 +22,7 @@ from typing import Any
 
 import numpy as np
 
+from prefdistill.classes import VERDICTS
 from prefdistill.data.pairs import (
     SCORED,
     TEXT_COLUMNS,
@@ -40,12 +43,11 @@ from prefdistill.version import __version__
 logger = logging.getLogger(__name__)
 
 OUTPUT_COLUMNS = ("id", *TARGET_COLUMNS, "verdict", "order_gap")
-CLASSES = ("a", "b", "tie")
 
 
 @dataclass(frozen=True)
 class Pairs:
-    """The rows of a file.
+    """Hold the rows of a file.
 
     Attributes:
         ids: One a row, unique.
@@ -59,7 +61,7 @@ class Pairs:
 
 
 def _label(values: Sequence[Any]) -> int:
-    """The class of a row's three target cells; -1 if there is no single winner.
+    """Read the class of a row's three target cells; -1 without a single winner.
 
     Such rows, and those whose cells are absent or blank, are scored all the same.
 
@@ -73,7 +75,7 @@ def _label(values: Sequence[Any]) -> int:
 
 
 def _turns(value: Any, column: str, plain: bool, repaired: Counter[str]) -> list[str]:
-    """The turns of a text cell.
+    """Read the turns of a text cell.
 
     Raises:
         CellFault: If it is not what ``plain`` says.
@@ -144,11 +146,11 @@ def write_scores(
         for name, row, top, gap in zip(
             ids, probs.tolist(), best, order_gap.tolist(), strict=True
         ):
-            writer.writerow([name, *row, CLASSES[top], f"{gap:.4f}"])
+            writer.writerow([name, *row, VERDICTS[top].lower(), f"{gap:.4f}"])
 
 
 def score_text(probs: np.ndarray, pairs: Pairs) -> str | None:
-    """Log loss and accuracy with 95 % intervals over prompts; None without labels."""
+    """Write log loss and accuracy with 95 % intervals; None without labels."""
     from prefdistill.data.cleaning import prompt_group
     from prefdistill.scores.metrics import group_bootstrap, row_log_loss
 
@@ -175,7 +177,7 @@ def predict(
     device: str | None = None,
     scratch: Path = Path("scratch"),
 ) -> str | None:
-    """Score a file; returns ``score_text`` of it.
+    """Score a file, and return ``score_text`` of it.
 
     Args:
         judge_folder: See ``Judge.load``.
@@ -214,18 +216,21 @@ def predict(
 
 
 def _import_libraries(folder: Path) -> None:
-    """Import what this judge needs, without what would only cost seconds."""
+    """Import what this judge needs, and hide what would only cost seconds."""
     from prefdistill.models.quick_imports import import_model_libraries
 
     if (folder / "config.json").is_file():
         import_model_libraries("auto", folder)
 
 
-def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """The command line."""
+def parse_arguments(arguments: Sequence[str] | None, prog: str) -> argparse.Namespace:
+    """Read the command line."""
     parser = argparse.ArgumentParser(
-        prog="prefdistill-predict",
-        description="Score a file of answer pairs with a finished judge.",
+        prog=prog,
+        description="Score a file of answer pairs with a finished judge. A stopped run "
+        "(exit status 143)\nresumes where it left off when the command is given again.",
+        epilog=f"example: {prog} results/gptq/4bit pairs.csv out.csv",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("judge", type=Path, help="folder, such as results/gptq/4bit")
     parser.add_argument("input", type=Path, help=".csv, .jsonl (.gz, .zst) or .parquet")
@@ -242,9 +247,11 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def main(
+    arguments: Sequence[str] | None = None, prog: str = "prefdistill-predict"
+) -> None:
     """Run the command; errors are one line, exit status 1, or 143 when stopped."""
-    options = parse_arguments(arguments)
+    options = parse_arguments(arguments, prog)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     stop_on(signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
     try:

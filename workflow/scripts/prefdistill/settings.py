@@ -43,13 +43,17 @@ def _value(kind: Any, value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
-def result_fields(settings: Any) -> dict[str, Any]:
+def result_settings(settings: Any) -> dict[str, Any]:
     """Return the settings that decide a result, without those of how a job runs.
 
-    They are plain values with sorted keys, for the identity of a job's checkpoints.
+    Args:
+        settings: A class of this module, or a mapping with the same keys.
+
+    Returns:
+        Plain values with sorted keys, for the identity of a job.
     """
-    fields = asdict(settings)
-    return {key: fields[key] for key in sorted(fields) if key not in RUN_TIME_KEYS}
+    values = asdict(settings) if is_dataclass(settings) else settings
+    return {key: values[key] for key in sorted(values) if key not in RUN_TIME_KEYS}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,14 +9,22 @@ import hashlib
 import re
 import unicodedata
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from prefdistill.data.pairs import SOURCES, TEXT_COLUMNS, UNLABELLED
-from prefdistill.storage.tables import CLEAN_SCHEMA, TARGET_COLUMNS
+from prefdistill.data.pairs import (
+    BATCH_ROWS,
+    SOURCES,
+    TEXT_COLUMNS,
+    UNLABELLED,
+    open_parquet_writer,
+)
+from prefdistill.errors import UserError
+from prefdistill.storage.tables import CLEAN_SCHEMA, TARGET_COLUMNS, open_table
 
 # Of two copies, the one whose source comes first here is kept. Test rows come first, so
 # that no model trains on a copy of a row that it will score.
@@ -322,3 +330,62 @@ def add_group(batch: pa.RecordBatch, group: np.ndarray) -> pa.RecordBatch:
     """Append the column ``group``: 16 hex digits of each uint64 of ``group``."""
     names = pa.array([f"{number:016x}" for number in group.tolist()], pa.string())
     return pa.record_batch([*batch.columns, names], schema=CLEAN_SCHEMA)
+
+
+def clean_table(
+    source: Path, target: Path, policy: dict[str, str]
+) -> tuple[dict[str, Any], dict[str, int]]:
+    """Write the rows of a table that stay, and count the others by reason.
+
+    Args:
+        source: Typed pairs of all sources.
+        target: The clean table.
+        policy: The ``cleaning`` settings; see ``choose_rows``.
+
+    Returns:
+        The counts of ``summarise``; and the number of turns from which control
+        characters were removed, and of turns that hold strings of special tokens.
+
+    Raises:
+        UserError: If no train row stays.
+    """
+    parts, n_changed, n_special, start = [], 0, 0, 0
+    with open_table(source) as pairs:
+        for raw in pairs.iter_batches(BATCH_ROWS):
+            batch, n_here = clean_batch(raw)
+            parts.append(compute_keys(batch))
+            n_changed += n_here
+            n_special += count_special_strings(batch)
+        keys = RowKeys.concatenate(parts)
+        kept, by_reason = choose_rows(keys, policy)
+        counts = summarise(keys, kept, by_reason)
+        _check_train_rows(source, counts)
+        with open_parquet_writer(target, CLEAN_SCHEMA) as writer:
+            for raw in pairs.iter_batches(BATCH_ROWS):
+                rows = slice(start, start + len(raw))
+                start += len(raw)
+                # Cleaned again: keeping the texts of the first pass would fill memory.
+                batch, _ = clean_batch(raw)
+                batch = add_group(batch, keys.group[rows])
+                writer.write_batch(batch.filter(pa.array(kept[rows])))
+    repaired = {"control_characters": n_changed, "special_token_strings": n_special}
+    return counts, repaired
+
+
+def _check_train_rows(source: Path, counts: dict[str, Any]) -> None:
+    """Refuse a table in which no train row stays.
+
+    Raises:
+        UserError: With the number of train rows dropped for each reason.
+    """
+    if counts["n_out"].get("train"):
+        return
+    dropped = [
+        f"{by_source['train']} {reason}"
+        for reason, by_source in counts["dropped"].items()
+        if by_source.get("train")
+    ]
+    raise UserError(
+        f"{source}: cleaning leaves no train row ({', '.join(dropped)}); "
+        "check the files under data.train and the cleaning settings"
+    )

@@ -16,11 +16,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from prefdistill.classes import VERDICTS
 from prefdistill.data.pairs import BATCH_ROWS, open_parquet_writer
 from prefdistill.errors import UserError
 from prefdistill.storage.tables import FOLD_SCHEMA
 
-CLASSES = ("a", "b", "tie")
 # Bins: test, select, then the dev side of each fold.
 TEST, SELECT, FIRST_FOLD = 0, 1, 2
 SPLITS = ("train", "dev", "select", "test")
@@ -278,7 +278,7 @@ def check_bins(bins: np.ndarray, labels: np.ndarray, n_folds: int) -> None:
     Raises:
         UserError: If select, test or a dev side is empty, or a dev side lacks a class.
     """
-    counts = np.zeros((n_folds + FIRST_FOLD, len(CLASSES)), np.int64)
+    counts = np.zeros((n_folds + FIRST_FOLD, len(VERDICTS)), np.int64)
     np.add.at(counts, (bins, labels), 1)
     for number, row in enumerate(counts):
         fold = number - FIRST_FOLD
@@ -288,7 +288,7 @@ def check_bins(bins: np.ndarray, labels: np.ndarray, n_folds: int) -> None:
         if not row.sum():
             raise UserError(f"{setting}: {name} gets no rows; {change} or add data")
         if fold >= 0 and not row.all():
-            missing = CLASSES[int(np.argmin(row))]
+            missing = VERDICTS[int(np.argmin(row))].lower()
             raise UserError(
                 f"{setting}: {name} has {row.sum()} rows and none of class {missing}; "
                 f"{change} or add data"
@@ -297,14 +297,14 @@ def check_bins(bins: np.ndarray, labels: np.ndarray, n_folds: int) -> None:
 
 def describe_split(source: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
     """Count the rows of one split by source, and compute its class shares."""
-    shares = np.bincount(labels, minlength=len(CLASSES)) / max(len(labels), 1)
+    shares = np.bincount(labels, minlength=len(VERDICTS)) / max(len(labels), 1)
     sources, n_rows = np.unique(source, return_counts=True)
     return {
         "n": len(labels),
         "n_by_source": dict(zip(sources.tolist(), n_rows.tolist(), strict=True)),
         "class_shares": {
-            name: round(float(share), 4)
-            for name, share in zip(CLASSES, shares, strict=True)
+            name.lower(): round(float(share), 4)
+            for name, share in zip(VERDICTS, shares, strict=True)
         },
     }
 

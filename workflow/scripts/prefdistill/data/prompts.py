@@ -9,7 +9,7 @@ the template: see ``neutralise``.
 import hashlib
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from string import Formatter
 from typing import Any
@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 
 from prefdistill.errors import UserError
+from prefdistill.settings import TextSettings
 
 FIELDS = ("prompt", "response_a", "response_b")
 ELLIPSIS = " ... "
@@ -46,14 +47,14 @@ class Template:
     head_share: float
 
     @classmethod
-    def from_settings(cls, text: dict[str, Any]) -> "Template":
+    def from_settings(cls, text: TextSettings) -> "Template":
         """Parse the ``text`` settings.
 
         Raises:
             UserError: If a field is unknown, missing or used twice, or if
                 ``response_b`` precedes ``response_a``.
         """
-        parts = list(Formatter().parse(text["template"]))
+        parts = list(Formatter().parse(text.template))
         fields = tuple(field for _, field, _, _ in parts if field is not None)
         if sorted(fields) != sorted(FIELDS):
             raise UserError(
@@ -68,10 +69,10 @@ class Template:
         return cls(
             tuple(literals),
             fields,
-            text["turn"],
-            text["max_length"],
-            text["prompt_share"],
-            text["head_share"],
+            text.turn,
+            text.max_length,
+            text.prompt_share,
+            text.head_share,
         )
 
     @cached_property
@@ -153,9 +154,9 @@ class EncodedPairs:
         return np.concatenate(pieces)
 
 
-def text_digest(text: dict[str, Any]) -> str:
+def text_digest(text: TextSettings) -> str:
     """Digest the ``text`` settings to 12 hex digits."""
-    content = json.dumps(text, sort_keys=True, ensure_ascii=False).encode()
+    content = json.dumps(asdict(text), sort_keys=True, ensure_ascii=False).encode()
     return hashlib.sha256(content).hexdigest()[:12]
 
 
@@ -342,7 +343,7 @@ class _Encoder:
         return np.concatenate(pieces) if pieces else np.zeros(0, np.int32)
 
 
-def encode_pairs(table: pa.Table, tokenizer: Any, text: dict[str, Any]) -> EncodedPairs:
+def encode_pairs(table: pa.Table, tokenizer: Any, text: TextSettings) -> EncodedPairs:
     """Tokenise and trim the pairs of a table.
 
     Args:

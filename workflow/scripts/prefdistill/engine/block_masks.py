@@ -1,18 +1,18 @@
-"""Which blocks of a packed batch's attention FlexAttention computes.
+"""Tell FlexAttention which blocks of a packed batch's attention to compute.
 
-torch makes such a mask by asking for every query and key, on the GPU; here the host
+torch builds such a mask on the GPU, by asking for every query and key. Here the host
 derives it from the rows' lengths, as a token sees one stretch of places (see
-``packing.sight``), and one copy brings it to the GPU.
+``packing.sight``). One copy brings it to the GPU.
 """
 
 import numpy as np
 import torch
 from torch.nn.attention.flex_attention import BlockMask
 
+from prefdistill.engine.device import to_device
 from prefdistill.engine.packing import Sight, sight
-from prefdistill.storage.tensors import to_device
 
-BLOCK = 128  # queries in a block; keys too, unless said otherwise
+BLOCK = 128  # queries in a block; also keys, unless a caller says otherwise
 
 
 def block_mask(
@@ -22,7 +22,7 @@ def block_mask(
     block: int,
     device: torch.device,
 ) -> BlockMask:
-    """FlexAttention's block-sparse mask of a whole batch.
+    """Build FlexAttention's block-sparse mask of a whole batch.
 
     Args:
         lengths: ``(n_rows,)`` integer tokens laid out for each row.
@@ -38,7 +38,8 @@ def block_mask(
     for blocks in (partial, full, partial.T, full.T):
         arrays.append(blocks.sum(axis=1))
         arrays.append(np.argsort(~blocks, axis=1, kind="stable").astype(np.int32))
-    # One copy for all; each starts where the compiled kernels expect it to.
+    # One copy brings all arrays. Each starts at a multiple of 64 values, as compiled
+    # kernels assume aligned inputs.
     sizes = [-(-array.size // 64) * 64 for array in arrays]
     flat = np.zeros(sum(sizes), dtype=np.int32)
     for start, array in zip(np.cumsum(sizes) - sizes, arrays, strict=True):
@@ -63,7 +64,7 @@ def block_mask(
         near = position[query] - position[key] < window
         return visible(batch, head, query, key) & near
 
-    # What lies forwards sees one stretch through a window too.
+    # Tokens that lie forwards see one stretch through a window, too.
     is_plain = window is None or not shared.any()
     return BlockMask(
         seq_lengths=(n_tokens, n_tokens),
@@ -74,10 +75,10 @@ def block_mask(
 
 
 def windowed(seen: Sight, window: int | None) -> Sight:
-    """Sight through a sliding window, of tokens that lie forwards.
+    """Narrow what tokens see to a sliding window, where they lie forwards.
 
-    Those that lie backwards may see the end of the common tokens without the beginning,
-    which is no one stretch; theirs is left as it is.
+    A token that lies backwards may see the end of the common tokens but not their
+    beginning, which is not one stretch. What it sees is left as it is.
     """
     if window is None:
         return seen
@@ -88,11 +89,12 @@ def windowed(seen: Sight, window: int | None) -> Sight:
 def visible_blocks(
     seen: Sight, window: int | None, block: int = BLOCK
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Which blocks of keys a block of 128 queries sees in part, and which whole.
+    """Find the blocks of keys that a block of 128 queries sees in part, and whole.
 
-    As each token sees a stretch that it is part of, neighbours together see one stretch
-    as well, and in common another. With a window, a token that lies backwards sees no
-    more than its stretch; some block of which it sees nothing may then count as seen.
+    Each token sees a stretch that contains it. So what any of neighbouring tokens sees
+    is one stretch, and what all of them see is another. With a window, a token that
+    lies backwards sees less than its stretch; a block of which it sees nothing may then
+    count as seen in part.
 
     Args:
         seen: From ``windowed``.

@@ -1,15 +1,14 @@
-"""What a decoder layer of Gemma-2, Llama or Qwen2 computes, from its weights.
+"""What a decoder layer computes from its weights.
 
-``attention_half`` and ``mlp_half`` are the layer; of a model's last layer, where only
-some tokens' states are asked for, ``heads_of``, ``attention_of_kept`` and
-``after_attention`` are the first half. States are ``(n, hidden)``, of a packed batch.
-``engine`` compiles them and gives them a model's weights.
+``attention_half`` and ``mlp_half`` make up a layer. Where only some tokens' states are
+wanted, ``heads_of``, ``attention_of_kept`` and ``after_attention`` replace the first
+half of the last layer. States are ``(n, hidden)``, those of a packed batch.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch.utils.checkpoint import (
@@ -18,62 +17,111 @@ from torch.utils.checkpoint import (
     create_selective_checkpoint_contexts,
 )
 
-from prefdistill.engine.attention import (
-    Attention,
-    PackedLayout,
-    attention_of_some,
-    key_block,
-    packed_attention,
-)
-from prefdistill.engine.frozen import Group, product, project
+from prefdistill.engine.attention import Scores, attention_of_some, packed_attention
+from prefdistill.engine.frozen import Group, product
 from prefdistill.engine.gated import ACTIVATIONS, project_gated
+from prefdistill.engine.layout import Attention, PackedLayout
 
-# Tokens kept of the last layer whose attention to all is cheap; a batch of real rows
-# keeps 64.
+# Up to this many kept tokens, all scores at once cost less than attention of all
+# tokens; a batch of real rows keeps 64.
 AT_ONCE = 128
 Heads = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+# Cosines and sines of the rotary embedding, (n, 1, head_dim) each.
+Rope = tuple[torch.Tensor, torch.Tensor]
 
 
 @dataclass(frozen=True)
 class Shape:
-    """What all layers of a model have in common."""
+    """Hold what all layers of a model have in common.
+
+    Attributes:
+        n_heads: Query heads.
+        n_key_heads: Heads of keys, and of values.
+        head_dim: Size of a head.
+        eps: Added to the mean square in a norm.
+        adds_one: Whether norms scale by ``1 + weight``.
+        activation: The MLP's, from ``gated.ACTIVATIONS``.
+        scores: How attention computes its scores.
+    """
 
     n_heads: int
     n_key_heads: int
     head_dim: int
-    scaling: float
-    softcap: float | None
     eps: float
+    adds_one: bool
     activation: str
-    is_gemma: bool
-    options: dict[str, int] | None = None
-    quick_tanh: bool = False
-
-    @property
-    def key_block(self) -> int:
-        """Keys in a block of attention's mask."""
-        return key_block(self.head_dim, self.options)
+    scores: Scores
 
 
-def normalise(x: torch.Tensor, weight: torch.Tensor, shape: Shape) -> torch.Tensor:
-    """RMS norm in float32; Gemma scales by ``1 + weight``, and before rounding."""
-    wide = x.float()
-    wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + shape.eps)
-    if shape.is_gemma:
-        return (wide * (1.0 + weight.float())).to(x.dtype)
-    return weight * wide.to(x.dtype)
+class Weights(NamedTuple):
+    """Hold a layer's weights: linear modules by group, norms by place; and a shape."""
+
+    groups: dict[str, Group]
+    norms: dict[str, torch.Tensor]
+    shape: Shape
 
 
-def _rotated(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Rotary position embedding of ``(n, heads, dim)``; cos and sin ``(n, 1, dim)``."""
-    first, second = x.chunk(2, dim=-1)
-    return x * cos + torch.cat([-second, first], dim=-1) * sin
+def attention_half(
+    x: torch.Tensor,
+    rope: Rope,
+    attention: Attention,
+    weights: Weights,
+    training: bool,
+) -> torch.Tensor:
+    """Add attention to the residual stream ``(n, hidden)``."""
+    heads = heads_of(x, rope, weights, training)
+    states = attend(heads, attention, weights.shape.scores)
+    return after_attention(x, states, weights, training)
 
 
-def _keep_down(_context: Any, operation: Any, *_: Any, **__: Any) -> CheckpointPolicy:
-    """Keep what the down projection returns; compute the rest of an MLP anew."""
-    kept = operation is torch.ops.prefdistill.gated_down.default
-    return CheckpointPolicy.MUST_SAVE if kept else CheckpointPolicy.PREFER_RECOMPUTE
+def heads_of(x: torch.Tensor, rope: Rope, weights: Weights, training: bool) -> Heads:
+    """Compute queries, keys and values, each ``(n, heads, head_dim)``."""
+    shape = weights.shape
+    states = normalised(x, "before_attention", weights)
+    states = product(states, weights.groups["qkv"], training)
+    sizes = shape.n_heads, shape.n_key_heads, shape.n_key_heads
+    heads = states.unflatten(1, (-1, shape.head_dim)).split(sizes, dim=1)
+    query, key, value = heads
+    return rotated(query, rope), rotated(key, rope), value
+
+
+def attend(heads: Heads, attention: Attention, scores: Scores) -> torch.Tensor:
+    """Compute the attention of all tokens, ``(n, n_heads, head_dim)``."""
+    query, key, value = (part.transpose(0, 1)[None] for part in heads)
+    return packed_attention(query, key, value, attention, scores)
+
+
+def after_attention(
+    x: torch.Tensor, states: torch.Tensor, weights: Weights, training: bool
+) -> torch.Tensor:
+    """Add what attention returned, ``(n, heads, head_dim)``, to the residual stream."""
+    states = product(states.flatten(1), weights.groups["out"], training)
+    return x + normalised(states, "after_attention", weights)
+
+
+def mlp_half(
+    x: torch.Tensor, weights: Weights, training: bool, selective: bool
+) -> torch.Tensor:
+    """Add the gated MLP to the residual stream ``(n, hidden)``.
+
+    Args:
+        x: The residual stream.
+        weights: The layer's.
+        training: Whether LoRA drops out inputs.
+        selective: Whether the backward pass computes all but the down projection again.
+    """
+
+    def gated(x: torch.Tensor) -> torch.Tensor:
+        states = normalised(x, "before_mlp", weights)
+        gate_up = product(states, weights.groups["gate_up"], training)
+        down, activation = weights.groups["down"], weights.shape.activation
+        if not (training and down.adapted and down.dropout):
+            return project_gated(gate_up, down, activation)
+        gate, up = gate_up.chunk(2, dim=1)
+        return product(ACTIVATIONS[activation](gate) * up, down, training)
+
+    states = _recomputed(gated, x) if selective else gated(x)
+    return x + normalised(states, "after_mlp", weights)
 
 
 def _recomputed(mlp: Callable, x: torch.Tensor) -> torch.Tensor:
@@ -81,105 +129,43 @@ def _recomputed(mlp: Callable, x: torch.Tensor) -> torch.Tensor:
     return checkpoint(mlp, x, use_reentrant=False, context_fn=contexts)
 
 
-def heads_of(
-    x: torch.Tensor,
-    cos: torch.Tensor,
-    sin: torch.Tensor,
-    groups: dict[str, Group],
-    norms: dict[str, torch.Tensor],
-    shape: Shape,
-    training: bool,
-) -> Heads:
-    """A layer's queries, keys and values, each ``(n, heads, head_dim)``."""
-    states = normalise(x, norms["before_attention"], shape)
-    query, key, value = (
-        part.unflatten(1, (-1, shape.head_dim))
-        for part in project(states, groups["qkv"], training)
-    )
-    return _rotated(query, cos, sin), _rotated(key, cos, sin), value
-
-
-def attend(heads: Heads, attention: Attention, shape: Shape) -> torch.Tensor:
-    """Attention of all tokens, ``(n, n_heads, head_dim)``."""
-    return packed_attention(
-        *(part.transpose(0, 1)[None] for part in heads),
-        attention,
-        shape.scaling,
-        shape.softcap,
-        options=shape.options,
-        quick_tanh=shape.quick_tanh,
-    )
+def _keep_down(_context: Any, operation: Any, *_: Any, **__: Any) -> CheckpointPolicy:
+    """Keep what the down projection returns; compute the rest of an MLP again."""
+    kept = operation is torch.ops.prefdistill.gated_down.default
+    return CheckpointPolicy.MUST_SAVE if kept else CheckpointPolicy.PREFER_RECOMPUTE
 
 
 def attention_of_kept(
-    heads: Heads, packed: PackedLayout, window: int | None, shape: Shape
+    heads: Heads, layout: PackedLayout, window: int | None, scores: Scores
 ) -> torch.Tensor:
-    """Attention of the layout's ``keep`` alone, ``(n_kept, n_heads, head_dim)``."""
+    """Compute the attention of the layout's ``keep``, ``(n_kept, heads, head_dim)``."""
     query, key, value = heads
-    if all_scores_at_once(packed.keep):
-        seen = packed.seen_by_kept(window)
-        query = query[packed.keep]
-        return attention_of_some(query, key, value, seen, shape.scaling, shape.softcap)
-    states = attend(heads, packed.attention(window, shape.key_block), shape)
-    return states[packed.keep]
+    if all_scores_at_once(layout.keep):
+        seen = layout.seen_by_kept(window)
+        return attention_of_some(query[layout.keep], key, value, seen, scores)
+    states = attend(heads, layout.attention(window, scores.key_block), scores)
+    return states[layout.keep]
 
 
 def all_scores_at_once(keep: torch.Tensor) -> bool:
-    """Whether the scores of few tokens with all cost less than attention of all."""
+    """Tell whether all scores of the kept tokens cost less than attention of all."""
     return keep.device.type != "cpu" and len(keep) <= AT_ONCE
 
 
-def after_attention(
-    x: torch.Tensor,
-    states: torch.Tensor,
-    groups: dict[str, Group],
-    norms: dict[str, torch.Tensor],
-    shape: Shape,
-    training: bool,
-) -> torch.Tensor:
-    """Residual stream and what attention gives, ``(n, heads, head_dim)``, together."""
-    states = product(states.flatten(1), groups["out"], training)
-    if shape.is_gemma:
-        states = normalise(states, norms["after_attention"], shape)
-    return x + states
+def normalised(x: torch.Tensor, place: str, weights: Weights) -> torch.Tensor:
+    """Apply the RMS norm of a place, in float32; return ``x`` where there is none."""
+    if place not in weights.norms:
+        return x
+    weight, shape = weights.norms[place], weights.shape
+    wide = x.float()
+    wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + shape.eps)
+    if shape.adds_one:
+        return (wide * (1.0 + weight.float())).to(x.dtype)
+    return weight * wide.to(x.dtype)
 
 
-def attention_half(
-    x: torch.Tensor,
-    cos: torch.Tensor,
-    sin: torch.Tensor,
-    attention: Attention,
-    groups: dict[str, Group],
-    norms: dict[str, torch.Tensor],
-    shape: Shape,
-    training: bool,
-) -> torch.Tensor:
-    """Residual stream ``(n, hidden)`` after a layer's attention."""
-    heads = heads_of(x, cos, sin, groups, norms, shape, training)
-    states = attend(heads, attention, shape)
-    return after_attention(x, states, groups, norms, shape, training)
-
-
-def mlp_half(
-    x: torch.Tensor,
-    groups: dict[str, Group],
-    norms: dict[str, torch.Tensor],
-    shape: Shape,
-    training: bool,
-    selective: bool,
-) -> torch.Tensor:
-    """Residual stream ``(n, hidden)`` after a layer's gated MLP."""
-
-    def gated(x: torch.Tensor) -> torch.Tensor:
-        states = normalise(x, norms["before_mlp"], shape)
-        gate_up = product(states, groups["gate_up"], training)
-        down = groups["down"]
-        if not (training and down.adapted and down.dropout):
-            return project_gated(gate_up, down, shape.activation)
-        gate, up = gate_up.chunk(2, dim=1)
-        return product(ACTIVATIONS[shape.activation](gate) * up, down, training)
-
-    states = _recomputed(gated, x) if selective else gated(x)
-    if shape.is_gemma:
-        states = normalise(states, norms["after_mlp"], shape)
-    return x + states
+def rotated(x: torch.Tensor, rope: Rope) -> torch.Tensor:
+    """Apply the rotary position embedding to ``(n, heads, head_dim)``."""
+    cos, sin = rope
+    first, second = x.chunk(2, dim=-1)
+    return x * cos + torch.cat([-second, first], dim=-1) * sin

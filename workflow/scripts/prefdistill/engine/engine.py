@@ -1,161 +1,321 @@
-"""The fast path through a model's decoder layers.
+"""Compute a model's decoder on packed batches, fast where its layers are known.
 
-Gemma-2, Llama and Qwen2 share one layer here: packed attention, one product for linear
-layers that read the same input, lean LoRA without casts and copies, and on a GPU one
-compiled graph for each half of a layer (attention; MLP) that all layers share. Where
-only some tokens' states are asked for, the last layer computes no others but for their
-keys and values. It computes what transformers and PEFT compute; a layer that it does
-not know (another architecture, GPTQ, a base in parts) goes through them.
+An ``Engine`` gathers the weights of the layers of known architectures and computes what
+transformers and PEFT compute, with packed attention, one product for linear modules
+that read the same input, and LoRA without casts and copies. On a GPU, one compiled
+graph for each half of a layer serves all layers. Any other model goes through
+transformers: an unknown architecture, GPTQ, or a base spread over GPUs.
 
-Dropout of LoRA draws one mask for layers that read the same input.
+One difference is left: linear modules that read the same input share LoRA's dropout
+mask.
 """
 
 from collections.abc import Callable
 from functools import cache, partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from prefdistill.engine.attention import PackedLayout, kernel_options
+from prefdistill.engine.architectures import (
+    Architecture,
+    architecture_of,
+    head_dim_of,
+    window_of,
+)
+from prefdistill.engine.attention import scores_on
 from prefdistill.engine.decoder_layer import (
+    Rope,
     Shape,
+    Weights,
     after_attention,
     attention_half,
     attention_of_kept,
     heads_of,
     mlp_half,
 )
+from prefdistill.engine.device import SHARDED, to_device
 from prefdistill.engine.fp8 import to_fp8
 from prefdistill.engine.frozen import Group, gather, kind_of
-from prefdistill.engine.gated import ACTIVATIONS
-from prefdistill.engine.soft_cap import has_quick_tanh
+from prefdistill.engine.layout import PackedLayout
+from prefdistill.engine.packing import PackedBatch
 from prefdistill.errors import UserError
-from prefdistill.models.sharding import SHARDED
 
-CPU = torch.device("cpu")
-ARCHITECTURES = ("gemma2", "llama", "qwen2")
-GROUPS = {
-    "qkv": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
-    "out": ("self_attn.o_proj",),
-    "gate_up": ("mlp.gate_proj", "mlp.up_proj"),
-    "down": ("mlp.down_proj",),
-}
-NORMS = {
-    "before_attention": "input_layernorm",
-    "before_mlp": "post_attention_layernorm",
-}
-GEMMA_NORMS = {
-    "before_attention": "input_layernorm",
-    "after_attention": "post_attention_layernorm",
-    "before_mlp": "pre_feedforward_layernorm",
-    "after_mlp": "post_feedforward_layernorm",
-}
 RECOMPUTE = ("none", "selective", "full")
-# Compiling takes a minute, in which an H100 does so much.
+# Compiling pays from this many operations on: an H100 does them in the minute that
+# compiling takes.
 COMPILE_FLOP = 1e16
 
 
+class Engine:
+    """Compute a model's decoder, from packed batches to last hidden states.
+
+    Args:
+        core: A transformers model with packed attention, with or without LoRA inside.
+
+    Attributes:
+        recompute: Which activations the backward pass computes again; set it with
+            ``set_recompute``.
+        compiled: Whether layers are compiled on a GPU; set it with ``set_compiled``.
+        layers: The gathered layers; empty while transformers computes them.
+    """
+
+    def __init__(self, core: nn.Module) -> None:
+        self.core = core
+        self.recompute, self.compiled = "none", True
+        self.layers: list[Layer] = []
+        self._gathered_from: list[tuple] | None = None
+
+    def forward(
+        self, batch: PackedBatch, keep: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Compute the last hidden states of a packed batch.
+
+        Args:
+            batch: Rows laid end to end.
+            keep: ``(n_kept,)`` int64 places of the only tokens to return, on the
+                model's device; None for all. The last layer computes only keys and
+                values for the others.
+
+        Returns:
+            ``(n_tokens, hidden)``, or ``(n_kept, hidden)``, in the model's dtype.
+        """
+        compute = self._by_layers if self.refresh() else self._by_transformers
+        return compute(batch, keep)
+
+    def _by_layers(self, batch: PackedBatch, keep: torch.Tensor | None) -> torch.Tensor:
+        decoder, device = self.core.model, self.core.device
+        layout = PackedLayout(batch.lengths, device, batch.shared, keep)
+        states = decoder.embed_tokens(to_device(batch.input_ids, device))
+        cos, sin = decoder.rotary_emb(states, to_device(batch.position_ids, device))
+        rope = cos[0][:, None], sin[0][:, None]
+        halves = _compiled() if self.compiled and device.type == "cuda" else _plain()
+        x = states[0]
+        for layer in self.layers:
+            x = layer.forward(x, rope, layout, halves, self.recompute)
+        return decoder.norm(x[None])[0]
+
+    def _by_transformers(
+        self, batch: PackedBatch, keep: torch.Tensor | None
+    ) -> torch.Tensor:
+        device, dtype = self.core.device, self.core.dtype
+        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            output = self.core.model(
+                input_ids=to_device(batch.input_ids, device),
+                position_ids=to_device(batch.position_ids, device),
+                use_cache=False,
+                packed=PackedLayout(batch.lengths, device, batch.shared),
+            )
+        states = output.last_hidden_state[0]
+        return states if keep is None else states[keep]
+
+    # Weights gathered in inference mode could not take part in training later.
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def refresh(self) -> bool:
+        """Take over weights that have come, moved or changed since the last call.
+
+        Returns:
+            Whether this class computes the layers; if not, transformers does.
+        """
+        architecture = architecture_of(self.core.config)
+        if architecture is None:
+            return False
+        if self._gathered_from != _weights_of(self.core, architecture):
+            self.layers = []  # frees the old weights before the new ones are gathered
+            if not getattr(self.core, SHARDED, False) and all(
+                _is_known(layer, architecture) for layer in self.core.model.layers
+            ):
+                self.layers = self._gathered(architecture)
+            # Only now, as gathering moves weights.
+            self._gathered_from = _weights_of(self.core, architecture)
+        for layer in self.layers:
+            layer.refresh()
+        return bool(self.layers)
+
+    def _gathered(self, architecture: Architecture) -> list["Layer"]:
+        core, layers, has_gradient = self.core, [], False
+        shape = shape_of(core.config, architecture, core.device, core.dtype)
+        modules = core.model.layers
+        for number, module in enumerate(modules):
+            # The loss's gradient passes through every layer above one that trains.
+            has_gradient |= any(weight.requires_grad for weight in module.parameters())
+            layers.append(
+                Layer(
+                    module,
+                    gathered_weights(module, architecture, shape, has_gradient),
+                    window=window_of(core.config, number),
+                    is_last=module is modules[-1],
+                )
+            )
+        return layers
+
+    def set_recompute(self, how: str) -> None:
+        """Choose which activations the backward pass computes again.
+
+        Args:
+            how: ``none``; ``selective``, an MLP's norm, gate and up, which are half of
+                what is kept; or ``full``, all of a layer. In transformers both mean
+                all of a layer.
+        """
+        self.recompute = how
+        if not self.refresh() and how != "none":
+            self.core.activation_checkpointing_enable({"use_reentrant": False})
+
+    def set_compiled(self, n_operations: float, how: str = "auto") -> None:
+        """Choose whether layers are compiled on a GPU; FlexAttention always is.
+
+        Args:
+            n_operations: Floating point operations of the work to come.
+            how: ``always``, ``never``, or ``auto``: where compiling saves more time on
+                this work than it takes.
+        """
+        enough = n_operations > COMPILE_FLOP
+        self.compiled = how == "always" or (how == "auto" and enough)
+
+
+class Halves(NamedTuple):
+    """Hold the functions that compute layers, compiled or not."""
+
+    attention: Callable
+    mlp: Callable
+    heads: Callable
+
+
+def _plain() -> Halves:
+    return Halves(attention_half, mlp_half, heads_of)
+
+
 @cache
-def _compiled() -> tuple[Callable, Callable, Callable]:
+def _compiled() -> Halves:
     import torch._dynamo
 
-    # A build for each of up to eight shapes, with and without gradients, of a few
-    # masks.
+    # One build for each of up to eight shapes, a few masks, and with or without
+    # gradients.
     torch._dynamo.config.recompile_limit = 256
     torch._dynamo.config.accumulated_recompile_limit = 1024
     build = partial(torch.compile, dynamic=False, fullgraph=True)
-    return build(attention_half), build(mlp_half), build(heads_of)
+    return Halves(build(attention_half), build(mlp_half), build(heads_of))
 
 
-class FastLayer:
-    """A decoder layer's weights, gathered; called in place of the layer's forward.
+class Layer:
+    """Compute one decoder layer from its gathered weights.
 
     Args:
-        layer: The layer of transformers, with or without LoRA.
-        shape: From ``shape_of``.
+        module: The layer of transformers, with or without LoRA.
+        weights: From ``gathered_weights``.
         window: Its sliding window, if it has one.
-        has_gradient: Whether the loss's gradient passes through it.
-        is_last: Whether it is the model's last, which gives the tokens of the layout's
-            ``keep`` alone.
+        is_last: Whether it is the model's last, which returns only the tokens of the
+            layout's ``keep``.
     """
 
     def __init__(
-        self,
-        layer: nn.Module,
-        shape: Shape,
-        window: int | None,
-        has_gradient: bool,
-        is_last: bool,
+        self, module: nn.Module, weights: Weights, window: int | None, is_last: bool
     ) -> None:
-        self.layer, self.shape, self.window = layer, shape, window
-        self.is_last = is_last
-        self.recompute, self.compiled = "none", True
-        self.groups = {
-            name: _group(layer, paths, has_gradient) for name, paths in GROUPS.items()
-        }
-        self.versions: list[int] = []
-        names = GEMMA_NORMS if shape.is_gemma else NORMS
-        self.norms = {key: getattr(layer, name).weight for key, name in names.items()}
+        self.module, self.weights = module, weights
+        self.window, self.is_last = window, is_last
+        self._versions: list[int] = []
 
     def refresh(self) -> None:
-        """Take over what has changed in LoRA's weights since last time.
+        """Take over what has changed in LoRA's weights since the last call.
 
         Autograd's version of a weight tells. Fused optimisers and changes through
-        ``.data`` leave it as it is: whoever makes them calls
+        ``.data`` do not raise it: whoever makes them calls
         ``torch.autograd.graph.increment_version``, as ``training`` does.
         """
-        versions = [b._version for group in self.groups.values() for b in group.b]
-        if versions != self.versions:
-            for group in self.groups.values():
+        groups = self.weights.groups.values()
+        versions = [b._version for group in groups for b in group.b]
+        if versions != self._versions:
+            for group in groups:
                 group.refresh()
-            self.versions = versions
+            self._versions = versions
 
-    def __call__(
+    def forward(
         self,
-        hidden_states: torch.Tensor,
-        *,
-        position_embeddings: tuple[torch.Tensor, torch.Tensor],
-        packed: PackedLayout,
-        **_: Any,
+        x: torch.Tensor,
+        rope: Rope,
+        layout: PackedLayout,
+        halves: Halves,
+        recompute: str,
     ) -> torch.Tensor:
-        """``(1, n, hidden)`` to the same, as transformers calls a layer.
+        """Compute the residual stream after this layer, ``(n, hidden)``.
 
-        The last layer returns ``(1, n_kept, hidden)`` where the layout says so.
+        The last layer returns ``(n_kept, hidden)`` where the layout has a ``keep``.
         """
-        x = hidden_states[0]
-        cos, sin = (part[0][:, None] for part in position_embeddings)
-        keep = packed.keep if self.is_last else None
-        on_gpu = x.device.type == "cuda"
-        plain = attention_half, mlp_half, heads_of
-        half, feed, look = _compiled() if on_gpu and self.compiled else plain
-        with_gradient = torch.is_grad_enabled()
-        selective = with_gradient and self.recompute == "selective"
-        common = self.groups, self.norms, self.shape, self.layer.training
+        if not torch.is_grad_enabled():
+            recompute = "none"
+        selective = recompute == "selective"
+        compute = partial(
+            self._compute, rope=rope, layout=layout, halves=halves, selective=selective
+        )
+        if recompute == "full":
+            return checkpoint(compute, x, use_reentrant=False)
+        return compute(x)
 
-        def first(x: torch.Tensor) -> torch.Tensor:
-            if keep is None:
-                attention = packed.attention(self.window, self.shape.key_block)
-                return half(x, cos, sin, attention, *common)
-            heads = look(x, cos, sin, *common)
-            states = attention_of_kept(heads, packed, self.window, self.shape)
-            return after_attention(x[keep], states, *common)
+    def _compute(
+        self,
+        x: torch.Tensor,
+        rope: Rope,
+        layout: PackedLayout,
+        halves: Halves,
+        selective: bool,
+    ) -> torch.Tensor:
+        common, scores = (self.weights, self.module.training), self.weights.shape.scores
+        if not self.is_last or layout.keep is None:
+            attention = layout.attention(self.window, scores.key_block)
+            x = halves.attention(x, rope, attention, *common)
+            return halves.mlp(x, *common, selective)
+        heads = halves.heads(x, rope, *common)
+        states = attention_of_kept(heads, layout, self.window, scores)
+        x = after_attention(x[layout.keep], states, *common)
+        # So few tokens are kept that a graph of their own would not pay.
+        return mlp_half(x, *common, selective)
 
-        def second(x: torch.Tensor) -> torch.Tensor:
-            # So few tokens as are kept are not worth a graph of their own.
-            return (feed if keep is None else mlp_half)(x, *common, selective)
 
-        if with_gradient and self.recompute == "full":
-            x = checkpoint(lambda x: second(first(x)), x, use_reentrant=False)
-        else:
-            x = second(first(x))
-        return x[None]
+def shape_of(
+    config: Any, architecture: Architecture, device: torch.device, dtype: torch.dtype
+) -> Shape:
+    """Read what all layers of a model have in common from its configuration."""
+    head_dim, scale, cap = head_dim_of(config), architecture.score_scale, None
+    if architecture.softcap is not None:
+        cap = getattr(config, architecture.softcap)
+    scaled_by = head_dim if scale is None else getattr(config, scale)
+    return Shape(
+        config.num_attention_heads,
+        config.num_key_value_heads,
+        head_dim,
+        config.rms_norm_eps,
+        architecture.adds_one,
+        getattr(config, architecture.activation),
+        scores_on(device, dtype, head_dim, scaled_by**-0.5, cap),
+    )
 
 
-def _group(layer: nn.Module, paths: tuple[str, ...], has_gradient: bool) -> Group:
-    modules = [layer.get_submodule(path) for path in paths]
-    bases = [_base(module) for module in modules]
+def gathered_weights(
+    module: nn.Module, architecture: Architecture, shape: Shape, has_gradient: bool
+) -> Weights:
+    """Gather a layer's weights; the module's own become views of them.
+
+    Args:
+        module: The layer of transformers, with or without LoRA.
+        architecture: The model's.
+        shape: The model's.
+        has_gradient: Whether the loss's gradient passes through the layer.
+    """
+    groups = {
+        role: _group([module.get_submodule(path) for path in paths], has_gradient)
+        for role, paths in architecture.groups.items()
+    }
+    norms = {
+        place: module.get_submodule(path).weight
+        for place, path in architecture.norms.items()
+    }
+    return Weights(groups, norms, shape)
+
+
+def _group(modules: list[nn.Module], has_gradient: bool) -> Group:
+    bases = [base_of(module) for module in modules]
     adapted = [index for index, module in enumerate(modules) if _has_lora(module)]
     loras = [modules[index] for index in adapted]
     a = tuple(module.lora_A["default"].weight for module in loras)
@@ -173,7 +333,8 @@ def _group(layer: nn.Module, paths: tuple[str, ...], has_gradient: bool) -> Grou
     )
 
 
-def _base(module: nn.Module) -> nn.Module:
+def base_of(module: nn.Module) -> nn.Module:
+    """Return a linear module without its LoRA."""
     return module.base_layer if _has_lora(module) else module
 
 
@@ -181,38 +342,11 @@ def _has_lora(module: nn.Module) -> bool:
     return hasattr(module, "lora_A")
 
 
-def shape_of(
-    config: Any, device: torch.device = CPU, dtype: torch.dtype = torch.float32
-) -> Shape | None:
-    """What a model's layers have in common; None if they are not known here."""
-    if config.model_type not in ARCHITECTURES:
-        return None
-    is_gemma = config.model_type == "gemma2"
-    activation = config.hidden_activation if is_gemma else config.hidden_act
-    if activation not in ACTIVATIONS or config.attention_dropout:
-        return None
-    n_heads = config.num_attention_heads
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // n_heads
-    scale_of = config.query_pre_attn_scalar if is_gemma else head_dim
-    return Shape(
-        n_heads,
-        config.num_key_value_heads,
-        head_dim,
-        scale_of**-0.5,
-        config.attn_logit_softcapping if is_gemma else None,
-        config.rms_norm_eps,
-        activation,
-        is_gemma,
-        kernel_options(head_dim, device),
-        has_quick_tanh(device, dtype),
-    )
-
-
-def _is_fast(layer: nn.Module) -> bool:
-    """Whether a layer's linear modules are of kinds known here, alike in a group."""
-    for paths in GROUPS.values():
+def _is_known(layer: nn.Module, architecture: Architecture) -> bool:
+    """Tell whether linear modules are of known kinds, alike within a group."""
+    for paths in architecture.groups.values():
         modules = [layer.get_submodule(path) for path in paths]
-        kinds = {kind_of(_base(module)) for module in modules}
+        kinds = {kind_of(base_of(module)) for module in modules}
         if len(kinds) > 1 or None in kinds:
             return False
         loras = [module for module in modules if _has_lora(module)]
@@ -223,111 +357,36 @@ def _is_fast(layer: nn.Module) -> bool:
     return True
 
 
-@torch.inference_mode(False)
-@torch.no_grad()
-def attach(core: nn.Module) -> bool:
-    """Let a model's layers compute the fast way; gathers their weights where needed.
+def _weights_of(core: nn.Module, architecture: Architecture) -> list[tuple]:
+    """Describe the linear modules of two layers, and where their weights lie.
 
-    Args:
-        core: A transformers model of ``models``, with or without LoRA inside; weights
-            may have moved, and LoRA may have come, since the last call.
-
-    Returns:
-        Whether they do; otherwise they compute as before.
+    Moving a model, and adding or removing LoRA, changes both the first and the last
+    layer. A look at all layers would cost too much in every pass.
     """
-    if shape_of(core.config) is None:
-        return False
-    layers = core.model.layers
-    state = _state(core)
-    if core.__dict__.get("_fast_state") == state:
-        if core.__dict__["_is_fast"]:
-            for layer in layers:
-                layer.forward.refresh()
-        return core.__dict__["_is_fast"]
-    detach(core)
-    sharded = getattr(core, SHARDED, False)
-    fast = not sharded and all(_is_fast(layer) for layer in layers)
-    if fast:
-        shape = shape_of(core.config, core.device, core.dtype)
-        has_gradient = False
-        for layer in layers:
-            has_gradient |= any(weight.requires_grad for weight in layer.parameters())
-            window = getattr(layer.self_attn, "sliding_window", None)
-            is_last = layer is layers[-1]
-            layer.forward = FastLayer(layer, shape, window, has_gradient, is_last)
-            layer.forward.recompute = core.__dict__.get("_recompute", "none")
-            layer.forward.compiled = core.__dict__.get("_compiled", True)
-            layer.forward.refresh()
-    core.__dict__.update(_fast_state=_state(core), _is_fast=fast)
-    return fast
-
-
-def _state(core: nn.Module) -> list[tuple]:
-    """The linear modules of the first and last layer, and where their weights lie.
-
-    Moving a model, and adding or removing LoRA, changes one of the two.
-    """
-    state: list[tuple] = []
+    found: list[tuple] = []
     for layer in (core.model.layers[0], core.model.layers[-1]):
-        for path in (path for paths in GROUPS.values() for path in paths):
+        for path in architecture.linear_modules:
             module = layer.get_submodule(path)
-            base = _base(module)
+            base = base_of(module)
             weight = getattr(base, "fp8_weight", getattr(base, "weight", None))
             is_tensor = isinstance(weight, torch.Tensor)  # GPTQ's is not
             place = (weight.data_ptr(), weight.device) if is_tensor else None
             lora = _has_lora(module) and (module.disable_adapters, module.merged)
-            state.append((id(module), place, lora))
-    return state
-
-
-def detach(core: nn.Module) -> None:
-    """Let a model's layers compute as transformers and PEFT do."""
-    for layer in core.model.layers:
-        layer.__dict__.pop("forward", None)
-    core.__dict__.pop("_fast_state", None)
+            found.append((id(module), place, lora))
+    return found
 
 
 def quantise_to_fp8(core: nn.Module) -> None:
-    """Turn the linear layers of a loaded model's decoder into fp8, in place.
+    """Turn the linear modules of a loaded model's decoder into fp8, in place.
 
     Raises:
-        UserError: If its layers are not known here.
+        UserError: If the engine does not know its layers.
     """
-    if shape_of(core.config) is None:
+    architecture = architecture_of(core.config)
+    if architecture is None:
         raise UserError(
             f"precision fp8: not for {core.config.model_type} models; use bf16 or nf4"
         )
     for layer in core.model.layers:
-        for path in (path for paths in GROUPS.values() for path in paths):
+        for path in architecture.linear_modules:
             to_fp8(layer.get_submodule(path))
-
-
-def set_recompute(core: nn.Module, how: str) -> None:
-    """Choose which activations the backward pass computes anew.
-
-    Args:
-        core: A transformers model.
-        how: ``none``, ``selective`` (an MLP's norm, gate and up, which are half of what
-            is kept) or ``full`` (all of a layer).
-    """
-    core.__dict__["_recompute"] = how
-    if attach(core):
-        for layer in core.model.layers:
-            layer.forward.recompute = how
-    elif how != "none":
-        core.activation_checkpointing_enable({"use_reentrant": False})
-
-
-def set_compiled(core: nn.Module, n_operations: float, how: str = "auto") -> None:
-    """Choose whether layers are compiled on a GPU; FlexAttention always is.
-
-    Args:
-        core: A transformers model.
-        n_operations: Of the work to come.
-        how: ``always``, ``never``, or ``auto``: where the work makes up for it.
-    """
-    enough = n_operations > COMPILE_FLOP
-    core.__dict__["_compiled"] = how == "always" or (how == "auto" and enough)
-    if attach(core):
-        for layer in core.model.layers:
-            layer.forward.compiled = core.__dict__["_compiled"]

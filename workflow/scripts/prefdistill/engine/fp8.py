@@ -1,8 +1,8 @@
-"""Frozen weights in fp8: e4m3 with one scale a row, as ``torch._scaled_mm`` takes them.
+"""Store frozen weights in fp8: e4m3 with one scale a row, for ``torch._scaled_mm``.
 
-The forward pass scales the weight's rows (outputs), the backward pass its columns
-(inputs), as scales along the summed dimension would not factor out: hence two copies,
-together no more than bf16.
+A scale factors out of a product only if it does not vary along the summed dimension. So
+the forward pass needs scales for the weight's rows (outputs), the backward pass for its
+columns (inputs). Training keeps both copies, which together are as large as bf16.
 """
 
 from collections.abc import Sequence
@@ -12,8 +12,8 @@ from torch import nn
 
 FP8 = torch.float8_e4m3fn
 FP8_MAX = 448.0
-FP8_STEP = 16  # dimensions of its products are multiples of it
-WIDE = 8000  # values in a row, from where a compiler reads it twice to scale it
+FP8_STEP = 16  # fp8 products need dimensions that are multiples of this
+WIDE = 8000  # a compiled kernel reads a row with more values twice to scale it
 
 
 def rowwise_fp8(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -24,7 +24,7 @@ def rowwise_fp8(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def rounded_up(rank: int) -> int:
-    """Columns that LoRA of that rank takes in fp8."""
+    """Return how many columns LoRA of a rank takes in fp8."""
     return -(-rank // FP8_STEP) * FP8_STEP
 
 
@@ -35,13 +35,13 @@ def quantise_wide(
     factor: torch.Tensor | None,
     n_more: int,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """``rowwise_fp8`` of ``[x | factor low]``, which a compiler would read twice.
+    """Compute ``rowwise_fp8`` of ``[x | factor low]``, reading it once on a GPU.
 
     Args:
         x: ``(n, k)``.
         low: ``(n, rank)``, or None.
-        factor: ``(1,)`` float32, of ``low``.
-        n_more: Columns for ``low``, the last ones zero.
+        factor: ``(1,)`` float32 that ``low`` is multiplied by.
+        n_more: Columns for ``low``; those beyond its rank are zero.
 
     Returns:
         ``(n, k + n_more)`` e4m3 and ``(n, 1)`` float32 scales.
@@ -64,7 +64,7 @@ def _(x, low, factor, n_more):
 
 
 def quantised(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """``rowwise_fp8``, by a kernel of its own where a compiler's reads too much."""
+    """Compute ``rowwise_fp8``, with our own kernel where torch's reads rows twice."""
     return quantise_wide(x, None, None, 0) if x.shape[1] > WIDE else rowwise_fp8(x)
 
 
@@ -76,11 +76,11 @@ def fp8_product(
     scale: torch.Tensor,
     dtype: torch.dtype,
 ) -> torch.Tensor:
-    """``(n, k)`` by ``(m, k)``, both e4m3 with scales of rows.
+    """Multiply ``(n, k)`` by the transpose of ``(m, k)``, both e4m3 with row scales.
 
-    Sums are in float32: with a GPU's fast ones (``use_fast_accum``) the losses of a few
-    steps err three times as much as rounding explains (docs/results.md). The CPU, which
-    has no such product with scales for rows, multiplies in ``dtype``.
+    Sums are in float32: with a GPU's fast ones (``use_fast_accum``), the losses of a
+    few training steps were off by three times what rounding explains (docs/results.md).
+    The CPU has no such product with row scales, so it multiplies in ``dtype``.
     """
     if x.device.type == "cuda":
         return torch._scaled_mm(
@@ -100,9 +100,9 @@ def _(x, x_scale, weight, scale, dtype):
 
 
 def to_fp8(module: nn.Linear) -> None:
-    """Turn a layer's frozen weight into e4m3 with a scale for each output, in place.
+    """Turn a module's frozen weight into e4m3 with a scale for each output, in place.
 
-    Its parameter stays as an empty one of the old dtype, which says what to compute in.
+    An empty parameter of the old dtype stays in its place: it tells what to compute in.
     """
     weight, scale = rowwise_fp8(module.weight.detach())
     module.weight = nn.Parameter(module.weight.new_empty(0), requires_grad=False)
@@ -113,7 +113,7 @@ def to_fp8(module: nn.Linear) -> None:
 def gather_fp8(
     modules: Sequence[nn.Module], rank: int, has_gradient: bool
 ) -> dict[str, torch.Tensor]:
-    """``frozen.gather`` of fp8 layers; their weights become views."""
+    """Gather the weights of fp8 modules for ``frozen.gather``; theirs become views."""
     sizes, n_inputs = [m.out_features for m in modules], modules[0].in_features
     n_more = rounded_up(rank)
     weight = modules[0].fp8_weight.new_zeros(sum(sizes), n_inputs + n_more)
@@ -124,7 +124,9 @@ def gather_fp8(
     tensors = {"weight": weight, "scale": scale}
     if rank:
         tensors["factor"] = scale.new_ones(1)
-    if has_gradient:  # of what the forward pass computes with, and b' below
+    # The copy for gradients is made from the rounded weight, so that both passes use
+    # the same values. Its last rows are b'.
+    if has_gradient:
         columns = (weight.float() * scale).t().contiguous()
         tensors["weight_t"], tensors["scale_t"] = rowwise_fp8(columns)
     return tensors
@@ -133,9 +135,9 @@ def gather_fp8(
 def put_fp8(frozen: dict[str, torch.Tensor], b: torch.Tensor) -> None:
     """Store LoRA's scaled ``b``, ``(out, rank)``, beside the weight.
 
-    It has the scales of the weight's rows, in the copy for gradients scales of its own.
-    Where it exceeds all of a row, it is divided by a factor that ``low`` is multiplied
-    by.
+    ``b`` takes the scales of the weight's rows; in the copy for gradients, it has its
+    own scales. Where ``b`` is larger than its row's scale allows, it is divided by a
+    factor, and products multiply ``low`` by the same factor.
     """
     rank = b.shape[1]
     first = frozen["weight"].shape[1] - rounded_up(rank)

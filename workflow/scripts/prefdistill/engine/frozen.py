@@ -1,13 +1,14 @@
-"""Products with frozen base weights, plain, NF4 or fp8, and LoRA on top.
+"""Multiply by frozen base weights, plain, NF4 or fp8, with LoRA on top.
 
-Linear layers that read the same input (q, k and v; gate and up) are one product. A
-frozen weight needs no gradient, so only the input's and LoRA's are defined. Each kind
-keeps its weights as a flat dictionary of tensors, so one compiled layer serves all.
+Linear modules that read the same input (q, k and v; gate and up) are one product. A
+frozen weight needs no gradient, so only gradients of the input and of LoRA are defined.
+Weights are a flat dictionary of tensors, so one compiled layer serves all layers.
 
 LoRA adds ``low b'`` with ``low = x A'``. ``b``, ``(out, rank)``, holds the scaled B of
-all layers that read the input, each in rows and columns of its own, so that they are
-one product too. Plain and fp8 weights have it as further columns: ``[x | low]`` times
-``[W | b]`` is all, and no output is read and written again. NF4 adds it in place.
+all modules that read the input. Each B has its own rows and columns, so LoRA is one
+product, too. Plain and fp8 weights hold ``b`` as further columns: one product of
+``[x | low]`` and ``[W | b]`` computes everything, and no output is read and written
+again. NF4 adds ``low b'`` in place.
 """
 
 from collections.abc import Sequence
@@ -37,17 +38,17 @@ Tensors = dict[str, torch.Tensor]
 
 
 class Group(NamedTuple):
-    """Linear layers that read the same input, as one.
+    """Linear modules that read the same input, as one.
 
     Attributes:
         kind: ``plain``, ``nf4`` or ``fp8``.
-        frozen: The frozen weights, as their kind has them, ``bias`` and ``b``.
-        sizes: Outputs of each layer.
-        adapted: Indices of the layers that carry LoRA.
-        a: Their ``(r, in)`` float32 weights.
-        b: Their ``(out, r)`` float32 weights.
+        frozen: The frozen weights in the form of their kind, ``bias`` and ``b``.
+        sizes: Number of outputs of each module.
+        adapted: Indices of the modules that carry LoRA.
+        a: The ``(r, in)`` float32 weights of their LoRA.
+        b: The ``(out, r)`` float32 weights of their LoRA.
         scaling: ``alpha / r``.
-        dropout: Share of inputs to LoRA dropped in training.
+        dropout: Share of LoRA's inputs that training drops.
     """
 
     kind: str
@@ -61,11 +62,11 @@ class Group(NamedTuple):
 
     @property
     def rank(self) -> int:
-        """Sum of the ranks of the layers' LoRA."""
+        """Sum of the ranks of the modules' LoRA."""
         return sum(map(len, self.a))
 
     def blocks(self, b: torch.Tensor) -> list[torch.Tensor]:
-        """The part of ``(out, rank)`` that belongs to each layer with LoRA."""
+        """Return the part of ``(out, rank)`` that belongs to each module with LoRA."""
         rows = b.split(self.sizes)
         ranks = [len(a) for a in self.a]
         return [
@@ -75,7 +76,7 @@ class Group(NamedTuple):
 
     @torch.no_grad()
     def refresh(self) -> None:
-        """Copy LoRA's B, which an optimiser has changed, to where products read it."""
+        """Copy LoRA's B, which an optimiser changes, to where products read it."""
         if not self.adapted:
             return
         if self.kind == "fp8":
@@ -89,7 +90,7 @@ class Group(NamedTuple):
 
 
 def kind_of(module: nn.Module) -> str | None:
-    """``plain``, ``nf4`` or ``fp8``; None for other layers (GPTQ, sharded)."""
+    """Return ``plain``, ``nf4`` or ``fp8``; None for other kinds, such as GPTQ."""
     if hasattr(module, "fp8_weight"):
         return "fp8"
     state = quant_state(module)
@@ -102,15 +103,15 @@ def kind_of(module: nn.Module) -> str | None:
 def gather(
     kind: str, modules: Sequence[nn.Module], rank: int, has_gradient: bool
 ) -> Tensors:
-    """The frozen weights of linear layers that read the same input.
+    """Gather the frozen weights of linear modules that read the same input.
 
-    Plain and fp8 weights move into one tensor of which the layers' own become views, so
-    that memory stays as it was.
+    Plain and fp8 weights move into one tensor, and the modules' own weights become
+    views of it, so that they take no memory twice.
 
     Args:
-        kind: Of the layers.
-        modules: The layers, without LoRA.
-        rank: Sum of the ranks of their LoRA; ``b`` is zero.
+        kind: Kind of the modules.
+        modules: The modules, without LoRA.
+        rank: Sum of the ranks of their LoRA; ``b`` starts as zero.
         has_gradient: Whether gradients will pass through them.
     """
     biases = [module.bias.detach() for module in modules if module.bias is not None]
@@ -138,13 +139,8 @@ def _gather_plain(modules: Sequence[nn.Module], rank: int) -> Tensors:
     return {"weight": wide, "b": wide[:, n_inputs:]} if rank else {"weight": wide}
 
 
-def project(x: torch.Tensor, group: Group, training: bool) -> tuple[torch.Tensor, ...]:
-    """Outputs of a group's layers, each ``(n, out)``, from ``(n, in)``."""
-    return product(x, group, training).split(group.sizes, dim=1)
-
-
 def product(x: torch.Tensor, group: Group, training: bool) -> torch.Tensor:
-    """Outputs of a group's layers side by side, from ``(n, in)``."""
+    """Compute the outputs of a group's modules side by side, from ``(n, in)``."""
     names, values = read_by_products(group)
     static = group.kind, group.sizes, group.adapted, group.scaling, names
     dropped = a = None
@@ -163,25 +159,30 @@ def product(x: torch.Tensor, group: Group, training: bool) -> torch.Tensor:
 
 
 def read_by_products(group: Group) -> tuple[tuple[str, ...], list[torch.Tensor]]:
-    """Names and tensors of the frozen weights that products read."""
+    """Return names and tensors of the frozen weights that products read."""
+    # A plain weight holds b as its last columns.
     apart = ("bias", "b") if group.kind == "plain" else ("bias",)
     names = tuple(name for name in group.frozen if name not in apart)
     return names, [group.frozen[name] for name in names]
 
 
 def needs_backward(x: torch.Tensor, group: Group) -> bool:
-    """Whether a group's outputs have one; dynamo misbinds a function without any."""
+    """Tell whether a group's outputs have a gradient.
+
+    Without this check, dynamo misbinds the arguments of an autograd function that has
+    no gradient to compute.
+    """
     tensors = (x, *group.b)
     return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
 
 
 def add_bias(output: torch.Tensor, group: Group) -> torch.Tensor:
-    """A group's biases added to its outputs."""
+    """Add a group's biases to its outputs."""
     return output + group.frozen["bias"] if "bias" in group.frozen else output
 
 
 class _Frozen(torch.autograd.Function):
-    """``x W'`` and its gradient of x."""
+    """Compute ``x W'``, and the gradient of x."""
 
     @staticmethod
     def forward(ctx, x, static, *values):
@@ -201,7 +202,7 @@ class _Frozen(torch.autograd.Function):
 
 
 class _WithLora(torch.autograd.Function):
-    """``x W' + low b'`` and its gradients of x and of LoRA's A and B."""
+    """Compute ``x W' + low b'``, and the gradients of x and of LoRA's A and B."""
 
     @staticmethod
     def forward(ctx, x, dropped, a, static, *tensors):
@@ -229,8 +230,8 @@ class _WithLora(torch.autograd.Function):
         if ctx.has_dropout:
             dropped_gradient = through_low
         else:
-            # In float32, as a compiler would turn a sum of products into one that
-            # copies its first term.
+            # In float32: torch's compiler would turn a 16-bit sum of two products into
+            # a product that first copies the other term.
             total = x_gradient.float() + through_low.float()
             x_gradient = total.to(x_gradient.dtype)
         nones = [None] * len(names)
@@ -244,7 +245,7 @@ def gradients_of_b(
     adapted: tuple[int, ...],
     scaling: float,
 ) -> list[torch.Tensor]:
-    """Float32 gradients of the B of each layer with LoRA, ``(out, r)``."""
+    """Compute float32 gradients of the B of each module with LoRA, ``(out, r)``."""
     parts = gradient.split(sizes, dim=1)
     lows = low.chunk(len(adapted), dim=1)
     return [
@@ -260,7 +261,7 @@ def forward_product(
     x: torch.Tensor,
     low: torch.Tensor | None,
 ) -> torch.Tensor:
-    """``x W' + low b'``, ``(n, out)``."""
+    """Compute ``x W' + low b'``, ``(n, out)``."""
     if kind == "plain":
         return linear(x if low is None else torch.cat([x, low], 1), frozen["weight"])
     if kind == "fp8":
@@ -281,7 +282,10 @@ def backward_product(
     gradient: torch.Tensor,
     rank: int,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """``gradient W`` and, with LoRA of that rank, ``gradient b``; both may be views."""
+    """Compute ``gradient W`` and, where ``rank`` is not 0, ``gradient b``.
+
+    Both may be views of one tensor.
+    """
     if kind == "nf4":
         low_gradient = gradient @ frozen["b"] if rank else None
         lists = nf4_lists(frozen, sizes)

@@ -1,9 +1,9 @@
-"""The second half of a gated MLP, as one: ``down(act(gate) * up)`` with LoRA.
+"""Compute the second half of a gated MLP, ``down(act(gate) * up)``, with LoRA.
 
-A compiler keeps the product of gate and up for the backward pass and reads its factors
-twice there. Here only the factors are kept; one kernel makes their gradients and the
-product anew (for the gradient of LoRA's A), and the product is written where the
-matrix product reads it, LoRA's columns beside it.
+A compiler would keep the product of gate and up for the backward pass, and read its
+factors twice there. Here only the factors are kept. One kernel computes their gradients
+and, for the gradient of LoRA's A, the product again. In the forward pass the product is
+written directly beside LoRA's columns, where the matrix product reads it.
 """
 
 from collections.abc import Sequence
@@ -23,19 +23,19 @@ from prefdistill.engine.frozen import (
 )
 
 ACTIVATIONS = {"gelu_pytorch_tanh": partial(gelu, approximate="tanh"), "silu": silu}
-DERIVATIVES = {  # of the gradient and the gate's input
+DERIVATIVES = {  # functions of the output's gradient and the activation's input
     "gelu_pytorch_tanh": partial(torch.ops.aten.gelu_backward, approximate="tanh"),
     "silu": torch.ops.aten.silu_backward,
 }
 
 
 def project_gated(gate_up: torch.Tensor, group: Group, activation: str) -> torch.Tensor:
-    """What a layer's down projection gives, ``(n, hidden)``; without dropout of LoRA.
+    """Compute a layer's down projection, ``(n, hidden)``, without LoRA's dropout.
 
     Args:
         gate_up: ``(n, 2 m)``, gate and up side by side.
         group: The down projection.
-        activation: Of the gate, from ``ACTIVATIONS``.
+        activation: The gate's, from ``ACTIVATIONS``.
     """
     names, values = read_by_products(group)
     a = torch.cat(group.a).to(gate_up.dtype) if group.adapted else None
@@ -49,7 +49,7 @@ def project_gated(gate_up: torch.Tensor, group: Group, activation: str) -> torch
 
 
 class _GatedDown(torch.autograd.Function):
-    """``h W' + low b'`` of ``h = act(gate) * up`` and ``low = h A'``, and gradients."""
+    """Compute ``h W' + low b'``, with ``h = act(gate) * up``, and its gradients."""
 
     @staticmethod
     def forward(ctx, gate_up, a, static, *tensors):
@@ -92,18 +92,18 @@ def gated_down(
     sizes: Sequence[int],
     names: str,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """``h W' + low b'`` and ``low``; empty without LoRA.
+    """Compute ``h W' + low b'``, and ``low``, which is empty without LoRA.
 
-    One operation, so that ``h`` is neither copied nor kept.
+    It is one operation, so that ``h`` is neither copied nor kept.
 
     Args:
         gate_up: ``(n, 2 m)``.
-        a: ``(rank, m)``, or None.
-        values: What the product of that kind reads (``frozen.forward_product``).
-        activation: Of the gate.
-        kind: Of the frozen weights.
-        sizes: Outputs.
-        names: Of the values, between commas.
+        a: LoRA's A, ``(rank, m)``, or None.
+        values: The tensors that ``frozen.forward_product`` reads.
+        activation: The gate's.
+        kind: Kind of the frozen weights.
+        sizes: Number of outputs, as a list of one.
+        names: Names of the values, joined by commas.
     """
     frozen = dict(zip(names.split(","), values, strict=True))
     n_columns = gate_up.shape[1] // 2
@@ -130,9 +130,10 @@ def _(gate_up, a, values, activation, kind, sizes, names):
 
 
 def gate(gate_up: torch.Tensor, activation: str, n_more: int) -> torch.Tensor:
-    """``(n, m + n_more)``: ``act(gate) * up``, and columns not yet written.
+    """Compute ``act(gate) * up`` in float32, and round it once.
 
-    Computed in float32, as a compiler would, and rounded once.
+    Returns:
+        ``(n, m + n_more)``; the last ``n_more`` columns are for the caller to write.
     """
     n_rows, n_columns = len(gate_up), gate_up.shape[1] // 2
     output = gate_up.new_empty(n_rows, n_columns + n_more)
@@ -153,16 +154,16 @@ def gate_backward(
     gate_up: torch.Tensor,
     activation: str,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The gradient of ``gate_up``, and ``act(gate) * up`` if LoRA needs it.
+    """Compute the gradient of ``gate_up``, and ``act(gate) * up`` if LoRA needs it.
 
     Args:
-        gradient: ``(n, m)``, of the product of gate and up.
-        more: The part of it through LoRA, ``(n, m)``, or None.
+        gradient: Gradient of ``act(gate) * up``, ``(n, m)``, through the frozen weight.
+        more: The same gradient through LoRA, ``(n, m)``, or None.
         gate_up: ``(n, 2 m)``.
-        activation: Of the gate.
+        activation: The gate's.
 
     Returns:
-        ``(n, 2 m)`` and ``(n, m)``; the second empty without LoRA.
+        ``(n, 2 m)`` and ``(n, m)``; the second is empty without LoRA.
     """
     if gate_up.is_cuda:
         from prefdistill.engine.kernels import gate_backward_rows

@@ -1,6 +1,7 @@
-"""Triton kernels that read wide rows once, where a compiler's own read them twice.
+"""Triton kernels that read wide rows once, where torch's compiler reads them twice.
 
-Imported on a GPU alone; ``fp8`` and ``gated`` define the same in PyTorch.
+This module is imported only on a GPU. ``fp8`` and ``gated`` define the same functions
+in PyTorch.
 """
 
 import torch
@@ -44,7 +45,7 @@ def quantise_rows(
     factor: torch.Tensor | None,
     n_output: int,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """``fp8.quantise_wide`` on the GPU; columns of an input lie side by side."""
+    """Compute ``fp8.quantise_wide`` on the GPU; a row's values lie side by side."""
     n_rows, n_columns = x.shape
     output = torch.empty(n_rows, n_output, dtype=torch.float8_e4m3fn, device=x.device)
     scales = torch.empty(n_rows, 1, dtype=torch.float32, device=x.device)
@@ -62,7 +63,7 @@ def quantise_rows(
 
 @triton.jit
 def _activation(x, IS_GELU: tl.constexpr):
-    """A gate's value and its derivative, in float32."""
+    """Return an activation's value and derivative, in float32."""
     if IS_GELU:  # (1 + tanh(u)) / 2 = sigmoid(2 u)
         square = x * x
         twice = 1.5957691216057308 * x * (1.0 + 0.044715 * square)
@@ -90,7 +91,7 @@ def _gate(
 
 
 def gate_rows(gate_up: torch.Tensor, output: torch.Tensor, activation: str) -> None:
-    """``gated.gate`` on the GPU.
+    """Compute ``gated.gate`` on the GPU.
 
     Args:
         gate_up: ``(n, 2 m)``, contiguous.
@@ -135,7 +136,7 @@ def gate_backward_rows(
     gate_up: torch.Tensor,
     activation: str,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """``gated.gate_backward`` on the GPU; rows of ``gradient`` may lie apart."""
+    """Compute ``gated.gate_backward`` on the GPU; ``gradient``'s rows may lie apart."""
     n_rows, n_columns = gradient.shape
     gate_up_gradient = torch.empty_like(gate_up)
     has_more = more is not None

@@ -1,4 +1,4 @@
-"""Frozen weights in NF4 by bitsandbytes, dequantised for each product and gradient."""
+"""Multiply by NF4 weights of bitsandbytes, dequantised for each product."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,24 +7,25 @@ import torch
 from torch import nn
 
 NF4_BLOCK = 64
-# Of the absmax of NF4's blocks, which is quantised in turn ("double quantisation").
+# Block size of the blocks' absolute maxima, which are quantised, too ("double
+# quantisation").
 NF4_NESTED_BLOCK = 256
 
 
 def quant_state(module: nn.Module) -> Any:
-    """bitsandbytes' description of an NF4 weight, or None."""
+    """Return bitsandbytes' description of an NF4 weight, or None."""
     own = getattr(getattr(module, "weight", None), "quant_state", None)
     return own or getattr(module, "quant_state", None)
 
 
 def is_known(state: Any) -> bool:
-    """Whether a weight is stored as here."""
+    """Tell whether a weight is stored in the form that this module reads."""
     nested = state.nested and state.state2.blocksize == NF4_NESTED_BLOCK
     return state.quant_type == "nf4" and state.blocksize == NF4_BLOCK and nested
 
 
 def gather_nf4(modules: Sequence[nn.Module]) -> dict[str, torch.Tensor]:
-    """``frozen.gather`` of NF4 layers, which stay where they are."""
+    """Collect the weights of NF4 modules for ``frozen.gather``; they do not move."""
     tensors = {}
     for number, module in enumerate(modules):
         state, weight = quant_state(module), module.weight.data
@@ -38,7 +39,7 @@ def gather_nf4(modules: Sequence[nn.Module]) -> dict[str, torch.Tensor]:
 
 
 def nf4_lists(frozen: dict[str, torch.Tensor], sizes: Sequence[int]) -> tuple:
-    """What ``nf4_product`` takes of a group's tensors."""
+    """Return a group's tensors in the form that ``nf4_product`` takes."""
     numbers = range(len(sizes))
     names = ("packed", "absmax", "offset", "nested")
     lists = [[frozen[f"{name}{number}"] for number in numbers] for name in names]
@@ -58,9 +59,9 @@ def nf4_product(
     b: torch.Tensor | None,
     transposed: bool,
 ) -> torch.Tensor:
-    """``x W' + low b'``, or ``x W`` if transposed, with layers' NF4 weights in a row.
+    """Compute ``x W' + low b'``, or ``x W`` if transposed, with NF4 weights stacked.
 
-    One operation, so that a compiler cannot keep the dequantised weight for the
+    It is one operation, so that a compiler cannot keep the dequantised weight for the
     backward pass.
     """
     n_inputs = 2 * packed[0].numel() // sizes[0]

@@ -1,8 +1,8 @@
-"""Rows packed end to end into bins of a token budget, instead of padded batches.
+"""Pack rows end to end into bins of a token budget, instead of padded batches.
 
 The two orders of a pair begin with the same tokens, up to the first answer. A bin that
-holds both has them once: what these tokens attend to is the same in either row, and so
-is all that is computed of them.
+holds both orders computes these tokens once: they attend to the same tokens in either
+row, so their states are the same.
 """
 
 from bisect import bisect_left
@@ -12,22 +12,24 @@ from typing import NamedTuple
 
 import numpy as np
 
-# Tokens of a pass on a CPU: more are no faster, and slower once they leave its caches.
+# Tokens of a pass on a CPU: more are not faster, and slower once they leave its caches.
 CPU_TOKENS = 2048
 
 
 @dataclass(frozen=True)
 class PackedBatch:
-    """Rows laid end to end; see ``sight`` for two that share their beginning.
+    """Hold rows laid end to end; see ``sight`` for two that share their beginning.
+
+    A dummy row may follow the others, to fill the batch up; nobody scores it.
 
     Attributes:
         input_ids: ``(1, n_tokens)`` int64.
-        position_ids: ``(1, n_tokens)`` int64, of the tokens in their rows, from 0.
-        cu_lengths: ``(n_rows + 1,)`` int64: what is laid out for row i is
-            ``[cu[i], cu[i + 1])``; one more where a dummy row follows.
-        last: ``(n_rows,)`` int64 indices of the rows' last tokens, dummy left out.
-        shared: Of each row, the dummy's last, int64: how many tokens of the row before
-            it begins with, which are not laid out again.
+        position_ids: ``(1, n_tokens)`` int64 positions of tokens in their rows, from 0.
+        cu_lengths: Borders of the rows, the dummy row included, int64: row i lies in
+            ``[cu[i], cu[i + 1])``.
+        last: ``(n_rows,)`` int64 places of the rows' last tokens, without the dummy's.
+        shared: For each row, the dummy row included, int64: how many tokens of the row
+            before it begins with. They are not laid out again.
     """
 
     input_ids: np.ndarray
@@ -38,15 +40,15 @@ class PackedBatch:
 
     @property
     def lengths(self) -> np.ndarray:
-        """Tokens laid out for each row, the dummy's last, ``(n_rows,)`` int64."""
+        """Tokens laid out for each row, the dummy row included, int64."""
         return np.diff(self.cu_lengths)
 
 
 class Sight(NamedTuple):
-    """What tokens may see, by their place in a batch: three ``(n_tokens,)`` int32.
+    """Hold what each token of a batch may see: three ``(n_tokens,)`` int32 arrays.
 
-    A token sees the places from ``first`` to ``last``, itself included; ``position`` is
-    its number in its row.
+    A token sees the places from ``first`` to ``last``, its own included. ``position``
+    is its number in its row.
     """
 
     position: np.ndarray
@@ -55,20 +57,20 @@ class Sight(NamedTuple):
 
 
 def sight(lengths: np.ndarray, shared: np.ndarray) -> Sight:
-    """Where tokens stand in their rows, and what they see.
+    """Find where tokens stand in their rows, and what they may see.
 
-    A row lies forwards. Where the next one shares its beginning, its own tokens lie
+    A row lies forwards. If the next row shares its beginning, its own tokens lie
     backwards before the common ones: rows ``p q a b`` and ``p q c d`` are laid out as
 
         b a p q c d
 
-    So what a token may see, all that precedes it in its row, is always one stretch of
-    places, as in a batch without common tokens.
+    So the tokens that precede a token in its row always fill one stretch of places, as
+    in a batch without common tokens.
 
     Args:
         lengths: ``(n_rows,)`` integer tokens laid out for each row.
         shared: ``(n_rows,)`` integer tokens of the row before it that a row begins
-            with, never all of them; a row before such a one shares none itself.
+            with, never all of it. The row before such a row shares none itself.
     """
     ends = np.cumsum(lengths, dtype=np.int32)
     next_shared = np.append(shared, 0)[1:].astype(np.int32)
@@ -88,10 +90,11 @@ def sight(lengths: np.ndarray, shared: np.ndarray) -> Sight:
 def _units(
     lengths: np.ndarray, common: np.ndarray, most: int
 ) -> tuple[list[np.ndarray], np.ndarray]:
-    """Rows, two with a common beginning as one if together at most ``most`` tokens.
+    """Join two rows with a common beginning if they have at most ``most`` tokens.
 
     Returns:
-        Row indices of each unit; ``(n_units,)`` int64 tokens, common ones counted once.
+        Row indices of each unit of one or two rows; and the units' tokens, common ones
+        counted once, ``(n_units,)`` int64.
     """
     lengths = np.asarray(lengths, dtype=np.int64)
     with_next = np.append(common, 0)[1:]
@@ -107,10 +110,10 @@ def pack(
 ) -> list[np.ndarray]:
     """Put rows into bins by best-fit decreasing.
 
-    The longest come first, each into the fullest bin that still has room; this uses at
-    most 11/9 of the fewest possible bins. Two rows with a common beginning go together
-    if a bin can hold them. A row longer than the budget gets a bin of its own.
-    Deterministic.
+    The longest rows come first, each into the fullest bin that still has room. This
+    takes at most 11/9 of the smallest possible number of bins. Two rows with a common
+    beginning go together if a bin can hold them. A row longer than the budget gets a
+    bin of its own. The result is deterministic.
 
     Args:
         lengths: ``(n,)`` integer tokens of each row.
@@ -119,8 +122,8 @@ def pack(
             ``sight``. None for none.
 
     Returns:
-        One int64 array of row indices a bin, such as ``collate`` takes with
-        ``shared_tokens``; together every row once.
+        One int64 array of row indices per bin, for ``collate`` and ``shared_tokens``;
+        every row is in one of them.
     """
     common = np.zeros_like(lengths) if common is None else common
     units, sizes = _units(lengths, common, token_budget)
@@ -145,18 +148,20 @@ def pack_shares(
 ) -> list[list[np.ndarray]]:
     """Share out rows to processes by tokens, then ``pack`` each share.
 
-    The longest come first, each to the share with the fewest tokens. Two rows with a
-    common beginning go together unless they exceed the budget or an even share. (Whole
-    bins cannot be shared out as evenly: a step has few.) Deterministic.
+    The longest rows come first, each to the share with the fewest tokens. Two rows with
+    a common beginning go together unless they exceed the budget or an even share. Whole
+    bins could not be shared out as evenly, as a step has few of them. The result is
+    deterministic.
 
     Args:
         lengths: ``(n,)`` integer tokens of each row.
         token_budget: Most tokens a bin may hold, as for ``pack``.
         common: ``(n,)`` integer tokens shared with the row before, as for ``pack``.
-        n_shares: Number of processes; of one, the bins are those of ``pack``.
+        n_shares: Number of processes; with one, the bins are those of ``pack``.
 
     Returns:
-        Bins of each share, together every row once; none where rows are too few.
+        Bins of each share; every row is in one bin. A share has no bin where there are
+        too few rows.
     """
     even = int(lengths.sum() - common.sum()) // n_shares
     units, sizes = _units(lengths, common, min(token_budget, even))
@@ -175,11 +180,14 @@ def pack_shares(
 
 
 def shared_tokens(rows: np.ndarray, common: np.ndarray) -> np.ndarray:
-    """How many tokens each row of a bin shares with the row before it, ``(n,)`` int64.
+    """Count the tokens that each row of a bin shares with the row before it.
 
     Args:
         rows: ``(n,)`` row indices in the order of the bin.
-        common: Of all rows, as ``pack`` takes it.
+        common: Those of all rows, as ``pack`` takes it.
+
+    Returns:
+        ``(n,)`` int64.
     """
     follows = np.diff(rows, prepend=-2) == 1
     return np.where(follows, common[rows], 0).astype(np.int64)
@@ -192,7 +200,7 @@ def collate(
 
     Args:
         rows: Tokens of each row, whole.
-        step: A dummy row, which nobody scores, fills the batch up to a multiple of it.
+        step: A dummy row fills the batch up to a multiple of this many tokens.
         shared: ``(n_rows,)`` from ``shared_tokens``; None for none.
     """
     shared = np.zeros(len(rows), np.int64) if shared is None else shared
@@ -219,11 +227,11 @@ def collate(
 
 
 def shape_step(token_budget: int, device_type: str, n_shapes: int = 4) -> int:
-    """What batches' lengths are rounded up to: on a GPU a part of the budget.
+    """Return what batches' lengths are rounded up to; on a GPU a part of the budget.
 
-    Compiled layers are built once a shape, some seconds each. Of a step's bins only the
-    last is much emptier than the budget, so with four shapes little is lost. (There are
-    more of a budget that so many blocks of attention, of 128 tokens, do not divide.)
+    Compiled layers are built once for each shape, which takes seconds. Only the last of
+    a step's bins has much less than the budget, so four shapes cost little padding. (A
+    budget that is not a multiple of 128, attention's block size, needs more shapes.)
     """
     if device_type != "cuda":
         return 1

@@ -1,9 +1,8 @@
-"""The bound of Gemma-2's attention scores inside FlexAttention's kernels.
+"""Bound attention scores inside FlexAttention's kernels.
 
-``bound * tanh(score / bound)``. A GPU's tanh as CUDA's library has it takes many
-instructions for each score. Cards of NVIDIA since Turing have one that does it, off by
-2^-11 of the result at most: less than rounding queries and keys to 16 bits does to a
-score, and what flash-attn takes too.
+The bound is ``bound * tanh(score / bound)``. CUDA's library computes tanh in many
+instructions. NVIDIA GPUs since Turing have one instruction for it, with a relative
+error of at most 2^-11. Rounding queries and keys to 16 bits changes a score by more.
 """
 
 from collections.abc import Callable
@@ -16,12 +15,14 @@ ASSEMBLY = "tanh.approx.f32 $0, $1;"
 
 @cache
 def soft_cap(bound: float, quick: bool) -> Callable:
-    """A score modification; the same for the same bound, as another compiles anew.
+    """Return FlexAttention's score modification for a bound.
+
+    It is cached, as a new function object would compile the kernels again.
 
     Args:
-        bound: Of the scores.
-        quick: From ``has_quick_tanh``; else ``tanh(x)`` is ``2 sigmoid(2x) - 1``, which
-            takes fewer instructions than the library's.
+        bound: Bound of the scores.
+        quick: From ``has_quick_tanh``. Without it, ``tanh(x)`` is computed as
+            ``2 sigmoid(2x) - 1``, in fewer instructions than CUDA's tanh.
     """
 
     def capped(score, _batch, _head, _query, _key):
@@ -33,9 +34,9 @@ def soft_cap(bound: float, quick: bool) -> Callable:
 
 
 def has_quick_tanh(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether a GPU has the instruction, and 16-bit queries leave it exact enough.
+    """Tell whether a GPU has the instruction, and it is exact enough for the dtype.
 
-    Torch's compiler then knows it too, so ask before it is at work.
+    Call this before torch compiles a kernel that uses it: it teaches the compiler.
     """
     if device.type != "cuda" or torch.version.hip or dtype.itemsize > 2:
         return False
@@ -47,7 +48,7 @@ def has_quick_tanh(device: torch.device, dtype: torch.dtype) -> bool:
 
 @torch.library.custom_op("prefdistill::quick_tanh", mutates_args=())
 def quick_tanh(x: torch.Tensor) -> torch.Tensor:
-    """``tanh``, for which a compiled kernel takes ``ASSEMBLY``."""
+    """Compute ``tanh``; a compiled kernel uses ``ASSEMBLY`` for it."""
     return torch.tanh(x)
 
 
@@ -57,7 +58,7 @@ def _(x):
 
 
 class _Tanh(torch.autograd.Function):
-    """``quick_tanh`` with its derivative, as FlexAttention can map over scores."""
+    """Give ``quick_tanh`` a derivative, in a form that FlexAttention can map."""
 
     @staticmethod
     def forward(x):
@@ -79,7 +80,7 @@ class _Tanh(torch.autograd.Function):
 
 @cache
 def _teach_compiler() -> None:
-    """Tell torch's compiler what ``quick_tanh`` is in a kernel."""
+    """Teach torch's compiler what ``quick_tanh`` is in a kernel."""
     from torch._inductor.lowering import make_pointwise, register_lowering
     from torch._inductor.virtualized import ops
 

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from prefdistill.export.release import EXAMPLE
-from prefdistill.pipeline.sizes import SIMULATED_FOLDER
 from prefdistill.report.tables import markdown_table, score_table
 from prefdistill.version import __version__
 
@@ -43,10 +42,11 @@ class CardFacts:
         student: Settings of the student's base model.
         teachers: Settings of the base model of each teacher, by the teacher's name.
         settings: Content of ``judge.json``.
-        scores: Rows of ``scores.csv`` on test, see ``summary.rows_on_test``.
+        scores: Rows of ``scores.csv`` on test, see ``report.tables.rows_on_test``.
         calibration: Content of ``calibration.json``.
         imported: Content of ``import.json``.
         folds: Content of ``folds.json``.
+        simulated: Whether the training pairs are simulated.
     """
 
     judge: str
@@ -57,6 +57,7 @@ class CardFacts:
     calibration: Mapping[str, Any]
     imported: Mapping[str, Any]
     folds: Mapping[str, Any]
+    simulated: bool
 
 
 def base_name(base: Mapping[str, Any]) -> str:
@@ -95,7 +96,6 @@ def _trained_on(facts: CardFacts) -> str:
         if entry["source"] != "test"
     ]
     shares = next(iter(folds.values()))["train"]["class_shares"]
-    simulated = all(str(row[0]).startswith(SIMULATED_FOLDER) for row in rows)
     parts = [
         markdown_table(["data", "used as", "pairs"], rows),
         f"After cleaning, {len(folds)} students learnt from {min(train)} to "
@@ -106,7 +106,7 @@ def _trained_on(facts: CardFacts) -> str:
         f"Of the first student's pairs, A won {shares['a']:.0%}, B {shares['b']:.0%}, "
         f"{shares['tie']:.0%} were ties.",
     ]
-    if simulated:
+    if facts.simulated:
         parts.append(
             "**These pairs are simulated.** The model shows that the workflow works; "
             "it says nothing about real answers."

@@ -23,11 +23,12 @@ from prefdistill.data.prompts import encode_pairs
 from prefdistill.engine.attention import ATTENTION, register
 from prefdistill.engine.packing import CPU_TOKENS
 from prefdistill.errors import UserError
-from prefdistill.export.averaging import SCORE
 from prefdistill.export.gptq_calibration import packed_classifier, packed_passes
 from prefdistill.export.gptq_check import compare, default_dtype
+from prefdistill.models.adapter_files import SCORE
 from prefdistill.models.loading import load_tokenizer
 from prefdistill.models.manifests import copy_tokenizer, tensor_header
+from prefdistill.settings import TextSettings, read
 from prefdistill.storage.tables import (
     FOLD_SCHEMA,
     VIEWS,
@@ -58,7 +59,7 @@ def token_rows(
     table: pa.Table, tokenizer: Any, text: dict[str, Any]
 ) -> list[np.ndarray]:
     """Tokens of both orders of each pair, as at inference: ``(length,)`` int32 each."""
-    encoded = encode_pairs(table, tokenizer, text)
+    encoded = encode_pairs(table, tokenizer, read(TextSettings, text))
     return [
         encoded.tokens(row, view) for row in range(len(encoded.ids)) for view in VIEWS
     ]

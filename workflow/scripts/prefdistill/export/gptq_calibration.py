@@ -1,10 +1,10 @@
-"""Packed forward passes for GPTQModel's calibration.
+"""Give GPTQModel packed forward passes for its calibration.
 
-GPTQModel embeds each calibration example, catches what the first layer is called with,
-and then runs layer after layer on what it caught. An example here is a pass of several
-rows laid end to end, and each layer is called with their layout, so that packed
-attention keeps the rows apart. Each linear layer's Hessian is 2 / n times the sum of
-x x' over all n tokens, however these are spread over passes.
+GPTQModel embeds each calibration example, records the arguments of the first layer, and
+then runs layer after layer on them. Here an example is a pass of several rows laid end
+to end, and each layer is called with their layout, so that packed attention keeps the
+rows apart. A linear layer's Hessian is 2 / n times the sum of x x' over all n tokens,
+so it does not depend on how passes hold them.
 """
 
 from typing import Any
@@ -12,18 +12,19 @@ from typing import Any
 import numpy as np
 import torch
 
-from prefdistill.engine.attention import PackedLayout
+from prefdistill.engine.layout import PackedLayout
 from prefdistill.engine.packing import collate, pack, shape_step
 
 
 def packed_passes(rows: list[np.ndarray], token_budget: int) -> list[dict[str, Any]]:
-    """Examples for GPTQModel: rows in bins, without padding.
+    """Make examples for GPTQModel: rows in bins, without padding.
 
-    The two orders of a pair share no tokens, as each row's own enter the Hessians.
+    The two orders of a pair do not share tokens, as all tokens of both rows count in
+    the Hessians.
 
     Args:
         rows: Calibration tokens, ``(length,)`` integer each.
-        token_budget: Most tokens of a pass; a longer row has one of its own.
+        token_budget: Most tokens of a pass; a longer row gets its own pass.
 
     Returns:
         Arguments of the model's forward: ``input_ids`` and ``position_ids``,
@@ -45,11 +46,11 @@ def packed_passes(rows: list[np.ndarray], token_budget: int) -> list[dict[str, A
 
 
 def packed_classifier(definition: type, token_budget: int) -> type:
-    """GPTQModel's definition of an architecture, for classifiers and packed passes.
+    """Adapt GPTQModel's definition of an architecture to classifiers and packed passes.
 
     Args:
         definition: A class of ``gptqmodel.models.definitions``.
-        token_budget: What the passes were made with.
+        token_budget: The budget that the passes were made with.
 
     Returns:
         A subclass that loads a classifier, and overrides two methods that GPTQModel
@@ -63,7 +64,7 @@ def packed_classifier(definition: type, token_budget: int) -> type:
         def prepare_dataset(
             self, calibration_dataset: list[dict[str, Any]], **_: Any
         ) -> list[dict[str, Any]]:
-            """Passes as they are: no row is cut, padded, or dropped for being short."""
+            """Return the passes unchanged: no row is cut, padded or dropped."""
             return calibration_dataset
 
         def prepare_layer_replay_kwargs(
@@ -73,9 +74,9 @@ def packed_classifier(definition: type, token_budget: int) -> type:
             additional_inputs: dict[str, Any],
             target_device: torch.device,
         ) -> dict[str, Any]:
-            """The rows' lengths become a layout on the device that the layer is on."""
+            """Turn the rows' lengths into a layout on the layer's device."""
             lengths = additional_inputs["packed"]
-            # Only attention is compiled, once a shape: a dummy row keeps these few.
+            # Attention is compiled once for each shape: a dummy row keeps shapes few.
             missing = -int(lengths.sum()) % shape_step(token_budget, target_device.type)
             if missing:
                 lengths = np.append(lengths, missing)

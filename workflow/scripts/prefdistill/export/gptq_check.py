@@ -1,9 +1,9 @@
-"""Checks of a GPTQ model on disk, by plain transformers and by plain arithmetic.
+"""Check a GPTQ model on disk, with plain transformers and plain arithmetic.
 
-Quantised loaders are known to drop the score head or to misread zero points without a
-word. So a written model is reloaded as a user would, its layers are held against the
-weights that the files stand for, the rest against the 16-bit model, and the gap between
-the two models' logits is measured.
+Loaders of quantised models are known to drop the score head or misread zero points
+silently. So a written model is reloaded as a user would reload it. Its quantised layers
+are compared with the weights in the files, everything else with the 16-bit model, and
+the gap between the two models' logits is measured.
 """
 
 from contextlib import ExitStack
@@ -19,20 +19,21 @@ from scipy.special import log_softmax
 from torch.nn.functional import linear
 
 from prefdistill.errors import UserError
+from prefdistill.models.loading import use_eager_kernels, use_torch_kernels
 
 N_CHECKED_ROWS = 2
-# Relative error of a layer's output. Kernels gave SmolLM2's 0.005 at most, in float32
-# and in bf16; zero points off by one 0.08 in 8 bits and 15 in 4. Logits tell less:
-# through 30 layers, bf16 moves them as much as GPTQ-8 does, a thirtieth of their
-# deviation.
+# Relative error of a layer's output. On SmolLM2, correct kernels had at most 0.005 in
+# float32 and bf16; zero points off by one had 0.08 with 8 bits and 15 with 4 bits.
+# Logits would tell less: through 30 layers, bf16 changes them as much as GPTQ-8 does,
+# by a thirtieth of their standard deviation.
 KERNEL_TOLERANCE = 0.02
-# What a quantised model's configuration has of its own.
+# Keys in which a quantised model's configuration may differ.
 UNCOMPARED = {"_name_or_path", "quantization_config", "transformers_version"}
 
 
 @dataclass(frozen=True)
 class LogitGap:
-    """How far a quantised model's logits are from the 16-bit model's.
+    """Measure how far a quantised model's logits are from the 16-bit model's.
 
     Attributes:
         n_rows: Rows compared; each order of a pair is one.
@@ -52,32 +53,8 @@ class LogitGap:
 
 
 def default_dtype() -> torch.dtype:
-    """bf16 on a GPU; float32 on a CPU, whose 16-bit products are ten times slower."""
+    """Return bf16 on a GPU; float32 on a CPU, where 16 bits are ten times slower."""
     return torch.bfloat16 if torch.cuda.is_available() else torch.float32
-
-
-def use_torch_kernels(config: Any) -> None:
-    """Have a GPTQ model computed by PyTorch's own products on a GPU, in place.
-
-    GPTQModel would take kernels made for a few tokens, which it compiles for minutes
-    first, where there is a compiler. Here a pass holds thousands of tokens, so that
-    dequantising each layer for it costs little.
-
-    Args:
-        config: The model's transformers configuration.
-    """
-    if torch.cuda.is_available():
-        config.quantization_config["backend"] = "gptq_torch"
-
-
-def use_eager_kernels(model: torch.nn.Module) -> None:
-    """Undo GPTQModel's ``torch.compile`` of dequantisation, in place.
-
-    Compiling takes half a minute before the first 8-bit logits are there, which a few
-    thousand rows never earn back.
-    """
-    for module in model.modules():
-        vars(module).pop("dequantize_weight", None)
 
 
 def load_plain(folder: Path) -> torch.nn.Module:
@@ -114,7 +91,7 @@ def load_plain(folder: Path) -> torch.nn.Module:
 
 @torch.inference_mode()
 def row_logits(model: torch.nn.Module, rows: list[np.ndarray]) -> np.ndarray:
-    """Logits of rows run one by one: ``(n, 3)`` float32."""
+    """Compute logits of rows one by one, ``(n, 3)`` float32."""
     device = next(model.parameters()).device
     batches = (torch.from_numpy(row.astype(np.int64))[None].to(device) for row in rows)
     return np.stack([model(batch).logits[0].float().cpu().numpy() for batch in batches])
@@ -135,7 +112,7 @@ def logit_gap(reference: np.ndarray, quantised: np.ndarray) -> LogitGap:
 
 
 def dequantise(packed: dict[str, torch.Tensor], bits: int) -> torch.Tensor:
-    """The weight that a GPTQ layer stands for: ``(out, in)`` float32.
+    """Compute the weight that a GPTQ layer stands for, ``(out, in)`` float32.
 
     Args:
         packed: ``qweight`` int32 ``(in * bits / 32, out)``, ``qzeros`` int32
@@ -156,7 +133,7 @@ def dequantise(packed: dict[str, torch.Tensor], bits: int) -> torch.Tensor:
 def kernel_errors(
     model: torch.nn.Module, folder: Path, rows: list[np.ndarray], bits: int
 ) -> dict[str, float]:
-    """How far each GPTQ layer's output is from that of the weights on disk.
+    """Measure how far each GPTQ layer's output is from that of the weights on disk.
 
     Args:
         model: The model as loaded from the folder, with GPTQ kernels.
@@ -200,9 +177,9 @@ def compare(
 ) -> tuple[LogitGap, float]:
     """Reload a quantised model and compare it with the model that it came from.
 
-    Each layer is held against its weight as dequantised from the files by our own
-    arithmetic, and all other weights and settings against the source's: a difference
-    there is a broken file or kernel, not rounding.
+    Each GPTQ layer is compared with its weight as our own arithmetic dequantises it
+    from the files; all other weights and settings are compared with the source's. A
+    difference there means a broken file or kernel, not rounding.
 
     Args:
         source: The 16-bit classifier.
@@ -214,7 +191,7 @@ def compare(
         The gap to the 16-bit model, and the largest relative error of a layer.
 
     Raises:
-        UserError: If the reloaded model is not what the files stand for.
+        UserError: If the reloaded model differs from the files or from the source.
     """
     quantised = load_plain(target)
     logits = row_logits(quantised, rows)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from prefdistill.classes import CLASSES
 from prefdistill.data.prompts import ELLIPSIS, MIN_ANSWER_TOKENS
 from prefdistill.errors import UserError
 from prefdistill.models.manifests import WEIGHTS
@@ -19,7 +20,6 @@ from prefdistill.storage.tables import VIEWS, read_json, write_json
 SETTINGS_FILE = "judge.json"
 CALIBRATION_FILE = "calibration.json"
 FORMAT = 1
-CLASSES = ("first", "second", "tie")
 # An early judge could have these; without them its probabilities would be others.
 GONE = ("known_priors", "second_view")
 

@@ -16,13 +16,13 @@ from typing import Any
 import torch
 from safetensors import safe_open
 
+from prefdistill.classes import CLASSES
 from prefdistill.errors import UserError
-from prefdistill.export.averaging import SCORE, Adapter
+from prefdistill.models.adapter_files import SCORE, Adapter
 from prefdistill.models.manifests import copy_tokenizer, tensor_header, weight_files
 from prefdistill.storage.tables import read_json, write_json
 from prefdistill.storage.whole_files import atomic_path
 
-CLASSES = ("A", "B", "tie")
 DTYPES = {"bfloat16": ("BF16", torch.bfloat16), "float16": ("F16", torch.float16)}
 
 

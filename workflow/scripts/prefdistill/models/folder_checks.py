@@ -1,4 +1,4 @@
-"""Whether a model folder's parts fit each other and this pipeline: clear refusals."""
+"""Refuse a model folder whose parts do not fit each other or this pipeline."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from prefdistill.engine.architectures import ARCHITECTURES
 from prefdistill.errors import DamagedFile, UserError
 from prefdistill.models.manifests import weights_path
 from prefdistill.storage.tables import read_json
@@ -14,7 +15,11 @@ from prefdistill.storage.whole_files import LONGEST_REASON
 
 
 def check_vocabulary(folder: Path, tokenizer: Any) -> None:
-    """Refuse a tokenizer some of whose ids the model beside it has no embedding for."""
+    """Refuse a tokenizer with ids that the model beside it has no embedding for.
+
+    Raises:
+        UserError: Naming the highest id.
+    """
     if not (folder / "config.json").is_file():
         return
     size = read_json(folder / "config.json", ["model_type"]).get("vocab_size")
@@ -27,15 +32,17 @@ def check_vocabulary(folder: Path, tokenizer: Any) -> None:
 
 
 def check_class(folder: Path, config: Any, auto_class: Any) -> None:
-    """Refuse an architecture that is no language model of decoder layers.
+    """Refuse a model that is not a language model of decoder layers.
 
     Raises:
-        UserError: If transformers has no such class, or builds it in another way than
-            the layers in ``model.model.layers`` that this pipeline goes through.
+        UserError: If transformers has no class for this task, or does not keep the
+            layers in ``model.model.layers``, where this pipeline looks for them.
     """
     task = auto_class.__name__.removeprefix("AutoModelFor")
     path = folder / "config.json"
-    advice = "name a base of another architecture, such as llama, qwen2 or gemma2"
+    *others, last = ARCHITECTURES
+    known = f"{', '.join(others)} or {last}"
+    advice = f"name a base of another architecture, such as {known}"
     if type(config) not in auto_class._model_mapping:
         raise UserError(
             f"{path}: transformers has no {task} class for model_type "
@@ -50,11 +57,14 @@ def check_class(folder: Path, config: Any, auto_class: Any) -> None:
 
 @contextmanager
 def fitting(path: Path, what: str) -> Iterator[None]:
-    """Say in one line that the shapes in a file do not fit.
+    """Turn an error about shapes into one line.
 
     Args:
-        path: The file that is at fault.
-        what: What its shapes should be those of.
+        path: The file whose shapes do not fit.
+        what: What they should fit, for the message.
+
+    Raises:
+        UserError: If torch or transformers raises an error about shapes meanwhile.
     """
     try:
         yield
@@ -72,7 +82,7 @@ def check_missing(folder: Path, missing: set[str]) -> None:
     """Refuse a model that lacks weights.
 
     Raises:
-        DamagedFile: Naming the first of them.
+        DamagedFile: Naming the first missing weight.
     """
     if missing:
         path = weights_path(folder)
@@ -85,7 +95,7 @@ def check_weights(folder: Path, model: torch.nn.Module) -> None:
     """Check that a loaded model's weights are finite.
 
     Raises:
-        DamagedFile: Naming the first that is not.
+        DamagedFile: Naming the first weight that holds NaN or infinity.
     """
     for name, weight in model.named_parameters():
         if not weight.is_floating_point() or not weight.numel():

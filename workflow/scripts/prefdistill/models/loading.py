@@ -1,8 +1,7 @@
-"""Loading base models as three-class judges.
+"""Load base models as three-class judges, and compute their logits.
 
-LoRA adapters are put on them by ``peft_adapters``. transformers is imported inside
-functions, so that a job can first hide optional packages whose import would cost it
-seconds (``unused_packages``; see ``imports``).
+transformers is imported inside functions, so that a job can first hide optional
+packages whose import would cost it seconds; see ``unused_packages``.
 """
 
 import logging
@@ -13,14 +12,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from prefdistill.engine.attention import (
-    ATTENTION,
-    ROWS_STEP,
-    PackedLayout,
-    can_share,
-    register,
-)
-from prefdistill.engine.engine import attach, quantise_to_fp8
+from prefdistill.classes import CLASSES
+from prefdistill.engine.attention import ATTENTION, register
+from prefdistill.engine.device import SHARDED, to_device
+from prefdistill.engine.engine import Engine, quantise_to_fp8
 from prefdistill.engine.packing import PackedBatch
 from prefdistill.errors import UserError
 from prefdistill.models.folder_checks import (
@@ -32,40 +27,41 @@ from prefdistill.models.folder_checks import (
 )
 from prefdistill.models.manifests import base_folder as manifest_folder
 from prefdistill.models.manifests import check_model_files, weights_path
-from prefdistill.models.sharding import SHARDED, load_sharded
+from prefdistill.models.sharding import load_sharded
 from prefdistill.storage.tables import read_json
-from prefdistill.storage.tensors import to_device
 from prefdistill.storage.whole_files import reading
 
 logger = logging.getLogger(__name__)
 
-CLASSES = {0: "first", 1: "second", 2: "tie"}
 HEAD_STD = 0.02
+# Scored rows are rounded up to a multiple of it: each other number of rows would cost
+# another compilation.
+ROWS_STEP = 64
 UNUSED_BY_GPTQ = ("bitsandbytes", "sklearn", "torchao")
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
 def base_folder(path: Path) -> Path:
-    """Folder of a model, from its manifest or from a file inside the folder."""
+    """Return a model's folder, from its manifest or from a file inside the folder."""
     path = Path(path)
     return manifest_folder(path) if path.name == "manifest.json" else path.parent
 
 
 def is_gptq(folder: Path) -> bool:
-    """Whether a model folder holds a GPTQ checkpoint."""
+    """Tell whether a model folder holds a GPTQ checkpoint."""
     config = read_json(Path(folder) / "config.json")
     return config.get("quantization_config", {}).get("quant_method") == "gptq"
 
 
 def unused_packages(precision: str, folder: Path | None = None) -> list[str]:
-    """Installed packages that loading a model this way never needs.
+    """List installed packages that loading a model this way never needs.
 
-    Their import, through transformers and PEFT, costs 1 to 4 seconds a job, so
+    transformers and PEFT would import them, which costs a job 1 to 4 seconds, so
     ``imports.import_model_libraries`` hides them.
     """
     if folder is not None and is_gptq(folder):
         return list(UNUSED_BY_GPTQ)
-    # Not pandas: pyarrow, which looks for it, fails on one that is hidden.
+    # pandas is not listed: pyarrow looks for it and fails if it is hidden.
     names = ["gptqmodel", "optimum", "torchao", "sklearn", "scipy"]
     may_be_nf4 = precision == "auto" and torch.cuda.is_available()
     needed = precision == "nf4" or may_be_nf4
@@ -73,22 +69,25 @@ def unused_packages(precision: str, folder: Path | None = None) -> list[str]:
 
 
 def device_of(model: torch.nn.Module) -> torch.device:
-    """The device that a model's weights lie on."""
+    """Return the device that a model's weights lie on."""
     return next(model.parameters()).device
 
 
 def default_device() -> torch.device:
-    """The process's GPU if there is one, otherwise the CPU."""
+    """Return the process's GPU if there is one, otherwise the CPU."""
     if not torch.cuda.is_available():
         return torch.device("cpu")
     return torch.device("cuda", torch.cuda.current_device())
 
 
 def resolve_precision(precision: str, device: torch.device) -> tuple[torch.dtype, bool]:
-    """The dtype to compute in, and whether the base is quantised to NF4.
+    """Choose the dtype to compute in, and whether to quantise the base to NF4.
 
     ``auto`` and ``nf4`` compute in bf16 where the GPU has it, in fp16 on older GPUs.
     The CPU always computes in fp32, as its 16-bit products are about ten times slower.
+
+    Raises:
+        UserError: If the GPU lacks the precision.
     """
     if device.type == "cpu":
         return torch.float32, precision == "nf4"
@@ -102,10 +101,10 @@ def resolve_precision(precision: str, device: torch.device) -> tuple[torch.dtype
 
 
 def load_tokenizer(folder: Path) -> Any:
-    """The fast tokenizer in a model folder.
+    """Load the fast tokenizer of a model folder.
 
     Raises:
-        UserError: If its files are not whole, or are not of the model beside them.
+        UserError: If its files are damaged or do not fit the model beside them.
     """
     from transformers import AutoTokenizer
 
@@ -121,7 +120,7 @@ def load_tokenizer(folder: Path) -> Any:
 
 
 def seeded_head(hidden_size: int, seed: int) -> torch.Tensor:
-    """Fresh score weights, ``(3, hidden_size)`` float32; the same for all folds."""
+    """Draw score weights, ``(3, hidden_size)`` float32; the same for all folds."""
     generator = torch.Generator().manual_seed(seed)
     return HEAD_STD * torch.randn(len(CLASSES), hidden_size, generator=generator)
 
@@ -134,8 +133,7 @@ def _load(
     shard: bool = False,
     **settings: Any,
 ):
-    """A frozen model with packed attention, and the names of its missing weights."""
-    from transformers import AutoConfig
+    """Load a frozen model with packed attention; also name its missing weights."""
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.set_verbosity_error()
@@ -143,22 +141,9 @@ def _load(
     warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)
     register()
     device = torch.device(device) if device is not None else default_device()
-    check_model_files(folder)
-    with reading(folder / "config.json", "settings of a model that is known here"):
-        config = AutoConfig.from_pretrained(
-            folder, local_files_only=True, trust_remote_code=False, **settings
-        )
-    check_class(folder, config, auto_class)
+    config = _configuration(auto_class, folder, settings)
     gptq = getattr(config, "quantization_config", None) is not None
     dtype, nf4 = resolve_precision(precision, device)
-    if config.pad_token_id is None:
-        eos = config.eos_token_id
-        config.pad_token_id = eos[0] if isinstance(eos, list) else eos
-    config.use_cache = False
-    if gptq:
-        from prefdistill.export.gptq_check import use_eager_kernels, use_torch_kernels
-
-        use_torch_kernels(config)
     if shard and precision == "fp8":
         raise UserError(
             f"{folder}: precision fp8 cannot be spread over GPUs; use bf16 or nf4"
@@ -196,6 +181,49 @@ def _load(
     return model, set(info["missing_keys"])
 
 
+def _configuration(auto_class: Any, folder: Path, settings: dict[str, Any]) -> Any:
+    """Check a model's files and read its configuration, with settings added."""
+    from transformers import AutoConfig
+
+    check_model_files(folder)
+    with reading(folder / "config.json", "settings of a model that is known here"):
+        config = AutoConfig.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False, **settings
+        )
+    check_class(folder, config, auto_class)
+    if config.pad_token_id is None:
+        eos = config.eos_token_id
+        config.pad_token_id = eos[0] if isinstance(eos, list) else eos
+    config.use_cache = False
+    if getattr(config, "quantization_config", None) is not None:
+        use_torch_kernels(config)
+    return config
+
+
+def use_torch_kernels(config: Any) -> None:
+    """Choose PyTorch's own products for a GPTQ model on a GPU, in place.
+
+    GPTQModel would choose kernels made for a few tokens and, where there is a compiler,
+    compile them for minutes first. Here a pass holds thousands of tokens, so that
+    dequantising each layer for it costs little.
+
+    Args:
+        config: The model's transformers configuration.
+    """
+    if torch.cuda.is_available():
+        config.quantization_config["backend"] = "gptq_torch"
+
+
+def use_eager_kernels(model: torch.nn.Module) -> None:
+    """Undo GPTQModel's ``torch.compile`` of dequantisation, in place.
+
+    Compiling takes half a minute before the first 8-bit logits are there. A few
+    thousand rows never save that much.
+    """
+    for module in model.modules():
+        vars(module).pop("dequantize_weight", None)
+
+
 def _nf4(dtype: torch.dtype) -> Any:
     from transformers import BitsAndBytesConfig
 
@@ -226,7 +254,7 @@ def load_classifier(
         precision: fp32, bf16, fp16, nf4 or auto; see ``resolve_precision``.
         head_seed: Seed of a fresh head.
         device: Where to load; by default the GPU if there is one.
-        shard: Whether each of the job's processes is to hold a part of the weights.
+        shard: Whether each of the job's processes holds only a part of the weights.
 
     Raises:
         UserError: If weights other than the head are missing from the folder.
@@ -241,8 +269,8 @@ def load_classifier(
         shard,
         num_labels=len(CLASSES),
     )
-    model.config.id2label = dict(CLASSES)
-    model.config.label2id = {name: label for label, name in CLASSES.items()}
+    model.config.id2label = dict(enumerate(CLASSES))
+    model.config.label2id = {name: label for label, name in enumerate(CLASSES)}
     check_missing(folder, missing - {"score.weight"})
     model.score.to(torch.float32)
     if missing:
@@ -263,67 +291,49 @@ def load_language_model(
 
 
 def core_model(model: torch.nn.Module) -> torch.nn.Module:
-    """The transformers model inside a PEFT model, or the model itself."""
+    """Return the transformers model inside a PEFT model, or the model itself."""
     return model.get_base_model() if hasattr(model, "peft_config") else model
 
 
+def engine_of(model: torch.nn.Module) -> Engine:
+    """Return the engine that computes a model's decoder, made on first use.
+
+    A model keeps it when adapters come or go.
+    """
+    core = core_model(model)
+    if not hasattr(core, "engine"):
+        core.engine = Engine(core)
+    return core.engine
+
+
 def base_precision(core: torch.nn.Module) -> str:
-    """How a loaded model's base is stored: nf4, fp8, bf16, fp16 or fp32."""
+    """Tell how a loaded model's base is stored: nf4, fp8, bf16, fp16 or fp32."""
     if getattr(core, "is_loaded_in_4bit", False):
         return "nf4"
-    if hasattr(core.model.layers[0].mlp.down_proj, "fp8_weight"):
+    if any(hasattr(module, "fp8_weight") for module in core.model.layers[0].modules()):
         return "fp8"
     return next(name for name, dtype in DTYPES.items() if dtype == core.dtype)
 
 
 def is_sharded(model: torch.nn.Module) -> bool:
-    """Whether each process holds but a part of the model's base."""
+    """Tell whether each process holds only a part of the model's base."""
     return getattr(core_model(model), SHARDED, False)
 
 
-def hidden_states(
-    model: torch.nn.Module, batch: PackedBatch, keep: torch.Tensor | None = None
-) -> torch.Tensor:
-    """Last hidden states of a packed batch, ``(n_tokens, hidden_size)``.
-
-    Args:
-        model: A model of this module.
-        batch: Its rows.
-        keep: ``(n,)`` int64 places of the only tokens to return, on the model's device;
-            None for all. The engine computes no others in the last layer's MLP.
-    """
-    core, device = core_model(model), device_of(model)
-    fast = attach(core)
-    dtype = core.dtype
-    autocast = not fast and dtype != torch.float32
-    with torch.autocast(device.type, dtype, enabled=autocast):
-        output = core.model(
-            input_ids=to_device(batch.input_ids, device),
-            position_ids=to_device(batch.position_ids, device),
-            use_cache=False,
-            packed=PackedLayout(
-                batch.lengths, device, batch.shared, keep if fast else None
-            ),
-        )
-    states = output.last_hidden_state[0]
-    return states if fast or keep is None else states[keep]
-
-
 def shares_prompts(model: torch.nn.Module) -> bool:
-    """Whether both orders of a pair may have their common prompt computed once.
+    """Tell whether both orders of a pair may compute their common prompt once.
 
-    Not in a language model, which reads more of a row than its last token, nor where
-    flash-attn is installed.
+    A language model's loss reads every token of a row, so its rows must be whole.
     """
-    return hasattr(core_model(model), "score") and can_share(device_of(model))
+    return hasattr(core_model(model), "score")
 
 
 def classify(model: torch.nn.Module, batch: PackedBatch) -> torch.Tensor:
-    """Logits of a packed batch's rows, ``(n_rows, 3)`` float32.
+    """Compute the logits of a packed batch's rows, ``(n_rows, 3)`` float32.
 
     Only the last token of a row is scored, in float32.
     """
     n_rows = len(batch.last)
     keep = np.pad(batch.last, (0, -n_rows % ROWS_STEP), mode="edge")
-    states = hidden_states(model, batch, to_device(keep, device_of(model)))
+    states = engine_of(model).forward(batch, to_device(keep, device_of(model)))
     return core_model(model).score(states[:n_rows].float())

@@ -1,16 +1,15 @@
-"""LoRA adapters on a loaded model, through PEFT: add, load, merge and save.
+"""Add, load, merge and save LoRA adapters of a loaded model, through PEFT.
 
 ``adapters`` reads, averages and writes the same two files as plain tensors, without a
-model and without PEFT. PEFT is imported inside functions; see ``models``.
+model and without PEFT. PEFT is imported inside functions; ``models`` says why.
 """
 
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from prefdistill.errors import DamagedFile, UserError
-from prefdistill.export.averaging import (
+from prefdistill.models.adapter_files import (
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
     read_adapter_config,
@@ -22,19 +21,20 @@ from prefdistill.models.loading import (
     load_classifier,
     resolve_precision,
 )
+from prefdistill.settings import LoraSettings
 from prefdistill.storage.tables import read_json, write_json
 from prefdistill.storage.tensors import check_finite, read_tensors, write_tensors
 from prefdistill.storage.whole_files import reading
 
 
 def add_adapter(
-    model: torch.nn.Module, lora: dict[str, Any], seed: int
+    model: torch.nn.Module, lora: LoraSettings, seed: int
 ) -> torch.nn.Module:
     """Wrap a model with a fresh float32 LoRA adapter (and its trainable head).
 
     Args:
         model: A classifier, or a language model, which has no head to train.
-        lora: ``r``, ``alpha``, ``dropout``, ``targets``, ``lowest_layer``.
+        lora: The adapter's shape.
         seed: Seed of the initialisation; it leaves torch's own generator alone.
 
     Raises:
@@ -43,18 +43,18 @@ def add_adapter(
     from peft import LoraConfig, get_peft_model
 
     n_layers = model.config.num_hidden_layers
-    if lora["lowest_layer"] >= n_layers:
+    if lora.lowest_layer >= n_layers:
         raise UserError(
-            f"lora.lowest_layer: {lora['lowest_layer']}, but the model's layers are "
+            f"lora.lowest_layer: {lora.lowest_layer}, but the model's layers are "
             f"0 to {n_layers - 1}"
         )
     config = LoraConfig(
         task_type="SEQ_CLS" if hasattr(model, "score") else "CAUSAL_LM",
-        r=lora["r"],
-        lora_alpha=lora["alpha"],
-        lora_dropout=lora["dropout"],
-        target_modules=sorted(lora["targets"]),
-        layers_to_transform=list(range(lora["lowest_layer"], n_layers)),
+        r=lora.r,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=sorted(lora.targets),
+        layers_to_transform=list(range(lora.lowest_layer, n_layers)),
         modules_to_save=["score"] if hasattr(model, "score") else None,
     )
     with torch.random.fork_rng():
@@ -68,7 +68,7 @@ def load_adapter(
     """Wrap a classifier with a saved adapter and its head.
 
     Raises:
-        DamagedFile: If the adapter's weights are not exactly those that fit the model.
+        DamagedFile: If the adapter's weights are not exactly those of the model.
     """
     from peft import PeftModel
 
@@ -90,7 +90,7 @@ def load_adapter(
 
 
 def load_merged(folder: Path, adapter: Path, precision: str) -> torch.nn.Module:
-    """A classifier with an adapter merged into it in float32, then cast.
+    """Load a classifier with an adapter merged into it in float32, then cast.
 
     An NF4 base becomes a 16-bit one, as the merged weights no longer fit its blocks.
     """
@@ -104,12 +104,12 @@ def load_merged(folder: Path, adapter: Path, precision: str) -> torch.nn.Module:
 
 
 def adapter_rank(folder: Path) -> int:
-    """The rank of a saved adapter."""
+    """Read the rank of a saved adapter."""
     return read_json(Path(folder) / ADAPTER_CONFIG)["r"]
 
 
 def adapter_tensors(model: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """An adapter's weights under PEFT's file names, float32 on the CPU."""
+    """Return an adapter's weights under PEFT's file names, float32 on the CPU."""
     from peft import get_peft_model_state_dict
 
     state = get_peft_model_state_dict(model, save_embedding_layers=False)
@@ -127,7 +127,8 @@ def save_adapter(
     Args:
         model: A PEFT model.
         folder: Where ``adapter_model.safetensors`` and ``adapter_config.json`` go.
-        head: Score weights that replace the model's own, or supply a language model's.
+        head: Score weights to write in place of the model's own; a language model has
+            none of its own.
 
     Raises:
         UserError: If a weight is NaN or infinite.

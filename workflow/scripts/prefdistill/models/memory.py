@@ -1,4 +1,4 @@
-"""How much memory training takes, and what to do when it is short."""
+"""Estimate the memory of training, and react when it runs short."""
 
 import logging
 from importlib.util import find_spec
@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from prefdistill.engine.architectures import lora_values, n_norms_after, widths_of
 from prefdistill.errors import UserError
 from prefdistill.models.loading import (
     base_precision,
@@ -17,20 +18,24 @@ from prefdistill.models.loading import (
 )
 from prefdistill.models.sharding import empty_model
 from prefdistill.running.processes import n_processes
+from prefdistill.settings import OptimisationSettings
 
 logger = logging.getLogger(__name__)
 
-# Four bits a weight, a byte for each 64 of them and four for each 256 of those.
+# Bytes of a weight: four bits, a byte for each block of 64 weights, and four bytes for
+# each 256 blocks.
 NF4_BYTES = 0.516
+# Share of the GPU that an estimate may fill: estimates are within a tenth.
 USABLE = 0.9
+# Passes are halved down to this many tokens before more is recomputed.
 LEAST_TOKENS = 2048
 NOTHING = torch.empty(0)
 
 
 def count_parameters(model: torch.nn.Module) -> dict[str, int]:
-    """Parameters by kind: embedding, linear, other (norms), head, lora.
+    """Count parameters by kind: embedding, linear, other (norms), head, lora.
 
-    NF4 weights hold two parameters a byte and are counted as the parameters they are.
+    A byte of NF4 weights counts as the two parameters that it holds.
     """
     counts = dict.fromkeys(("embedding", "linear", "other", "head", "lora"), 0)
     for name, module in model.named_modules():
@@ -60,12 +65,15 @@ def estimate_memory(
     recompute: str,
     dropout: float = 0.0,
 ) -> float:
-    """Peak memory of LoRA training, in GiB; measured peaks are within a tenth.
+    """Estimate the peak memory of LoRA training; measured peaks are within a tenth.
 
-    It is the sum of the weights by precision (fp8 training keeps two copies of a byte);
-    16 bytes for each trained parameter (float32 weight, gradient, two moments of AdamW)
-    and its 16-bit copy; what each layer keeps for the backward pass, which is the
-    engine's (``attention_half``, ``mlp_half``); and one layer's activations to work in.
+    The peak is the sum of
+
+    - the weights, by precision (fp8 training keeps two copies of one byte);
+    - 16 bytes for each trained parameter (float32 weight, gradient and two moments of
+      AdamW), and its 16-bit copy;
+    - what each layer of the engine keeps for the backward pass;
+    - one layer's activations to work in.
 
     Args:
         config: The model's transformers configuration.
@@ -73,29 +81,29 @@ def estimate_memory(
         precision: How the base is stored: bf16, fp16, fp32, nf4 or fp8.
         token_budget: Tokens in a forward pass.
         recompute: ``none``, ``selective`` or ``full``.
-        dropout: Of LoRA, whose masks are kept, and the inputs that it drops from.
+        dropout: LoRA's. Its masks, and the inputs that it drops from, are kept.
+
+    Returns:
+        GiB.
     """
     n_bytes = 4 if precision == "fp32" else 2
     linear_bytes = NF4_BYTES if precision == "nf4" else n_bytes
     weights = counts["linear"] * linear_bytes
     weights += (counts["embedding"] + counts["other"]) * n_bytes
     trained = (16 + n_bytes) * (counts["lora"] + counts["head"])
-    hidden, gated = config.hidden_size, config.intermediate_size
-    head_dim = getattr(config, "head_dim", None)
-    head_dim = head_dim or hidden // config.num_attention_heads
-    query = head_dim * config.num_attention_heads
-    keys = head_dim * config.num_key_value_heads
+    hidden, query, keys, gated = widths_of(config)
     # The residual stream twice and its norm; query, key and value before and after
-    # rotation, as value is a part of their product; attention's output in two orders.
+    # rotation, as value is a view of their product; attention's output in two orders.
     kept = 3 * hidden + (query + 2 * keys) + (query + keys) + 2 * query
-    if config.model_type == "gemma2":  # norms come after products too
-        kept += 2 * hidden
+    # A norm keeps its input. Norms before a product read the residual stream, which is
+    # counted; norms after one read what nothing else keeps.
+    kept += n_norms_after(config) * hidden
     mlp = hidden + 2 * gated
-    # Each LoRA keeps a value of its rank; the rank is that of an adapter of all seven.
-    sides = 2 * (hidden + query) + 2 * (hidden + keys) + 3 * (hidden + gated)
-    rank = counts["lora"] // (config.num_hidden_layers * sides)
+    # Each LoRA keeps its low-rank values. The rank is the mean over all linear modules,
+    # as an adapter may leave some out.
+    rank = counts["lora"] // (config.num_hidden_layers * lora_values(config))
     kept, mlp = kept + 4 * rank, mlp + 3 * rank
-    if dropout:  # a mask takes a byte a value, and its product with an output is kept
+    if dropout:  # a mask takes one byte a value; inputs of two products are kept
         kept += (hidden + query) // 2 + query
         mlp += hidden // 2 + gated + gated // 2
     layer = kept + mlp
@@ -110,7 +118,7 @@ def note_short_memory(model: torch.nn.Module, error: torch.OutOfMemoryError) -> 
 
     Raises:
         UserError: If the model is sharded: the other processes are in the middle of the
-            same pass, so it cannot be taken back.
+            same pass, so it cannot be repeated.
     """
     logger.warning("%s", str(error).splitlines()[0])
     if is_sharded(model):
@@ -121,10 +129,10 @@ def note_short_memory(model: torch.nn.Module, error: torch.OutOfMemoryError) -> 
 
 
 def halved_budget(token_budget: int, longest_row: int) -> int:
-    """Half the tokens in a pass, after memory ran out; at least one row fits in it.
+    """Halve the tokens in a pass after memory ran out; the longest row still fits.
 
     Raises:
-        UserError: If each pass held but one row.
+        UserError: If a pass held only one row.
     """
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
@@ -142,23 +150,23 @@ def halved_budget(token_budget: int, longest_row: int) -> int:
 
 
 def fit_training(
-    model: torch.nn.Module, settings: dict[str, Any], longest_row: int
+    model: torch.nn.Module, settings: OptimisationSettings, longest_row: int
 ) -> tuple[str, int]:
-    """How much to recompute and how many tokens to take in a pass, to fit the GPU.
+    """Choose what to recompute and how many tokens a pass holds, to fit the GPU.
 
-    ``token_budget`` is the most that is taken. With ``recompute: auto`` as little as
-    possible is recomputed; half the tokens are preferred to recomputing more, down to
-    2048. On the CPU nothing is recomputed, in a sharded model all.
+    A pass holds ``token_budget`` tokens at most. ``recompute: auto`` recomputes as
+    little as possible; it halves the tokens, down to 2048, before it recomputes more.
+    On the CPU it recomputes nothing, in a sharded model everything.
 
     Args:
         model: With its adapter.
-        settings: A ``training`` or ``post_pretrain`` block.
+        settings: The ``training`` or ``post_pretrain`` settings.
         longest_row: Tokens that a pass must hold.
 
     Returns:
         ``none``, ``selective`` or ``full``, and the token budget.
     """
-    how, budget = settings["recompute"], settings["token_budget"]
+    how, budget = settings.recompute, settings.token_budget
     device = device_of(model)
     if is_sharded(model) or device.type == "cpu":
         auto = "full" if is_sharded(model) else "none"
@@ -194,25 +202,25 @@ def fit_training(
 
 
 def available_gib() -> float:
-    """Memory of the current GPU."""
+    """Return the memory of the current GPU in GiB."""
     return torch.cuda.get_device_properties().total_memory / 2**30
 
 
 def place(
     folder: Path, precision: str, token_budget: int, lora_rank: int = 0
 ) -> tuple[str, bool]:
-    """How to store a base on this machine, and whether in parts.
+    """Choose how to store a base on this machine, and whether to shard it.
 
     ``auto`` becomes nf4 where 16-bit weights would not fit the GPU; see also
-    ``models.resolve_precision``. A base is stored in parts where the processes could
-    not each hold it whole.
+    ``models.resolve_precision``. A base is sharded where the processes could not each
+    hold it whole.
 
     Args:
         folder: The base model's.
         precision: As configured.
         token_budget: Tokens in a pass.
-        lora_rank: Of the adapter to train, taken to be on every linear layer; 0 where
-            nothing is trained.
+        lora_rank: Rank of the adapter to train, assumed to be on every linear layer; 0
+            where nothing is trained.
 
     Returns:
         The precision, and whether to shard.

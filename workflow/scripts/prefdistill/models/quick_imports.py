@@ -1,4 +1,4 @@
-"""Importing the libraries of a model job at the least cost.
+"""Import the libraries of a model job at the least cost.
 
 torch, transformers and GPTQModel make about a million objects that live until the job
 ends. Python's garbage collector walks all of them again and again while they come, and
@@ -35,7 +35,7 @@ def hide_unused_imports(*names: str) -> None:
 def collector_paused() -> Iterator[None]:
     """Import in the body, without the garbage collector's walks.
 
-    What the body made is never collected, so it is to hold imports alone, no data.
+    What the body made is never collected, so it may hold only imports, no data.
     """
     was_enabled = gc.isenabled()
     gc.disable()
@@ -48,14 +48,14 @@ def collector_paused() -> Iterator[None]:
 
 
 def import_early(names: Iterable[str]) -> None:
-    """Import modules that a job needs later; one that is missing is for it to say."""
+    """Import modules that a job needs later. The job itself says if one is missing."""
     for name in names:
         with suppress(ImportError):
             importlib.import_module(name)
 
 
 def import_model_libraries(precision: str, folder: Path | None = None) -> None:
-    """Import what loading a model takes, and hide what it does not.
+    """Import what loading a model needs, and hide packages that it does not need.
 
     Args:
         precision: Of the model, as in the configuration.
@@ -82,6 +82,6 @@ def import_quantiser() -> None:
 
 
 def _import_gptqmodel() -> None:
-    """Without its banner on the terminal."""
+    """Import GPTQModel without its banner on the terminal."""
     with open(os.devnull, "w") as silence, redirect_stdout(silence):
         import_early(["gptqmodel"])

@@ -1,4 +1,4 @@
-"""Scoring pairs in both orders, packed."""
+"""Score pairs in both orders, with packed batches."""
 
 import logging
 import time
@@ -10,15 +10,13 @@ import numpy as np
 import torch
 
 from prefdistill.data.prompts import EncodedPairs
-from prefdistill.engine.engine import set_compiled
 from prefdistill.engine.packing import collate, pack, shape_step, shared_tokens
 from prefdistill.errors import Interrupted, UserError
 from prefdistill.models.loading import (
     classify,
-    core_model,
     device_of,
+    engine_of,
     is_sharded,
-    shares_prompts,
 )
 from prefdistill.models.memory import count_parameters, halved_budget, note_short_memory
 from prefdistill.running.processes import (
@@ -31,13 +29,13 @@ from prefdistill.running.processes import (
 )
 from prefdistill.running.progress import Progress
 from prefdistill.running.stopping import stop_requested
-from prefdistill.storage.checkpoints import Checkpoints, identity_of
+from prefdistill.storage.checkpoints import Checkpoints
 from prefdistill.storage.tables import VIEWS
 
 logger = logging.getLogger(__name__)
 
 SAVE_EVERY_S = 300.0
-# Bins that a process gives a GPU before it waits for their logits.
+# Bins that a process hands to a GPU before it waits for their logits.
 QUEUED_BINS = 8
 
 
@@ -50,22 +48,22 @@ def score_pairs(
     progress_batches: int = 5,
     checkpoints: Checkpoints | None = None,
 ) -> np.ndarray:
-    """Logits of pairs in the given orders; several processes share out the bins.
+    """Compute logits of pairs in the given orders; processes share out the bins.
 
     With both orders, the common prompt of a pair is computed once (see ``packing``).
 
     Args:
-        model: A classifier of ``models``, which is put into evaluation mode.
+        model: A classifier of ``models``; it is put into evaluation mode.
         encoded: The pairs.
         views: Orders to show, of AB and BA.
         token_budget: Most tokens in a forward pass; halved when memory runs out.
         progress_batches: Batches between two progress lines.
-        checkpoints: Where logits are kept every five minutes and when the job is
-            stopped; without it nothing is kept.
+        checkpoints: Where logits are saved every five minutes and when the job is
+            stopped; None saves nothing.
 
     Returns:
-        ``(n, n_views, 3)`` float32; classes (first, second, tie) as shown. All
-        processes have them.
+        ``(n, n_views, 3)`` float32 in every process; classes (first, second, tie) as
+        shown.
 
     Raises:
         Interrupted: After SIGTERM or SIGUSR1, or shortly before the time limit.
@@ -73,18 +71,14 @@ def score_pairs(
             sharded model.
     """
     model.eval()
-    rows = _Rows(encoded, views, shares_prompts(model))
+    rows = _Rows(encoded, views)
     lengths = rows.lengths
     n_weights = count_parameters(model)["linear"]
-    set_compiled(core_model(model), 2 * n_weights * float(rows.n_tokens))
+    engine_of(model).set_compiled(2 * n_weights * float(rows.n_tokens))
     state = _State(torch.zeros(len(lengths), 3), 0, token_budget, token_budget)
     if checkpoints:
-        # Those of a machine where rows share no tokens, as with flash-attn, or the
-        # other way round, are of other bins.
-        bins_identity = identity_of([checkpoints.identity, rows.n_tokens])
-        checkpoints = Checkpoints(checkpoints.folder, bins_identity)
         state.resume(checkpoints)
-    if is_sharded(model):  # equally many passes in every process
+    if is_sharded(model):  # every process needs the same number of passes
         state.pass_budget = state.token_budget
     bins = pack(lengths, state.token_budget, rows.common)
     every_s = 0 if len(bins) < 50 else 10
@@ -121,31 +115,28 @@ def score_pairs(
 
 
 class _Rows:
-    """The rows to score: the pairs in their order, each in all views.
+    """Hold the rows to score: the pairs in their order, each in all views.
 
     Args:
         encoded: The pairs.
         views: Orders to show.
-        share: Whether rows may share tokens.
     """
 
-    def __init__(
-        self, encoded: EncodedPairs, views: Sequence[str], share: bool
-    ) -> None:
+    def __init__(self, encoded: EncodedPairs, views: Sequence[str]) -> None:
         self.encoded, self.views = encoded, views
         self.lengths = np.repeat(encoded.lengths, len(views))
-        # With the row before: the first of a pair's has none.
+        # Tokens shared with the row before; the first row of a pair shares none.
         self.common = np.zeros_like(self.lengths)
         for column in range(1, len(views)):
-            self.common[column :: len(views)] = encoded.prefix_lengths * share
+            self.common[column :: len(views)] = encoded.prefix_lengths
 
     @property
     def n_tokens(self) -> int:
-        """Tokens to compute, if all that are common are shared."""
+        """Count the tokens to compute if every common prompt is computed once."""
         return int(self.lengths.sum() - self.common.sum())
 
     def tokens(self, row: int) -> np.ndarray:
-        """Tokens of a row."""
+        """Return the tokens of a row."""
         pair, column = divmod(row, len(self.views))
         return self.encoded.tokens(pair, self.views[column])
 
@@ -154,8 +145,8 @@ class _Rows:
 class _State:
     """Unfinished scoring: ``(rows, 3)`` float32 logits of the first ``n_done`` bins.
 
-    The bins are packed with ``token_budget``; a pass holds at most ``pass_budget``
-    tokens of one.
+    The bins are packed with ``token_budget``; a pass computes at most ``pass_budget``
+    tokens of a bin.
     """
 
     logits: torch.Tensor
@@ -164,7 +155,7 @@ class _State:
     pass_budget: int
 
     def resume(self, checkpoints: Checkpoints) -> None:
-        """Take up the newest checkpoint, if there is one, with its packing."""
+        """Resume from the newest checkpoint, if there is one, with its packing."""
         found = checkpoints.load()
         if found:
             self.n_done, tensors, info = found
@@ -180,10 +171,10 @@ class _State:
         wait_for_all()
 
     def halve(self, longest_row: int) -> None:
-        """Take half the tokens in a pass, from now on.
+        """Halve the tokens in a pass, from now on.
 
         Raises:
-            UserError: If a pass held but one row.
+            UserError: If a pass held only one row.
         """
         self.pass_budget = halved_budget(self.pass_budget, longest_row)
 
@@ -195,7 +186,7 @@ def _queued_bins(model: Any) -> int:
 def _score_together(
     model: Any, rows: _Rows, bins: list[np.ndarray], pass_budget: int
 ) -> torch.Tensor | None:
-    """Logits of the rows of some bins; None if memory ran out anywhere.
+    """Score the rows of some bins; return None if memory ran out in any process.
 
     Returns:
         ``(rows, 3)`` on the CPU, bin after bin, in every process.
@@ -203,8 +194,8 @@ def _score_together(
     Raises:
         UserError: If a logit is not finite.
     """
-    # Process r has bins r, r + n, ...; one without scores the last once more, as a
-    # sharded model needs all processes in every pass.
+    # Process r scores bins r, r + n, and so on. A process without one scores the last
+    # bin again, as a sharded model needs all processes in every pass.
     n_rounds = -(-len(bins) // n_processes())
     own = range(rank(), rank() + n_rounds * n_processes(), n_processes())
     scored = _score(
@@ -232,9 +223,10 @@ def _score_together(
 def _score(
     model: Any, rows: _Rows, bins: list[np.ndarray], pass_budget: int
 ) -> list[torch.Tensor] | None:
-    """Logits of each bin's rows, ``(rows, 3)`` on the CPU; None if memory ran out.
+    """Score each bin's rows, ``(rows, 3)`` on the CPU; None if memory ran out.
 
-    All passes are queued before the first result is waited for.
+    All passes are queued before the first result is copied, so the GPU never waits for
+    the host.
     """
     step = shape_step(min(pass_budget, rows.n_tokens), device_of(model).type)
     queued = []
@@ -262,10 +254,14 @@ def _score(
 def subset_rows(
     split: np.ndarray, rows: list[int] | None, n_rows: int | None, seed: int
 ) -> np.ndarray:
-    """Which rows of a fold file to score: ``(n,)`` bool.
+    """Choose the rows of a fold file to score, ``(n,)`` bool.
 
-    Rows outside ``train`` are always in. Of the train rows, counted from 0 in file
-    order, those in ``[start, end)`` of ``rows``, or a seeded sample of ``n_rows``.
+    Args:
+        split: ``(n,)`` split of each row. Rows outside ``train`` are always scored.
+        rows: Start and end (exclusive) of the train rows to score, counted from 0 in
+            file order; None for all.
+        n_rows: Number of train rows to sample; None for all.
+        seed: Of the sample.
 
     Raises:
         UserError: If the range holds no train row.

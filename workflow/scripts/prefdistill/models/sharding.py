@@ -1,9 +1,9 @@
-"""Base models whose frozen weights are spread over a job's processes (FSDP2).
+"""Load base models whose frozen weights are spread over a job's processes (FSDP2).
 
-Each process holds its part of every decoder layer and gathers the others' parts just
+Each process holds its part of every decoder layer, and gathers the other parts just
 before the layer computes. Adapters and heads are added later and stay whole in every
 process, so that training and checkpoints are those of an unsharded model. Weights are
-read a layer at a time and cut at once: no process ever holds more than its part and one
+read layer by layer and cut at once: no process ever holds more than its part and one
 layer.
 """
 
@@ -17,17 +17,17 @@ from safetensors import safe_open
 from torch import nn
 
 from prefdistill.engine.attention import ATTENTION, register
+from prefdistill.engine.device import SHARDED
 from prefdistill.errors import UserError
 from prefdistill.models.manifests import weight_files
 
 logger = logging.getLogger(__name__)
 
-SHARDED = "is_sharded_over_processes"
 TensorOf = Callable[[str, torch.Size], torch.Tensor]
 
 
 def empty_model(auto_class: Any, config: Any, dtype: torch.dtype) -> nn.Module:
-    """A model with packed attention and without memory for its weights."""
+    """Make a model with packed attention, and without memory for its weights."""
     from accelerate import init_empty_weights
 
     register()
@@ -49,15 +49,15 @@ def load_sharded(
     """Load a frozen model in parts; all processes call this together.
 
     Args:
-        auto_class: The transformers class to make it with.
+        auto_class: The transformers class that makes the model.
         folder: Holds safetensors files of plain weights.
         config: The model's configuration.
-        dtype: Of the weights that are not quantised.
-        device: This process's.
+        dtype: Dtype of the weights that are not quantised.
+        device: This process's device.
         nf4: Whether to quantise the linear layers of the decoder.
 
     Returns:
-        The model, and the names of the weights that the folder lacks, which are zero.
+        The model; and the names of the weights that the folder lacks, filled with 0.
 
     Raises:
         UserError: If the folder's weights are quantised already.
@@ -100,12 +100,12 @@ def materialise(
     """Fill an empty model, layer by layer, and keep this process's part of each.
 
     Args:
-        model: A transformers model on the meta device, but for its buffers.
+        model: A transformers model whose weights, not buffers, are on the meta device.
         tensor_of: Function from a weight's name and shape to its values.
-        dtype: Of the weights that are not quantised.
+        dtype: Dtype of the weights that are not quantised.
         device: Where this process's parts go.
         nf4: Whether to quantise the linear layers of the decoder.
-        sharded: Whether to keep parts, rather than the whole.
+        sharded: Whether to keep only a part of each layer.
     """
     import torch.distributed as dist
     from torch.distributed.device_mesh import init_device_mesh
@@ -121,7 +121,7 @@ def materialise(
             fully_shard(block, mesh=mesh)
     _fill(model, "", tensor_of, dtype, device)
     for module in model.modules():
-        if hasattr(module, "quant_state"):  # what PEFT asks of an NF4 weight
+        if hasattr(module, "quant_state"):  # PEFT reads these from an NF4 weight
             module.weight.compress_statistics = True
             module.weight.quant_type = "nf4"
         for name, buffer in module.named_buffers(recurse=False):
@@ -154,10 +154,10 @@ def _fill(
 
 
 def _nf4_linear(linear: nn.Linear, dtype: torch.dtype) -> nn.Module:
-    """An empty bitsandbytes layer in place of a linear one.
+    """Make an empty bitsandbytes layer in place of a linear one.
 
-    Its weight will be a plain tensor of bytes, which FSDP can cut; bitsandbytes finds
-    what belongs to it in the layer's own ``quant_state``, whole in every process.
+    Its weight will be a plain tensor of bytes, which FSDP can cut. bitsandbytes finds
+    the scales in the layer's own ``quant_state``, which every process holds whole.
     """
     from bitsandbytes.nn import Linear4bit
 
@@ -177,8 +177,9 @@ def _nf4_linear(linear: nn.Linear, dtype: torch.dtype) -> nn.Module:
 def _quantise(value: torch.Tensor) -> tuple[torch.Tensor, Any]:
     from bitsandbytes.functional import quantize_4bit
 
-    # FSDP of torch below 2.13 takes floating point alone, be it for bytes; as bfloat16
-    # they would be gathered by a copy that changes those that look like a NaN.
+    # FSDP of torch below 2.13 takes only floating point tensors, so the bytes are
+    # stored as float32. As bfloat16, the gathering copy would change bytes that look
+    # like a NaN.
     return quantize_4bit(
         value,
         compress_statistics=True,

@@ -1,4 +1,4 @@
-"""One driver to a folder, and one command that recovers from a killed one.
+"""Allow one driver per folder, and recover from a killed one by the same command.
 
 A driver is the Snakemake process that a person starts. It locks its folder with files
 that stay behind when it is killed; they do not say whether it still lives. So every
@@ -6,7 +6,7 @@ driver also holds a lock of the kernel (flock) on an empty file, from when it re
 Snakefile to its end, however it ends: that one cannot be left behind, and no process id
 is mistaken for another. A record beside it names the last driver.
 
-``main`` clears up after a dead driver and then becomes the command it was given.
+``prefdistill run`` clears up after a dead driver and then becomes Snakemake.
 ``FOLDER``, ``LOCK`` and ``OWNER`` are relative to the folder that Snakemake works in.
 
 Only YAML and the standard library are imported here, as the Snakefile uses this module.
@@ -22,6 +22,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, NoReturn
 
@@ -66,7 +67,7 @@ def write_owner(root: Path = Path()) -> None:
 
 
 def driver_at_work(root: Path = Path()) -> str | None:
-    """The driver that lives in a folder, in words; None if none does.
+    """Describe the driver that lives in a folder; None if none does.
 
     Call before this process takes its own share of the folder's lock.
     """
@@ -142,7 +143,7 @@ def _words(owner: dict | None) -> str:
 
 
 def _require_dead_owner(root: Path) -> dict:
-    """The record of the driver that left its lock behind.
+    """Return the record of the driver that left its lock behind.
 
     Called while no driver of this host lives. Where the file system shares locks
     between hosts none lives at all, but not every file system does.
@@ -165,7 +166,7 @@ def _require_dead_owner(root: Path) -> dict:
 
 
 def _has_left(job: str) -> bool:
-    """Whether a Slurm job has ended, or is this one, started again elsewhere."""
+    """Tell whether a Slurm job has ended, or is this one, started again elsewhere."""
     if job == os.environ.get("SLURM_JOB_ID"):
         return True
     listed = _squeue("--format=%A")
@@ -173,7 +174,7 @@ def _has_left(job: str) -> bool:
 
 
 def _squeue(*options: str) -> list[str] | None:
-    """Lines of ``squeue``; None if there is no such command or it fails."""
+    """Return lines of ``squeue``; None if there is no such command or it fails."""
     if shutil.which("squeue") is None:
         return None
     done = subprocess.run(
@@ -183,7 +184,7 @@ def _squeue(*options: str) -> list[str] | None:
 
 
 def _slurm_jobs(root: Path) -> list[str] | None:
-    """Ids of this user's jobs that drivers in the folder submitted; None if unknown."""
+    """List jobs that this user's drivers submitted in the folder; None if unknown."""
     lines = _squeue(f"--user={os.getuid()}", "--format=%i|%k|%Z")
     if lines is None:
         return None
@@ -224,22 +225,56 @@ def _unlock(root: Path) -> None:
     FilePersistence(path=(root / FOLDER).resolve()).cleanup_locks()
 
 
-def main(command: list[str]) -> NoReturn:
-    """Recover in the folder of a Snakemake command, then become that command.
+def read_command(arguments: Sequence[str], prog: str, description: str) -> Path:
+    """Check the configuration files of a Snakemake command, and return its folder.
 
-    Configuration files are checked first, as Snakemake reads them before the Snakefile
-    can. A dry run changes nothing.
+    They are checked here because Snakemake reads them before the Snakefile can.
+
+    Args:
+        arguments: Targets and options of Snakemake; ``--help`` prints and exits.
+        prog: The command's name, for its help.
+        description: What it does, for its help.
+
+    Raises:
+        UserError: If a configuration file is missing or is not YAML.
     """
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("-d", "--directory", type=Path, default=Path())
-    parser.add_argument("--configfile", "--configfiles", nargs="+", default=[])
-    options = parser.parse_known_args(command)[0]
-    root = options.directory
-    try:
-        for path in options.configfile:
-            check_config_file(path)
-        if not any(re.fullmatch(r"--dry-?run|-\w*n\w*", each) for each in command):
-            recover(root)
-    except (UserError, OSError) as error:
-        sys.exit(f"error: {error}")
-    os.execvp(command[0], command)
+    parser = argparse.ArgumentParser(
+        prog=prog,
+        usage=f"{prog} [-h] [target ...] [option of Snakemake ...]",
+        description=description,
+        epilog="Every option of Snakemake is allowed: see `snakemake --help`.\n\n"
+        f"example: {prog} all --configfile config/demo.yaml --cores 2",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "--configfile", "--configfiles", nargs="+", default=[], metavar="FILE",
+        help="configuration files; a later one overrides an earlier one",
+    )  # fmt: skip
+    parser.add_argument(
+        "-d", "--directory", type=Path, default=Path(), metavar="FOLDER",
+        help="where Snakemake works (here)",
+    )  # fmt: skip
+    options = parser.parse_known_args(arguments)[0]
+    for path in options.configfile:
+        check_config_file(path)
+    return options.directory
+
+
+def main(arguments: Sequence[str], prog: str) -> NoReturn:
+    """Run ``prefdistill run``: recover in the command's folder, then become Snakemake.
+
+    A dry run recovers nothing.
+
+    Raises:
+        UserError: If a configuration file cannot be used, or ``recover`` refuses.
+    """
+    folder = read_command(
+        arguments,
+        prog,
+        "Run Snakemake. Where its last driver was killed, release the lock and cancel "
+        "its Slurm\njobs first. A folder where another driver works is left alone.",
+    )
+    if not any(re.fullmatch(r"--dry-?run|-\w*n\w*", each) for each in arguments):
+        recover(folder)
+    os.execv(sys.executable, [sys.executable, "-m", "snakemake", *arguments])

@@ -19,7 +19,7 @@ _LINE = re.compile(rf" ERROR (?:\S+): {re.escape(FAILED)}(.*)")
 
 
 def failure_of(log_path: str | Path) -> str | None:
-    """The line that a failed job left in its log last; None if there is none."""
+    """Find the line that a failed job left in its log last. None if there is none."""
     with suppress(OSError):
         text = Path(log_path).read_text(encoding="utf-8", errors="replace")
         lines = _LINE.findall(text)
@@ -29,7 +29,7 @@ def failure_of(log_path: str | Path) -> str | None:
 
 
 class FailedJobs(logging.Handler):
-    """Prints the one line of each job that an executor reports as failed.
+    """Print the one line of each job that an executor reports as failed.
 
     Snakemake logs a failed job as an event ``job_error``, with the job's log files
     first among ``log``. ``rule_msg``, what an executor says about the failure, is left

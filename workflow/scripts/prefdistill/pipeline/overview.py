@@ -1,4 +1,4 @@
-"""What a run would take, and where it stands: jobs, GPU-hours, memory, disk, states.
+"""Show what a run would take, and where it stands.
 
 Hours come from the cost model that also sets the jobs' time limits (``resources``);
 states from the jobs' logs and locks (``job``), so that they are right while a driver
@@ -24,7 +24,7 @@ TAIL_BYTES = 65_536
 
 @dataclass(frozen=True)
 class Job:
-    """A job of the run.
+    """Hold what the tables show of a job.
 
     Attributes:
         rule: Its rule.
@@ -43,17 +43,17 @@ class Job:
     log: Path | None
 
     def gpu_hours(self, config: dict[str, Any]) -> float:
-        """By the cost model; 0 where that is silent."""
+        """Estimate by the cost model; 0 where that is silent."""
         return self.work.gpu_hours(config) if self.work else 0.0
 
     def hours(self, config: dict[str, Any]) -> float:
-        """By the clock, by the cost model."""
+        """Estimate hours by the clock, by the cost model."""
         return self.work.hours(config) if self.work else 0.0
 
 
 @dataclass(frozen=True)
 class State:
-    """Where a job stands.
+    """Say where a job stands.
 
     Attributes:
         kind: One of ``STATES``. A stopped job was broken off and goes on, or starts
@@ -68,7 +68,7 @@ class State:
 
 
 def by_rule(jobs: Iterable[Job]) -> dict[str, list[Job]]:
-    """Jobs by rule, in the order of their first jobs."""
+    """Group jobs by rule, in the order of their first jobs."""
     found: dict[str, list[Job]] = {}
     for job in jobs:
         found.setdefault(job.rule, []).append(job)
@@ -76,7 +76,7 @@ def by_rule(jobs: Iterable[Job]) -> dict[str, list[Job]]:
 
 
 def plan_text(jobs: Sequence[Job], config: dict[str, Any], free_gb: float) -> str:
-    """A table of the jobs that are to run, by rule and in all.
+    """Write a table of the jobs that are to run, by rule and in all.
 
     Args:
         jobs: Of the whole run; those that are not needed are left out.
@@ -127,7 +127,7 @@ def _scratch(jobs: Sequence[Job]) -> list[float]:
 def status_text(
     jobs: Sequence[Job], config: dict[str, Any], driver: str | None, target: str
 ) -> str:
-    """A table of the jobs by rule and state, and a line for each that runs or failed.
+    """Write a table of jobs by rule and state, and a line per running or failed job.
 
     Args:
         jobs: Of the whole run.
@@ -164,7 +164,7 @@ def status_text(
 
 
 def _figure(value: float) -> str:
-    """At most three significant digits and two decimals."""
+    """Format a number with at most three significant digits and two decimals."""
     if 0 < value < 0.005:
         return "<0.01"
     digits = 0 if value >= 100 or not value else 1 if value >= 10 else 2
@@ -172,7 +172,7 @@ def _figure(value: float) -> str:
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """Columns of text for a terminal, the last row (all) set off, zeros left out."""
+    """Write columns for a terminal, the last row (all) set off, zeros left out."""
     cells = [head, *[[str(cell or "") for cell in row] for row in rows]]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     lines = [
@@ -188,7 +188,7 @@ def _name(job: Job) -> str:
 
 
 def state_of(job: Job) -> State:
-    """Where a job stands, by what is left to do, its lock and its log."""
+    """Tell where a job stands, from what is left to do, its lock and its log."""
     if not job.needed:
         return State("done", share=1.0)
     if job.log is None or not job.log.parent.is_dir():
@@ -207,7 +207,7 @@ def state_of(job: Job) -> State:
 
 
 def _last_lines(path: Path) -> list[str]:
-    """The last lines of a log; none if there is no log."""
+    """Read the last lines of a log; none if there is no log."""
     try:
         with open(path, "rb") as handle:
             handle.seek(max(os.fstat(handle.fileno()).st_size - TAIL_BYTES, 0))
@@ -217,7 +217,7 @@ def _last_lines(path: Path) -> list[str]:
 
 
 def _progress(lines: Sequence[str]) -> tuple[float, str]:
-    """The last line of progress: share of the work that is done, and its text."""
+    """Find the last line of progress: share of the work that is done, and its text."""
     for line in reversed(lines):
         found = PROGRESS.search(line)
         if found:
@@ -226,7 +226,7 @@ def _progress(lines: Sequence[str]) -> tuple[float, str]:
 
 
 def _is_held(lock: Path) -> bool:
-    """Whether a process holds a job's lock, here or on a host that shares the files."""
+    """Tell whether a process holds a job's lock, here or on a host with these files."""
     try:
         handle = os.open(lock, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:

@@ -12,8 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from prefdistill.pipeline.leaks import clean_dev, judges_rows
-from prefdistill.pipeline.validation import result_settings
+from prefdistill.settings import DistillationSettings, read, result_settings
 
 # Arms by ablation, as (from, to): a negative difference speaks for the second.
 ABLATIONS: dict[str, list[tuple[str, str]]] = {
@@ -150,7 +149,6 @@ class Students:
 
     def __init__(self, config: Mapping[str, Any]) -> None:
         self.n_folds = config["folds"]["n"]
-        self.views = config["predict"]["views"]
         data = config["data"]
         needs = {
             "pseudo_labels": data["unlabelled"] or data["test"],
@@ -224,10 +222,6 @@ class Students:
         """The shape of that adapter."""
         return str(Path(self.init(wildcards)).with_name("adapter_config.json"))
 
-    def seed(self, wildcards: Any) -> int:
-        """An arm's seed."""
-        return int(wildcards.seed)
-
     def logits(self, wildcards: Any) -> list[str]:
         """The teachers' logits to learn from, teacher by teacher."""
         wanted = self.distillation(wildcards)
@@ -247,8 +241,8 @@ class Students:
 
     def unseen(self, wildcards: Any) -> list[str]:
         """The teachers' calibrated logits of every fold, if rows are judged by them."""
-        wanted = self.distillation(wildcards)
-        if not judges_rows(wanted):
+        wanted = read(DistillationSettings, self.distillation(wildcards))
+        if not wanted.judges_rows:
             return []
         return self._files(wildcards, "calibrated.npz", range(self.n_folds))
 
@@ -292,12 +286,9 @@ class Students:
         return self.scalings[wildcards.scaling]
 
     def predictions(self, arm: str, seed: int) -> list[str]:
-        """An arm's predictions with one seed, fold by fold, view by view."""
-        return [
-            f"results/ablation/{self.twin(arm)}/seed{seed}/fold{fold}/{view}.parquet"
-            for fold in range(self.n_folds)
-            for view in self.views
-        ]
+        """An arm's predictions with one seed, fold by fold."""
+        folder = f"results/ablation/{self.twin(arm)}/seed{seed}"
+        return [f"{folder}/fold{fold}/predictions.npz" for fold in range(self.n_folds)]
 
     def comparisons(self, wildcards: Any) -> list[tuple[str, str]]:
         """The pairs of arms that an ablation compares."""
@@ -322,8 +313,14 @@ class Students:
         return [
             arm
             for arm in self.compared_changes(wildcards)
-            if not clean_dev(self.arms[arm]["distillation"], self.arms[arm]["teachers"])
+            if not self.keeps_dev_clean(arm)
         ]
+
+    def keeps_dev_clean(self, arm: str) -> bool:
+        """Return whether no teacher of an arm was trained on its student's dev rows."""
+        settings = self.arms[arm]
+        distillation = read(DistillationSettings, settings["distillation"])
+        return distillation.keeps_dev_clean(settings["teachers"])
 
 
 def scaling_name(calibration: Mapping[str, Any]) -> str:

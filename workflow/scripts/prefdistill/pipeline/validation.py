@@ -15,10 +15,6 @@ from prefdistill.errors import UserError
 from prefdistill.pipeline.contradictions import check_consistency
 
 LONGEST_VALUE = 200  # characters of a value in a message
-# These say how a job runs, not what comes out: a change reruns nothing.
-RUN_TIME_KEYS = frozenset(
-    {"token_budget", "recompute", "compile", "checkpoint_steps", "progress_batches"}
-)
 
 # Keys that were taken out: since which version, and what they gave.
 GONE = {
@@ -39,11 +35,6 @@ GONE = {
         "choosing uncertain rows for a second view was no better than chance",
     ),
 }
-
-
-def result_settings(settings: dict[str, Any]) -> dict[str, Any]:
-    """Settings that decide a result, without those of how a job runs; keys sorted."""
-    return {key: settings[key] for key in sorted(settings) if key not in RUN_TIME_KEYS}
 
 
 def validate_config(config: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ between seeds stands beside it.
 """
 
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,16 @@ from typing import Any
 import numpy as np
 
 from prefdistill.report.tables import markdown_table
-from prefdistill.scores.metrics import Labels, group_bootstrap, row_log_loss
-from prefdistill.scores.views import read_predictions, symmetrise
+from prefdistill.scores.metrics import (
+    Labels,
+    group_bootstrap,
+    read_labels,
+    row_log_loss,
+)
+from prefdistill.scores.views import symmetrise
+from prefdistill.storage.tables import read_logits
+
+logger = logging.getLogger(__name__)
 
 COLUMNS = (
     "split", "from", "to", "n", "from_log_loss", "to_log_loss",
@@ -25,16 +34,14 @@ COLUMNS = (
 
 def arm_losses(
     labels: Sequence[Labels],
-    predictions: Sequence[Sequence[Sequence[Path]]],
-    views: Sequence[str],
+    predictions: Sequence[Sequence[Path]],
     split: str,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Log losses of an arm's rows, both orders averaged.
 
     Args:
         labels: Of each fold's file.
-        predictions: Seeds, to folds, to one file a view.
-        views: The views of the files.
+        predictions: For each seed the logits of every fold.
         split: ``dev``, whose rows of all folds stand side by side, or a split that all
             folds share, whose rows are averaged over folds.
 
@@ -44,11 +51,11 @@ def arm_losses(
     by_seed, groups = [], []
     for folds in predictions:
         parts = []
-        for label, paths in zip(labels, folds, strict=True):
-            scores = read_predictions(paths, views)
+        for label, path in zip(labels, folds, strict=True):
+            scores = read_logits(path)
             known = label.rows(label.split == split)
             logits = scores.logits[scores.rows_of(known.ids)]
-            parts.append(row_log_loss(symmetrise(logits, views), known.label))
+            parts.append(row_log_loss(symmetrise(logits, scores.views), known.label))
             groups.append(known.group)
         pooled = split == "dev"
         by_seed.append(np.concatenate(parts) if pooled else np.mean(parts, axis=0))
@@ -82,6 +89,45 @@ def compare_losses(
         "high": step.high,
         "seed_sd": float(spread.std(ddof=1)) if len(spread) > 1 else None,
     }
+
+
+def compare_arms(
+    fold_files: Sequence[Path],
+    predictions: Mapping[str, Sequence[Sequence[Path]]],
+    comparisons: Sequence[tuple[str, str]],
+    unclean: Sequence[str],
+    **bootstrap: int,
+) -> list[dict[str, Any]]:
+    """Compare arms pair by pair on dev and test.
+
+    Args:
+        fold_files: The fold files.
+        predictions: For each arm and seed the logits of every fold.
+        comparisons: Pairs of arms, before and after.
+        unclean: Arms whose dev scores are not clean.
+        bootstrap: ``n_bootstrap`` and ``seed``.
+
+    Returns:
+        One row of ``COLUMNS`` a split and comparison.
+    """
+    labels = [read_labels(path) for path in fold_files]
+    rows = []
+    for split in ("dev", "test"):
+        losses = {
+            arm: arm_losses(labels, files, split) for arm, files in predictions.items()
+        }
+        for before, after in comparisons:
+            (first, groups), (second, _) = losses[before], losses[after]
+            effect = compare_losses(first, second, groups, **bootstrap)
+            clean = split != "dev" or not {before, after} & set(unclean)
+            names = {"split": split, "from": before, "to": after}
+            rows.append({**names, **effect, "clean": int(clean)})
+            logger.info(
+                "%s: %s %.4f -> %s %.4f, difference %+.4f [%+.4f, %+.4f]",
+                split, before, effect["from_log_loss"], after, effect["to_log_loss"],
+                effect["difference"], effect["low"], effect["high"],
+            )  # fmt: skip
+    return rows
 
 
 def ablation_page(

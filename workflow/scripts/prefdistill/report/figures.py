@@ -10,12 +10,12 @@ from cycler import cycler
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from prefdistill.classes import VERDICTS
 from prefdistill.scores.metrics import ece, reliability
 from prefdistill.storage.whole_files import atomic_path
 
 # Told apart by people who do not tell red from green, too (Okabe and Ito 2008).
 BLUE, ORANGE, GREY, BLACK = "#0072b2", "#d55e00", "#767676", "#1a1a1a"
-CLASSES = ("A", "B", "tie")
 # Text stays text in SVG, and ids do not change from run to run.
 STYLE = {
     "svg.fonttype": "none",
@@ -188,10 +188,10 @@ def draw_confusion(
             axes.text(guessed, said, f"{counts[said, guessed]:,}\n{share:.0%}",
                       ha="center", va="center",
                       color="white" if share > 0.55 else BLACK)  # fmt: skip
-        axes.set_xticks(range(3), CLASSES)
+        axes.set_xticks(range(3), VERDICTS)
         axes.set_title(f"{title}, accuracy {np.trace(counts) / counts.sum():.3f}")
         axes.set_xlabel("the model's most probable class")
-        _name_rows(axes, CLASSES)
+        _name_rows(axes, VERDICTS)
         axes.spines[:].set_visible(False)
     all_axes[0].set_ylabel("people's verdict")
     return figure

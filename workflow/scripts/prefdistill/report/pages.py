@@ -1,12 +1,20 @@
 """The report's tables as HTML pages that need nothing beside them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
+from pathlib import Path
 from typing import Any
 
+import yaml
 from markdown_it import MarkdownIt
 
-from prefdistill.report.run_record import RULE_COLUMNS
+from prefdistill.report.run_record import (
+    RULE_COLUMNS,
+    file_digests,
+    read_times,
+    read_versions,
+    rule_rows,
+)
 from prefdistill.report.tables import (
     calibration_table,
     cleaning_table,
@@ -238,3 +246,27 @@ def run_page(
         f"```yaml\n{config_text}```",
     ]
     return html_page("Run", "\n\n".join(parts))
+
+
+def record_page(
+    config: Mapping[str, Any],
+    fingerprinted: Iterable[Path],
+    benchmarks: Path,
+    logs: Path,
+) -> str:
+    """Write the page of the run that lies here.
+
+    Args:
+        config: The configuration with its defaults.
+        fingerprinted: Files whose digests are shown.
+        benchmarks: Folder of the benchmark files.
+        logs: Folder of the jobs' logs.
+    """
+    gpus = {name: teacher["gpus"] for name, teacher in config["teachers"].items()}
+    gpus["student"] = config["student"]["gpus"]
+    return run_page(
+        rule_rows(read_times(benchmarks, logs, gpus)),
+        read_versions(Path(__file__).parent),
+        file_digests(fingerprinted),
+        yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True),
+    )

@@ -1,12 +1,13 @@
-"""One score of all training rows, pooled from runs that each test one part of them.
+"""Pool runs that each test one part of the training rows: ``prefdistill pool``.
 
 With ``folds.test_part`` the m runs of a configuration test every training row once.
 Here their test predictions are laid end to end, and differences between stages are
-taken row by row, with intervals over prompt groups. Besides the pipeline's own steps it
-compares an average with its members: the mean loss of single folds, or of single
+taken row by row, with intervals over prompt groups. Besides the pipeline's own steps,
+an average is compared with its members: the mean loss of single folds, or of single
 views, with the loss of their average.
 """
 
+import argparse
 from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
@@ -17,26 +18,30 @@ import numpy as np
 from prefdistill.errors import UserError
 from prefdistill.report.score_table import (
     MEAN_MODEL,
+    SCORE_COLUMNS,
     STEP_COLUMNS,
     concatenate_folds,
     read_predictions_table,
+    score_rows,
     step_pairs,
 )
 from prefdistill.report.stages import Predictions
 from prefdistill.scores.calibration import calibrate_judge
 from prefdistill.scores.metrics import Labels, group_bootstrap, row_log_loss
-from prefdistill.scores.views import read_predictions
-from prefdistill.storage.tables import Logits
+from prefdistill.storage.joining import find_rows
+from prefdistill.storage.tables import Logits, read_logits, write_json
+from prefdistill.storage.whole_files import write_csv
 
 TABLE = "results/report/predictions.parquet"
-LOGITS = "results/predictions"
+LOGITS = "results/predictions/{model}/logits.npz"
 ONE_FOLD, ONE_VIEW = "one fold of ", "one view of "
+SHOWN = [name for name in SCORE_COLUMNS if name not in ("fold", "split")]
 
 Losses = tuple[np.ndarray, np.ndarray]
 
 
 def pool_parts(folders: Sequence[Path]) -> tuple[list[Predictions], Labels]:
-    """The test predictions of several runs as those of one, and the rows' labels.
+    """Join the test predictions of several runs, and the rows' labels.
 
     Args:
         folders: The runs' working folders.
@@ -81,7 +86,7 @@ def pool_parts(folders: Sequence[Path]) -> tuple[list[Predictions], Labels]:
 def pooled_scaling(
     folders: Sequence[Path], predictions: Sequence[Predictions], labels: Labels
 ) -> dict[str, Any]:
-    """The final judge's vector scaling, fitted on the test rows of all parts.
+    """Fit the final judge's vector scaling on the test rows of all parts.
 
     These are as many as the training rows, where ``select`` is a tenth of them or less.
     Another judge of the same settings, trained on all rows, may be scaled by it.
@@ -105,21 +110,20 @@ def pooled_scaling(
             f"{folders[0]}: the final model {model} has no scaling of its own; set "
             "predict.model to merged, gptq8 or gptq4"
         )
-    views = list(judge[0].probs)
     parts = []
     for folder in folders:
-        paths = [folder / LOGITS / model / f"{view}.parquet" for view in views]
-        parts.append(read_predictions(paths, views, splits=["test"]))
+        scores = read_logits(folder / LOGITS.format(model=model))
+        parts.append(scores.select(scores.split == "test"))
     columns = [
         np.concatenate([getattr(part, name) for part in parts])
         for name in ("ids", "split", "logits")
     ]
-    scores = Logits(*columns, meta={"views": views})
-    return calibrate_judge(scores, labels, views, "vector", split="test")[1]
+    scores = Logits(*columns, meta={"views": parts[0].views})
+    return calibrate_judge(scores, labels, "vector", split="test")[1]
 
 
 def stage_losses(predictions: Sequence[Predictions], labels: Labels) -> dict:
-    """Row-wise log losses of every stage, by what the stage is called in the table.
+    """Compute row-wise log losses of every stage, by its name in the table.
 
     Returns:
         Name to ``(ids, losses)``: a stage's own (with several teachers, their mean's),
@@ -150,7 +154,7 @@ def stage_losses(predictions: Sequence[Predictions], labels: Labels) -> dict:
 
 
 def pooled_pairs(predictions: Sequence[Predictions]) -> list[tuple[str, str]]:
-    """Which stages are compared: the pipeline's steps, and what averaging is worth."""
+    """List the stages to compare: the pipeline's steps, and averages with members."""
     stages = {one.stage for one in predictions}
     judges = [s for s in dict.fromkeys(one.stage for one in predictions)
               if f"{s}_calibrated" in stages and s != "teacher"]  # fmt: skip
@@ -170,12 +174,11 @@ def pooled_pairs(predictions: Sequence[Predictions]) -> list[tuple[str, str]]:
 def _compare(
     before: Losses, after: Losses, labels: Labels, evaluation: dict[str, int]
 ) -> tuple[int, float, float, float]:
-    """Number of common rows, mean difference of their losses, ends of its interval."""
+    """Compare common rows: their number, mean difference of losses, its interval."""
     ids = before[0][np.isin(before[0], after[0])]
     values = []
     for own, losses in (before, after):
-        order = np.argsort(own)
-        values.append(losses[order[np.searchsorted(own, ids, sorter=order)]])
+        values.append(losses[find_rows(own, ids)])
     groups = labels.of(ids).group
     span = group_bootstrap(values[1] - values[0], groups, **evaluation)
     return len(ids), span.mean, span.low, span.high
@@ -184,7 +187,7 @@ def _compare(
 def pooled_steps(
     predictions: Sequence[Predictions], labels: Labels, evaluation: dict[str, int]
 ) -> list[dict[str, Any]]:
-    """Rows of a step table on the pooled test rows; a negative difference is a gain.
+    """Make a step table on the pooled test rows; a negative difference is a gain.
 
     Args:
         predictions: Of ``pool_parts``.
@@ -208,7 +211,7 @@ def compare_runs(
     evaluation: dict[str, int],
     wanted: Callable[[str], bool] = lambda name: not name.startswith("one "),
 ) -> list[dict[str, Any]]:
-    """What another configuration is worth, stage by stage, on the same test rows.
+    """Compare with another configuration, stage by stage, on the same test rows.
 
     Args:
         before: Predictions of one configuration, pooled.
@@ -230,3 +233,100 @@ def compare_runs(
             row = (f"other {stage}", stage, "test", *values)
             table.append(dict(zip(STEP_COLUMNS, row, strict=True)))
     return table
+
+
+def markdown(rows: list[dict], columns: list[str]) -> str:
+    """Write a Markdown table with four decimals and empty cells for None."""
+
+    def cell(value: object) -> str:
+        if isinstance(value, float):
+            return f"{value:.4f}"
+        return "" if value is None else str(value)
+
+    lines = [columns, ["---"] * len(columns)]
+    lines += [[cell(row[name]) for name in columns] for row in rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def print_tables(
+    parts: list[Path],
+    other: list[Path],
+    out: Path | None,
+    scaling: Path | None = None,
+    *,
+    n_bootstrap: int = 1000,
+    seed: int = 0,
+    n_bins: int = 15,
+) -> None:
+    """Print the pooled tables, and write what is asked for.
+
+    Args:
+        parts: Working folders of the runs.
+        other: Those of another configuration on the same rows; may be empty.
+        out: Folder for the tables as CSV files.
+        scaling: File for a scaling of the final judge, fitted on all pooled rows.
+        n_bootstrap: Resamples behind an interval.
+        seed: Of the resamples.
+        n_bins: Of the calibration error.
+
+    Raises:
+        UserError: As ``pool_parts``, ``compare_runs`` and ``pooled_scaling``.
+    """
+    settings = {"n_bootstrap": n_bootstrap, "seed": seed}
+    predictions, labels = pool_parts(parts)
+    whole = [one for one in predictions if one.fold is None]
+    scores = score_rows(whole, labels, n_bins=n_bins, **settings)
+    tables = {"scores": (scores, SCORE_COLUMNS)}
+    tables["steps"] = pooled_steps(predictions, labels, settings), STEP_COLUMNS
+    if other:
+        compared = compare_runs(pool_parts(other)[0], predictions, labels, settings)
+        tables["other"] = compared, STEP_COLUMNS
+    for name, (rows, columns) in tables.items():
+        if out is not None:
+            write_csv(out / f"{name}.csv", rows, columns)
+        if name == "scores":
+            averaged = {one.stage: "+".join(one.probs) for one in whole}
+            rows = [row for row in rows if row["views"] == averaged[row["stage"]]]
+            columns = SHOWN
+        print(markdown(rows, list(columns)), end="\n\n")
+    if scaling is not None:
+        record = pooled_scaling(parts, predictions, labels)
+        write_json(scaling, record)
+        print(
+            f"{scaling}: fitted on {record['n_select']} rows; cross-fitted log loss "
+            f"{record['nll_before']:.4f} -> {record['nll_after']:.4f}"
+        )
+
+
+def main(arguments: Sequence[str], prog: str) -> None:
+    """Run ``prefdistill pool``.
+
+    Raises:
+        UserError: As ``print_tables``.
+    """
+    parser = argparse.ArgumentParser(
+        prog=prog,
+        description="Pool finished runs, each with its own `folds.test_part`, into one "
+        "score of all training\nrows. Prints the scores of every stage and the paired "
+        "differences between stages.",
+        epilog=f"example: {prog} part0 part1 part2 --other plain0 plain1 plain2",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "parts", nargs="+", type=Path, help="working folders of the runs"
+    )
+    parser.add_argument(
+        "--other", nargs="+", type=Path, default=[], metavar="PART",
+        help="runs of another configuration on the same rows: also print what each "
+        "stage gains over theirs",
+    )  # fmt: skip
+    parser.add_argument(
+        "--out", type=Path, metavar="FOLDER", help="keep the tables as CSV files"
+    )
+    parser.add_argument(
+        "--scaling", type=Path, metavar="FILE",
+        help="write the final judge's scaling, fitted on all pooled rows, as the "
+        "calibration.json of a run on all rows",
+    )  # fmt: skip
+    given = parser.parse_args(arguments)
+    print_tables(given.parts, given.other, given.out, given.scaling)

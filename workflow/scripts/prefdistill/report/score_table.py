@@ -20,6 +20,7 @@ from prefdistill.scores.metrics import (
     row_log_loss,
 )
 from prefdistill.scores.views import PROBABILITY_COLUMNS, columns_of
+from prefdistill.storage.joining import find_rows
 from prefdistill.storage.tables import read_table
 
 MEAN_MODEL = "mean"
@@ -67,7 +68,7 @@ def mean_of_models(parts: Sequence[Predictions]) -> Predictions:
     ids = parts[0].ids
     for part in parts[1:]:
         ids = ids[np.isin(ids, part.ids)]
-    order = [_rows_of(part.ids, ids) for part in parts]
+    order = [find_rows(part.ids, ids) for part in parts]
     probs = {
         view: np.mean(
             [p.probs[view][rows] for p, rows in zip(parts, order, strict=True)], axis=0
@@ -75,11 +76,6 @@ def mean_of_models(parts: Sequence[Predictions]) -> Predictions:
         for view in parts[0].probs
     }
     return replace(parts[0], fold=None, ids=ids, probs=probs)
-
-
-def _rows_of(ids: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    order = np.argsort(ids)
-    return order[np.searchsorted(ids, wanted, sorter=order)]
 
 
 def over_folds(predictions: Iterable[Predictions]) -> list[Predictions]:
@@ -189,8 +185,7 @@ def paired_steps(
                 continue
             known = labels.of(ids)
             losses = [
-                row_log_loss(p.averaged()[_rows_of(p.ids, ids)], known.label)
-                for p in (before, after)
+                row_log_loss(p.probs_of(ids), known.label) for p in (before, after)
             ]
             span = group_bootstrap(
                 losses[1] - losses[0],

@@ -28,13 +28,83 @@ from prefdistill.scores.views import (
     as_answers,
     average_logits,
     columns_of,
-    read_predictions,
     symmetrise,
 )
-from prefdistill.storage.tables import VIEWS, Logits, read_logits, read_table
+from prefdistill.storage.joining import find_rows
+from prefdistill.storage.tables import Logits, read_logits, read_table
 
 SPLITS = ("dev", "select", "test")
 BOTH = "AB+BA"
+
+
+@dataclass(frozen=True)
+class StageFiles:
+    """The files that hold what every stage predicts.
+
+    Attributes:
+        folds: The fold files, for the labels.
+        baselines: ``baselines.parquet``.
+        teachers: For each teacher, raw and calibrated logits of each fold.
+        students: The logits of each fold's student.
+        labels_only: The same of students trained on labels alone, or empty.
+        weights: The ensemble's ``weights.json``.
+        judges: For each exported model its logits and its calibration.
+        final: Name of the model that makes the submission.
+        final_files: Its symmetrised predictions, its logits, and its calibration.
+        truth: The simulator's probabilities, if the data are simulated.
+    """
+
+    folds: Sequence[Path]
+    baselines: Path
+    teachers: Mapping[str, Sequence[tuple[Path, Path]]]
+    students: Sequence[Path]
+    labels_only: Sequence[Path]
+    weights: Path
+    judges: Mapping[str, tuple[Path, Path]]
+    final: str
+    final_files: tuple[Path, Path, Path]
+    truth: Path | None
+
+    @classmethod
+    def of(
+        cls, source: Any, teachers: Sequence[str], judges: Sequence[str], final: str
+    ) -> "StageFiles":
+        """Take the files from the named inputs of the rule ``evaluate``."""
+
+        def paths(name: str) -> list[Path]:
+            """A named input as paths, also where it is one file or none."""
+            value = source.get(name, [])
+            return [Path(p) for p in ([value] if isinstance(value, str) else value)]
+
+        both = zip(paths("judges"), paths("judge_calibrations"), strict=True)
+        return cls(
+            folds=paths("folds"),
+            baselines=Path(source.baselines),
+            teachers=pair_teacher_files(teachers, paths("logits"), paths("calibrated")),
+            students=paths("students"),
+            labels_only=paths("labels_only"),
+            weights=Path(source.weights),
+            judges=dict(zip(judges, both, strict=True)),
+            final=final,
+            final_files=(
+                Path(source.final),
+                Path(source.final_logits),
+                Path(source.final_calibration),
+            ),
+            truth=next(iter(paths("truth")), None),
+        )
+
+
+def pair_teacher_files(
+    teachers: Sequence[str], raw: Sequence[Path], calibrated: Sequence[Path]
+) -> dict[str, list[tuple[Path, Path]]]:
+    """Pair raw and calibrated logits, listed teacher by teacher, under their names."""
+    pairs = list(zip(map(Path, raw), map(Path, calibrated), strict=True))
+    n_folds = len(pairs) // max(len(teachers), 1)
+    return {
+        name: pairs[place * n_folds : (place + 1) * n_folds]
+        for place, name in enumerate(teachers)
+    }
 
 
 @dataclass(frozen=True)
@@ -70,11 +140,11 @@ class Predictions:
         Raises:
             UserError: If a row is missing.
         """
-        place = {name: row for row, name in enumerate(self.ids.tolist())}
-        missing = [name for name in ids.tolist() if name not in place]
-        if missing:
-            raise UserError(f"{self.stage} has no prediction of row id {missing[0]}")
-        return self.averaged()[[place[name] for name in ids.tolist()]]
+        rows = find_rows(self.ids, ids)
+        if (rows < 0).any():
+            missing = ids[rows < 0][0]
+            raise UserError(f"{self.stage} has no prediction of row id {missing}")
+        return self.averaged()[rows]
 
     def by_views(self) -> list[tuple[str, np.ndarray, float | None]]:
         """Each view, then their average: name, probabilities, swap agreement."""
@@ -86,9 +156,9 @@ class Predictions:
 
 
 def from_logits(
-    stage: str, model: str, fold: int | None, scores: Logits, views: Sequence[str]
+    stage: str, model: str, fold: int | None, scores: Logits
 ) -> list[Predictions]:
-    """A model's predictions on each split that it may be scored on."""
+    """Turn a model's logits into predictions on each split that it may be scored on."""
     found = []
     for split in SPLITS:
         rows = scores.select(scores.split == split)
@@ -96,7 +166,7 @@ def from_logits(
             continue
         single = {
             view: symmetrise(rows.logits[:, [place]], [view])
-            for place, view in enumerate(views)
+            for place, view in enumerate(scores.views)
         }
         found.append(Predictions(stage, model, fold, split, rows.ids, single))
     return found
@@ -115,18 +185,16 @@ def read_all_labels(fold_paths: Sequence[Path]) -> Labels:
     return Labels(*parts).rows(first)
 
 
-def calibrated_judge(
-    scores: Logits, fit: Scaling, labels: Labels, views: Sequence[str]
-) -> Logits:
+def calibrated_judge(scores: Logits, fit: Scaling, labels: Labels) -> Logits:
     """A judge's calibrated logits; cross-fitted on select, where the fit was made."""
     scaled = fit.apply(scores.logits)
     rows = np.flatnonzero(scores.split == "select")
     if len(rows):
         known = labels.of(scores.ids[rows])
-        answers = as_answers(scores.logits[rows], views)
+        answers = as_answers(scores.logits[rows], scores.views)
         settings = {"method": fit.method, "tied": fit.tied}
         fitted = cross_fit(answers, known.label, known.group, **settings)
-        scaled[rows] = as_answers(fitted, views)
+        scaled[rows] = as_answers(fitted, scores.views)
     return scores.replace_logits(scaled)
 
 
@@ -138,7 +206,7 @@ def calibrated_teacher(
     known = labels.of(calibrated.ids[rows])
     dev = raw.logits[raw.rows_of(calibrated.ids[rows])]
     logits = calibrated.logits.copy()
-    logits[rows] = cross_fit_views(dev, known, VIEWS, **settings)
+    logits[rows] = cross_fit_views(dev, known, raw.views, **settings)
     return calibrated.replace_logits(logits)
 
 
@@ -154,50 +222,42 @@ def score_teacher(
     for fold, (raw_path, calibrated_path) in enumerate(paths):
         raw, calibrated = read_logits(raw_path), read_logits(calibrated_path)
         scaled = calibrated_teacher(raw, calibrated, labels, settings)
-        found += from_logits("teacher", name, fold, raw, VIEWS)
-        found += from_logits("teacher_calibrated", name, fold, scaled, VIEWS)
+        found += from_logits("teacher", name, fold, raw)
+        found += from_logits("teacher_calibrated", name, fold, scaled)
     return found
 
 
 def score_students(
-    stage: str,
-    paths: Sequence[Sequence[Path]],
-    views: Sequence[str],
-    weights_path: Path | None,
+    stage: str, paths: Sequence[Path], weights_path: Path | None = None
 ) -> list[Predictions]:
     """The fold students, and as stage ``adapters`` the mean of their logits.
 
     Args:
         stage: Stage of the fold students.
-        paths: For each fold the predictions of each view.
-        views: The views.
+        paths: Each fold's logits.
         weights_path: The ensemble's weights for that mean, or None to leave it out.
     """
-    models = [read_predictions(files, views) for files in paths]
+    models = [read_logits(path) for path in paths]
     found = []
     for fold, scores in enumerate(models):
-        found += from_logits(stage, "student", fold, scores, views)
+        found += from_logits(stage, "student", fold, scores)
     if weights_path is not None:
         weights = read_weights(weights_path, list(range(len(models))))
         mean = average_logits(models, weights)
-        found += from_logits("adapters", "student", None, mean, views)
+        found += from_logits("adapters", "student", None, mean)
     return found
 
 
 def score_judge(
-    name: str,
-    paths: Sequence[Path],
-    calibration_path: Path,
-    labels: Labels,
-    views: Sequence[str],
+    name: str, path: Path, calibration_path: Path, labels: Labels
 ) -> list[Predictions]:
-    """An exported model's predictions, raw and with its own calibration."""
-    scores = read_predictions(paths, views, SPLITS)
+    """Read an exported model's predictions, raw and with its own calibration."""
+    scores = read_logits(path)
     fit = read_scaling(calibration_path)
-    scaled = calibrated_judge(scores, fit, labels, views)
+    scaled = calibrated_judge(scores, fit, labels)
     return [
-        *from_logits(name, name, None, scores, views),
-        *from_logits(f"{name}_calibrated", name, None, scaled, views),
+        *from_logits(name, name, None, scores),
+        *from_logits(f"{name}_calibrated", name, None, scaled),
     ]
 
 
@@ -221,24 +281,39 @@ def from_baselines(path: Path, splits: Sequence[str] = SPLITS) -> list[Predictio
     return found
 
 
+def trees_probabilities(path: Path, ids: np.ndarray) -> np.ndarray:
+    """Read the trees' probabilities of rows that they were not trained on, ``(n, 3)``.
+
+    Args:
+        path: ``baselines.parquet``.
+        ids: ``(n,)`` ids of rows of select, test or unlabelled pairs.
+
+    Raises:
+        UserError: If the file lacks one of the rows.
+    """
+    found = from_baselines(path, ("select", "test", "unlabelled"))
+    parts = [one for one in found if one.stage == "trees"]
+    known = [name for one in parts for name in one.ids.tolist()]
+    rows = find_rows(known, ids)
+    if (rows < 0).any():
+        raise UserError(f"{path}: the trees lack row id {ids[rows < 0][0]}")
+    return np.concatenate([one.averaged() for one in parts])[rows]
+
+
 def score_final(
-    name: str,
-    symmetrised_path: Path,
-    view_paths: Sequence[Path],
-    calibration_path: Path,
-    views: Sequence[str],
+    name: str, symmetrised_path: Path, logits_path: Path, calibration_path: Path
 ) -> Predictions:
     """The test predictions of the submission's model, just as it makes them."""
     table = read_table(symmetrised_path, SYMMETRISED_SCHEMA)
     ids = np.array(table.column("id").to_pylist(), dtype=np.str_)
     rows = np.array(table.column("split").to_pylist()) == "test"
-    probs = {"+".join(views): columns_of(table, PROBABILITY_COLUMNS)[rows]}
+    scores = read_logits(logits_path)
+    probs = {"+".join(scores.views): columns_of(table, PROBABILITY_COLUMNS)[rows]}
     agreement = None
-    if len(views) == 2:
-        scores = read_predictions(view_paths, views, ["test"])
+    if len(scores.views) == 2:
         fit = read_scaling(calibration_path)
         logits = fit.apply(scores.logits[scores.rows_of(ids[rows])])
-        both = as_answers(logits, views)
+        both = as_answers(logits, scores.views)
         agreement = swap_agreement(both[:, 0], both[:, 1])
     return Predictions("final", name, None, "test", ids[rows], probs, agreement)
 
@@ -246,14 +321,39 @@ def score_final(
 def from_truth(path: Path, labels: Labels) -> list[Predictions]:
     """The simulator's own probabilities of the labelled rows, stage ``bayes``."""
     table = read_table(path, columns=["id", *PROBABILITY_COLUMNS])
-    place = {name: row for row, name in enumerate(table.column("id").to_pylist())}
     probs = columns_of(table, PROBABILITY_COLUMNS)
     found = []
     for split in SPLITS:
         ids = labels.ids[labels.split == split]
         if len(ids):
-            own = {BOTH: probs[[place[name] for name in ids.tolist()]]}
+            rows = find_rows(table.column("id").to_pylist(), ids)
+            if (rows < 0).any():
+                raise UserError(f"{path}: lacks row id {ids[rows < 0][0]}")
+            own = {BOTH: probs[rows]}
             found.append(Predictions("bayes", "simulator", None, split, ids, own))
+    return found
+
+
+def gather(
+    files: StageFiles, labels: Labels, calibration: dict[str, Any]
+) -> list[Predictions]:
+    """Read what every stage predicts, in the order of the pipeline.
+
+    Args:
+        files: Where it lies.
+        labels: Labels of all rows that are scored.
+        calibration: The settings of the teachers' calibration.
+    """
+    found = from_baselines(files.baselines)
+    for name, paths in files.teachers.items():
+        found += score_teacher(name, paths, labels, calibration)
+    found += score_students("student_labels_only", files.labels_only)
+    found += score_students("student", files.students, files.weights)
+    for name, (path, fit_path) in files.judges.items():
+        found += score_judge(name, path, fit_path, labels)
+    found.append(score_final(files.final, *files.final_files))
+    if files.truth is not None:
+        found += from_truth(files.truth, labels)
     return found
 
 
@@ -273,7 +373,7 @@ def reliability_panels(
             raw, scaled = map(read_logits, pair)
             rows = raw.select(raw.split == "test")
             scaled = scaled.select(scaled.rows_of(rows.ids))
-            probs = [symmetrise(each.logits, VIEWS) for each in (rows, scaled)]
+            probs = [symmetrise(each.logits, each.views) for each in (rows, scaled)]
             parts.append((*probs, labels.of(rows.ids).label))
         panels[name] = tuple(np.concatenate(part) for part in zip(*parts, strict=True))
     table = read_table(final_path, SYMMETRISED_SCHEMA)

@@ -21,11 +21,13 @@ class BindingError(TypeError):
     """
 
 
-def bind(main: Callable[..., Any], job: Any) -> dict[str, Any]:
+def bind(
+    main: Callable[..., Any], job: Any, values: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """Choose and convert a value for each parameter of a script's ``main``.
 
     A parameter takes the rule's value of its name: of an input, an output or a param,
-    else of a wildcard, else one of these:
+    else of a wildcard, else of ``values``, else one of these:
 
     ========== =======================================================================
     scratch    Folder of this job alone, for what an interrupted job resumes from
@@ -40,6 +42,7 @@ def bind(main: Callable[..., Any], job: Any) -> dict[str, Any]:
     Args:
         main: The function. Its parameters are annotated.
         job: The script's ``snakemake`` object.
+        values: What the script itself gives.
 
     Raises:
         BindingError: Naming script and parameter.
@@ -51,7 +54,8 @@ def bind(main: Callable[..., Any], job: Any) -> dict[str, Any]:
         "config": job.config,
         "inputs": named[0],
         "outputs": named[1],
-    } | dict(job.wildcards.items())
+    }
+    extra |= {**(values or {}), **dict(job.wildcards.items())}
     check_names(main, *named, known=extra)
     return _fill(main, extra | named[0] | named[1] | named[2])
 
@@ -97,7 +101,7 @@ def _script_of(function: Callable[..., Any]) -> str:
 
 
 def _fill(function: Callable[..., Any], values: Mapping[str, Any]) -> dict[str, Any]:
-    """Convert the values of a function's, or dataclass's, parameters."""
+    """Convert the values of the parameters of a function or a dataclass."""
     hints = typing.get_type_hints(
         function.__init__ if inspect.isclass(function) else function
     )
@@ -157,7 +161,7 @@ def convert(value: Any, annotation: Any) -> Any:
 
 
 def _only(value: Any) -> Any:
-    """The one path of an input that a rule gives as a list."""
+    """Return the one path of an input that a rule may give as a list."""
     if isinstance(value, str | Path):
         return value
     if not isinstance(value, list) or len(value) != 1:
@@ -166,7 +170,7 @@ def _only(value: Any) -> Any:
 
 
 def _dataclass_of(value: Mapping[str, Any], kind: type) -> Any:
-    """A dataclass of paths, or one of settings."""
+    """Build a dataclass of paths, or one of settings, from what a rule names."""
     if _is_of_files(kind):
         check_names(kind, value, known=())
         return kind(**_fill(kind, value))
@@ -176,7 +180,7 @@ def _dataclass_of(value: Mapping[str, Any], kind: type) -> Any:
 
 
 def _is_of_files(kind: type) -> bool:
-    """Whether every field of a dataclass is a path, or a list of paths, or None."""
+    """Return whether every field of a dataclass is a path, some paths, or None."""
     wanted = (Path, list[Path], Path | None)
     hints = typing.get_type_hints(kind)
     return all(hint in wanted for hint in hints.values())

@@ -56,6 +56,7 @@ def run_job(
     online: bool = False,
     processes: int = 1,
     libraries: Callable[[], None] | None = None,
+    **values: Any,
 ) -> Any:
     """Run a script's ``main`` with the rule's values for its parameters.
 
@@ -68,6 +69,8 @@ def run_job(
         processes: Processes that share the job's work, one for each GPU.
         libraries: Imports the libraries that ``main`` needs, such as
             ``imports.import_quantiser``. Called first, in each process that does work.
+        **values: More of ``main``'s parameters: what the rule does not name, as it
+            changes no result, such as a budget of tokens.
     """
     guard = guarded(job, online=online, processes=processes)
     if main is None:
@@ -75,7 +78,7 @@ def run_job(
     with guard:
         if libraries is not None:
             libraries()
-        main(**bind(main, job))
+        main(**bind(main, job, values))
     return None
 
 

@@ -21,7 +21,7 @@ _WILDCARD = re.compile(r"\{+\w+\}+")
 
 @cache
 def _targets() -> list[tuple[int, re.Pattern[str], re.Pattern[str], str]]:
-    """Each output: its literal length, its pattern, its folder's pattern, its rule."""
+    """List each output: its literal length, pattern, folder's pattern and rule."""
     found = []
     for path in sorted(RULES.glob("*.smk")):
         for rule, body in _RULE.findall(path.read_text(encoding="utf-8")):

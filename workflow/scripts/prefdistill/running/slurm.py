@@ -1,4 +1,4 @@
-"""What a job asks Slurm: how long it may run, and to be queued again."""
+"""Ask Slurm how long a job may run, and to queue the job again."""
 
 import logging
 import os
@@ -24,7 +24,7 @@ def _ask(*command: str) -> subprocess.CompletedProcess | None:
 
 
 def parse_duration(text: str) -> float | None:
-    """Seconds of ``[days-][[hours:]minutes:]seconds``; None if it is no time."""
+    """Parse ``[days-][[hours:]minutes:]seconds`` to seconds. None if it is no time."""
     match = re.fullmatch(r"(?:(\d+)-)?(?:(\d+):)??(?:(\d+):)?(\d+)", text.strip())
     if match is None:
         return None
@@ -33,7 +33,7 @@ def parse_duration(text: str) -> float | None:
 
 
 def seconds_left() -> float | None:
-    """Time until Slurm ends this job; None outside Slurm or without a limit."""
+    """Ask how many seconds this job has left. None outside Slurm or without a limit."""
     job = os.environ.get("SLURM_JOB_ID")
     if not job:
         return None
@@ -44,8 +44,8 @@ def seconds_left() -> float | None:
 def requeue() -> None:
     """Have Slurm queue this job again under its number; Slurm ends it then.
 
-    Where Slurm does not, the job ends at its time limit, and that is a failure which
-    the driver answers with a retry.
+    If Slurm does not queue it again, the job ends at its time limit. The driver counts
+    that as a failure and retries.
     """
     answer = _ask("scontrol", "requeue", os.environ["SLURM_JOB_ID"])
     if answer is not None and not answer.returncode:

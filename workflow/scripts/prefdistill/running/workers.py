@@ -1,4 +1,4 @@
-"""Running a job's script as several processes of one node, and watching them.
+"""Run a job's script as several processes of one node, and watch them.
 
 The processes find the environment that torchrun would give them. torchrun itself is
 not used: it ends workers of a failed or stopped job by its own clock, with its own
@@ -27,7 +27,7 @@ _PR_SET_PDEATHSIG = 1
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a worker ended, if not well.
+    """Describe how a worker ended that did not end well.
 
     Attributes:
         kind: ``stopped`` on request, ``refused`` with a line for the user, ``failed``
@@ -42,17 +42,17 @@ class Outcome:
 
 
 def is_worker() -> bool:
-    """Whether ``run_workers`` started this process."""
+    """Return whether ``run_workers`` started this process."""
     return RUN_FOLDER in os.environ
 
 
 def worker_rank() -> int:
-    """The number of this worker, from 0."""
+    """Return the number of this worker, from 0."""
     return int(os.environ["RANK"])
 
 
 def n_workers() -> int:
-    """How many workers the job has."""
+    """Return how many workers the job has."""
     return int(os.environ["WORLD_SIZE"])
 
 
@@ -75,8 +75,9 @@ def run_workers(
 ) -> Outcome | None:
     """Run this process's script in ``count`` processes, to the end of the last.
 
-    A request to stop is handed on as SIGTERM, once, and then waited for. When a worker
-    fails, the others, which may wait for it for ever, are killed after ``GRACE_S``.
+    A request to stop is passed on as SIGTERM, once; then all workers end by themselves.
+    When a worker fails, the others might wait for it for ever, so they are killed after
+    ``GRACE_S``.
 
     Args:
         count: Number of processes.
@@ -91,7 +92,8 @@ def run_workers(
         shared = {"WORLD_SIZE": str(count), RUN_FOLDER: folder}
         workers = [
             subprocess.Popen(
-                [sys.executable, *sys.argv],
+                # `sys.argv` lacks the `-m` of `python -m benchmarks.engine`.
+                [sys.executable, *sys.orig_argv[1:]],
                 env=os.environ | shared | {"RANK": str(n), "LOCAL_RANK": str(n)},
                 pass_fds=[lock],
             )
@@ -125,7 +127,7 @@ def _watch(
 
 
 def _explain(statuses: list[int | None], folder: Path) -> Outcome | None:
-    """The outcome that explains the others, or None if all is well.
+    """Choose the outcome that explains the others. None if all is well.
 
     A refusal comes first, then a death, then a request to stop, then the earliest of
     other failures: once one process is gone, the connections of the others fail.

@@ -16,8 +16,9 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from prefdistill.classes import swap_classes, swap_labels
 from prefdistill.scores.metrics import Labels, class_prior, null_rows
-from prefdistill.scores.views import PROBABILITY_COLUMNS, swap_classes
+from prefdistill.scores.views import PROBABILITY_COLUMNS
 
 STAGES = ("prior", "length", "trees")
 BASELINES_SCHEMA = pa.schema(
@@ -162,7 +163,7 @@ def _fit_predict(
     def view(features: Features) -> np.ndarray:
         return getattr(features, columns)()
 
-    swapped = np.array([1, 0, 2])[labels]
+    swapped = swap_labels(labels)
     model.fit(
         np.vstack([view(train), view(train.swapped())]),
         np.concatenate([labels, swapped]),

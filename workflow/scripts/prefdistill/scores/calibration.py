@@ -8,13 +8,14 @@ rows that the model was not trained on.
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
 from scipy.optimize import minimize
 from scipy.special import log_softmax, logsumexp, softmax
 
+from prefdistill.classes import swap_labels
 from prefdistill.errors import UserError
 from prefdistill.scores.metrics import (
     Interval,
@@ -168,7 +169,7 @@ def pool_views(
     Returns:
         ``(n * n_views, 1, 3)`` logits, row by row, and their ``(n * n_views,)`` labels.
     """
-    swapped = np.array([1, 0, 2])[labels]
+    swapped = swap_labels(labels)
     shown = np.stack([swapped if v == "BA" else labels for v in views], axis=1)
     return logits.reshape(-1, 1, 3), shown.ravel()
 
@@ -217,14 +218,13 @@ def cross_fit_views(
 
 
 def calibrate_teacher(
-    scores: Logits, labels: Labels, views: Sequence[str], *, method: str, tied: bool
+    scores: Logits, labels: Labels, *, method: str, tied: bool
 ) -> tuple[Scaling, dict[str, Any]]:
     """Fit a teacher's scaling on its dev rows, both views pooled.
 
     Args:
         scores: The teacher's logits.
         labels: Labels of its fold file.
-        views: The views of ``scores``.
         method: As for ``fit_scaling``.
         tied: As for ``fit_scaling``.
 
@@ -241,7 +241,7 @@ def calibrate_teacher(
             "no dev row has logits, so there is nothing to calibrate on; let "
             "teachers.<name>.inference.rows or n_rows take in dev rows"
         )
-    known = labels.of(dev.ids)
+    known, views = labels.of(dev.ids), dev.views
     pooled, shown = pool_views(dev.logits, known.label, views)
     fit = fit_scaling(pooled, shown, method=method, tied=tied)
     scaled = cross_fit_views(dev.logits, known, views, method=method, tied=tied)
@@ -264,7 +264,6 @@ def calibrate_teacher(
 def calibrate_judge(
     scores: Logits,
     labels: Labels,
-    views: Sequence[str],
     method: str,
     split: str = "select",
 ) -> tuple[Scaling, dict[str, Any]]:
@@ -276,7 +275,6 @@ def calibrate_judge(
     Args:
         scores: Logits that cover the rows to fit on.
         labels: Labels of a fold file.
-        views: The views of ``scores``.
         method: As for ``fit_scaling``.
         split: The rows to fit on, where not select's.
 
@@ -292,11 +290,11 @@ def calibrate_judge(
             f"the split {split} has no labelled rows to calibrate the judge on; raise "
             f"folds.{split}_fraction"
         )
-    logits = as_answers(scores.logits[scores.rows_of(known.ids)], views)
+    logits = as_answers(scores.logits[scores.rows_of(known.ids)], scores.views)
     settings = {"method": method, "tied": True}
     fit = fit_scaling(logits, known.label, **settings)
     scaled = cross_fit(logits, known.label, known.group, **settings)
-    answers = ["AB"] * len(views)
+    answers = ["AB"] * len(scores.views)
     effect = _effect(
         symmetrise(logits, answers),
         symmetrise(scaled, answers),
@@ -304,6 +302,19 @@ def calibrate_judge(
         known.group,
     )
     return fit, {**asdict(fit), "n_select": len(known.ids), **effect}
+
+
+def apply_to_teacher(scores: Logits, fit: Scaling, digest: str) -> Logits:
+    """Scale a teacher's logits, and say so in their provenance.
+
+    Args:
+        scores: The raw logits.
+        fit: The scaling.
+        digest: Of the file of the raw logits.
+    """
+    applied = {**asdict(fit), "fingerprint": fingerprint(fit, digest)}
+    scaled = scores.replace_logits(fit.apply(scores.logits))
+    return replace(scaled, meta={**scores.meta, "calibration": applied})
 
 
 def fingerprint(fit: Scaling, logits_digest: str) -> str:

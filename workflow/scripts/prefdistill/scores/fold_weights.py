@@ -101,7 +101,6 @@ def fold_reward(
     scores: Logits,
     labels: Labels,
     split: str,
-    views: Sequence[str],
     baseline: np.ndarray | None = None,
 ) -> Interval:
     """Mean of ``log p(y)``, minus that of a baseline if there is one, in nats.
@@ -110,7 +109,6 @@ def fold_reward(
         scores: A fold student's logits, the rows of the split among them.
         labels: Labels that cover the split.
         split: ``dev`` or ``select``.
-        views: The views of the logits; their probabilities are averaged.
         baseline: ``(n, 3)`` probabilities of (A, B, tie) of the labelled rows of the
             split, in the order of ``labels``.
 
@@ -123,23 +121,20 @@ def fold_reward(
             f"the split {split} has no labelled rows to weigh the folds on; raise "
             "folds.select_fraction or set ensemble.fold_weights: equal"
         )
-    probs = symmetrise(scores.logits[scores.rows_of(known.ids)], views)
+    probs = symmetrise(scores.logits[scores.rows_of(known.ids)], scores.views)
     gains = -row_log_loss(probs, known.label)
     if baseline is not None:
         gains += row_log_loss(baseline, known.label)
     return group_bootstrap(gains, known.group)
 
 
-def best_fold(
-    folds: Sequence[int], models: Sequence[Logits], labels: Labels, views: Sequence[str]
-) -> int:
+def best_fold(folds: Sequence[int], models: Sequence[Logits], labels: Labels) -> int:
     """The fold whose model has the lowest log loss on the split select.
 
     Args:
         folds: Fold numbers.
         models: Each fold model's logits, select rows among them.
         labels: Labels that cover select.
-        views: The views of the logits.
 
     Raises:
         UserError: If select has no labelled rows.
@@ -151,7 +146,7 @@ def best_fold(
             "folds.select_fraction or set predict.folds"
         )
     losses = [
-        log_loss(symmetrise(m.logits[m.rows_of(known.ids)], views), known.label)
+        log_loss(symmetrise(m.logits[m.rows_of(known.ids)], m.views), known.label)
         for m in models
     ]
     return list(folds)[int(np.argmin(losses))]

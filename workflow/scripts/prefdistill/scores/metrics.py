@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from prefdistill.errors import UserError
+from prefdistill.storage.joining import find_rows
 from prefdistill.storage.tables import TARGET_COLUMNS, read_table, table_targets
 
 LEAST_PROBABILITY = 1e-15
@@ -53,12 +54,9 @@ class Labels:
         Raises:
             UserError: If an id has no label.
         """
-        order = np.argsort(self.ids)
-        place = np.searchsorted(self.ids, ids, sorter=order)
-        rows = order[np.minimum(place, len(order) - 1)] if len(order) else place
-        found = self.ids[rows] == ids if len(order) else np.zeros(len(ids), bool)
-        if not np.all(found):
-            missing = ids[~found]
+        rows = find_rows(self.ids, ids)
+        missing = ids[rows < 0]
+        if len(missing):
             raise UserError(f"{len(missing)} ids have no label, such as {missing[0]}")
         return self.rows(rows)
 

@@ -1,5 +1,6 @@
-"""A fitted map of logits, as ``calibration.json`` keeps it."""
+"""Apply a fitted map of logits, and read it from ``calibration.json``."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,24 +25,24 @@ class Scaling:
         return logits.astype(np.float64) * np.array(self.a) + np.array(self.b)
 
 
-def scaling_of(record: dict[str, Any]) -> Scaling:
-    """The scaling of a record.
+def read_scaling(path: Path) -> Scaling:
+    """Read the scaling of a ``calibration.json``.
 
     Raises:
-        ValueError: If it holds no such thing.
+        DamagedFile: If the file holds no scaling.
+    """
+    record = read_json(path, ["method", "tied", "a", "b"])
+    with reading(path, "a calibration"):
+        return scaling_of(record)
+
+
+def scaling_of(record: Mapping[str, Any]) -> Scaling:
+    """Build the scaling that a calibration's record holds.
+
+    Raises:
+        KeyError, TypeError, ValueError: If the record holds none.
     """
     scale, shift = (tuple(map(float, record[key])) for key in ("a", "b"))
     if len(scale) != 3 or len(shift) != 3 or min(scale) <= 0:
         raise ValueError(f"scales {record['a']}, shifts {record['b']}")
     return Scaling(record["method"], record["tied"], scale, shift)
-
-
-def read_scaling(path: Path) -> Scaling:
-    """The scaling of a ``calibration.json``.
-
-    Raises:
-        UserError: If the file holds no such thing.
-    """
-    record = read_json(path, ["method", "tied", "a", "b"])
-    with reading(path, "a calibration"):
-        return scaling_of(record)

@@ -1,26 +1,19 @@
-"""Both orders of a pair: reading their predictions, and combining them by id.
+"""Both orders of a pair, and several models: turn, average and pool by id.
 
 A view shows the answers in one order, and its classes are (first answer, second
 answer, tie) as shown. Only this module turns them back into (A, B, tie).
 """
 
 from collections.abc import Sequence
-from pathlib import Path
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
+from prefdistill.classes import swap_classes
 from prefdistill.errors import UserError
 from prefdistill.scores.metrics import LEAST_PROBABILITY
-from prefdistill.storage.tables import (
-    LOGIT_COLUMNS,
-    PREDICTION_SCHEMA,
-    Logits,
-    read_table,
-    write_predictions,
-)
-from prefdistill.storage.whole_files import reading
+from prefdistill.storage.tables import Logits
 
 PROBABILITY_COLUMNS = ("p_a", "p_b", "p_tie")
 RAW_COLUMNS = ("raw_a", "raw_b", "raw_tie")
@@ -31,11 +24,6 @@ SYMMETRISED_SCHEMA = pa.schema(
         *[pa.field(name, pa.float64()) for name in PROBABILITY_COLUMNS + RAW_COLUMNS],
     ]
 )
-
-
-def swap_classes(values: np.ndarray) -> np.ndarray:
-    """Exchange the first two classes of ``(..., 3)`` values; its own inverse."""
-    return values[..., [1, 0, 2]]
 
 
 def as_answers(values: np.ndarray, views: Sequence[str]) -> np.ndarray:
@@ -81,66 +69,27 @@ def columns_of(table: pa.Table, names: Sequence[str]) -> np.ndarray:
     return np.stack([table.column(name).to_numpy() for name in names], axis=1)
 
 
-def read_predictions(
-    paths: Sequence[Path], views: Sequence[str], splits: Sequence[str] | None = None
-) -> Logits:
-    """Read one file per view and join them by id, in the first file's order.
-
-    Args:
-        paths: One file per view.
-        views: The views.
-        splits: Read only rows of these splits; all if not given.
-
-    Raises:
-        UserError: If a row of one view is missing in another.
-    """
-    joined: Logits | None = None
-    for path in paths:
-        table = read_table(path, PREDICTION_SCHEMA)
-        if splits is not None:
-            wanted = pa.array(list(splits), pa.string())
-            table = table.filter(pc.is_in(table.column("split"), wanted))
-        with reading(path, "predictions"):
-            view = Logits(
-                ids=np.array(table.column("id").to_pylist(), dtype=np.str_),
-                split=np.array(table.column("split").to_pylist(), dtype=np.str_),
-                logits=columns_of(table, LOGIT_COLUMNS)[:, None],
-                meta={"views": list(views)},
-            )
-        if joined is None:
-            joined = view
-            continue
-        odd = np.setxor1d(joined.ids, view.ids)
-        if len(odd):
-            where = path if odd[0] in joined.ids else paths[0]
-            raise UserError(f"{where}: lacks row id {odd[0]} of the other view")
-        both = [joined.logits, view.logits[view.rows_of(joined.ids)]]
-        joined = joined.replace_logits(np.concatenate(both, axis=1))
-    if joined is None:
-        raise UserError("no view was given; set predict.views")
-    return joined
-
-
-def write_views(paths: Sequence[Path], scores: Logits) -> None:
-    """Write each view of the scores to its own file, in the order of the views."""
-    for place, path in enumerate(paths):
-        write_predictions(path, scores.ids, scores.split, scores.logits[:, place])
-
-
 def average_logits(models: Sequence[Logits], weights: Sequence[float]) -> Logits:
     """Weighted mean of several models' logits, row by row and view by view.
 
-    A fold model's own dev rows are left out, as no other model scored them.
+    A fold model's own dev rows are left out, as no other model scored them. Of the
+    provenance stays what all models share.
 
     Args:
         models: One ``Logits`` per model, the same views in each.
         weights: One positive weight per model; they are normalised here.
 
     Raises:
-        UserError: If the models differ in their other rows.
+        UserError: If the models differ in their views or their other rows.
     """
     first, stacked = _on_common_rows(models)
-    return first.replace_logits(np.average(stacked, axis=0, weights=weights))
+    meta = {
+        key: value
+        for key, value in first.meta.items()
+        if all(key in model.meta and model.meta[key] == value for model in models)
+    }
+    averaged = np.average(stacked, axis=0, weights=weights).astype(np.float32)
+    return replace(first, logits=averaged, meta=meta)
 
 
 def _on_common_rows(models: Sequence[Logits]) -> tuple[Logits, np.ndarray]:
@@ -148,6 +97,11 @@ def _on_common_rows(models: Sequence[Logits]) -> tuple[Logits, np.ndarray]:
     outside = [model.select(model.split != "dev") for model in models]
     first = outside[0]
     for model in outside[1:]:
+        if model.views != first.views:
+            raise UserError(
+                f"the averaged models show {first.views} and {model.views}; they need "
+                "the same views in the same order"
+            )
         odd = np.setxor1d(first.ids, model.ids)
         if len(odd):
             raise UserError(f"row id {odd[0]} was not scored by every averaged model")

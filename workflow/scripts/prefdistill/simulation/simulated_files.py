@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from prefdistill.classes import SWAPPED
 from prefdistill.data.pairs import TEXT_COLUMNS
 from prefdistill.simulation.simulated_pairs import (
     MODEL_NAMES,
@@ -143,7 +144,7 @@ def _copy_duplicates(
             # Columns 1 and 2, the answers, change places; the prompt stays.
             taken = column if column == 0 or not swap else 3 - column
             texts[row] = list(donor.texts[taken][source])
-        classes = [1, 0, 2] if swap else [0, 1, 2]
+        classes = list(SWAPPED) if swap else [0, 1, 2]
         rows.models[row] = donor.models[source][classes[:2]]
         rows.probs[row] = donor.probs[source][classes]
         rows.labels[row] = classes[donor.labels[source]]

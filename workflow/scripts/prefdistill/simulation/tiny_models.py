@@ -7,6 +7,7 @@ settings and a seed determine everything.
 
 import logging
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,17 +25,17 @@ from tokenizers import (
 )
 from tokenizers.trainers import BpeTrainer
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
-    Gemma2Config,
-    LlamaConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
-    Qwen2Config,
 )
 from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
 
 from prefdistill.data.prompts import encode_pairs
+from prefdistill.engine.architectures import ARCHITECTURES
 from prefdistill.models.manifests import copy_file, write_manifest
+from prefdistill.settings import TextSettings, read
 from prefdistill.simulation.dense_labels import make_dense_labels
 from prefdistill.simulation.dense_training import BATCH_PAIRS, pretrain
 from prefdistill.simulation.simulated_pairs import (
@@ -48,16 +49,55 @@ from prefdistill.storage.whole_files import temporary_folder
 
 logger = logging.getLogger(__name__)
 
-CONFIG_CLASSES = {"llama": LlamaConfig, "qwen2": Qwen2Config, "gemma2": Gemma2Config}
-# BOS (Qwen2 has none), EOS, padding and two chat markers, as the real tokenizers spell
-# them.
-SPECIAL_TOKENS = {
-    "llama": (
-        *("<|begin_of_text|>", "<|end_of_text|>", "<|finetune_right_pad_id|>"),
-        *("<|start_header_id|>", "<|eot_id|>"),
+
+@dataclass(frozen=True)
+class TinyModel:
+    """Hold what a tiny model takes from its real tokenizer, and its learning rate.
+
+    Attributes:
+        bos: Token that begins a text, or None.
+        eos: Token that ends a text.
+        pad: Padding token.
+        markers: Two chat markers.
+        learning_rate: Peak learning rate of pre-training.
+        pieces: Pattern that splits text before BPE, applied after NFC; None for
+            ``PIECE_PATTERN`` without NFC.
+    """
+
+    bos: str | None
+    eos: str
+    pad: str
+    markers: tuple[str, str]
+    learning_rate: float
+    pieces: str | None = None
+
+
+# Special tokens are spelt as in the real tokenizers.
+TINY_MODELS = {
+    "llama": TinyModel(
+        bos="<|begin_of_text|>",
+        eos="<|end_of_text|>",
+        pad="<|finetune_right_pad_id|>",
+        markers=("<|start_header_id|>", "<|eot_id|>"),
+        learning_rate=4e-3,
     ),
-    "qwen2": (None, "<|im_end|>", "<|endoftext|>", "<|im_start|>", "<|fim_pad|>"),
-    "gemma2": ("<bos>", "<eos>", "<pad>", "<start_of_turn>", "<end_of_turn>"),
+    "qwen2": TinyModel(
+        bos=None,
+        eos="<|im_end|>",
+        pad="<|endoftext|>",
+        markers=("<|im_start|>", "<|fim_pad|>"),
+        learning_rate=4e-3,
+        # For a Qwen2 model, transformers replaces the saved normaliser and splitting by
+        # the real ones when it loads the folder, so training must use them too.
+        pieces=PRETOKENIZE_REGEX,
+    ),
+    "gemma2": TinyModel(
+        bos="<bos>",
+        eos="<eos>",
+        pad="<pad>",
+        markers=("<start_of_turn>", "<end_of_turn>"),
+        learning_rate=6e-3,
+    ),
 }
 VOCABULARY_SIZE = 1024
 # How text is split before BPE: a marker of the template is one piece; words, digits,
@@ -67,7 +107,6 @@ PIECE_PATTERN = (
 )
 N_TOKENIZER_PAIRS = 3_000
 MAX_PRETRAIN_PAIRS = 8_000  # longer pre-training repeats these pairs
-LEARNING_RATES = {"llama": 4e-3, "qwen2": 4e-3, "gemma2": 6e-3}
 WEIGHT_FILES = ("model.safetensors", "config.json")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 
@@ -77,19 +116,17 @@ def train_tokenizer(texts: Iterator[str], architecture: str) -> PreTrainedTokeni
 
     Args:
         texts: The texts to train on.
-        architecture: One of ``SPECIAL_TOKENS``.
+        architecture: One of ``TINY_MODELS``.
     """
-    bos, eos, pad, *others = SPECIAL_TOKENS[architecture]
+    tiny = TINY_MODELS[architecture]
+    special = (tiny.pad, tiny.eos, tiny.bos, *tiny.markers)
     tokenizer = Tokenizer(models.BPE())
-    pieces = PIECE_PATTERN
-    if architecture == "qwen2":
-        # For a Qwen2 model, transformers replaces the saved normaliser and splitting by
-        # the real ones when it loads the folder, so training must use them too.
-        pieces = PRETOKENIZE_REGEX
+    if tiny.pieces:
         tokenizer.normalizer = normalizers.NFC()
+    pieces = Regex(tiny.pieces or PIECE_PATTERN)
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split(Regex(pieces), behavior="isolated"),
+            pre_tokenizers.Split(pieces, behavior="isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
@@ -97,21 +134,22 @@ def train_tokenizer(texts: Iterator[str], architecture: str) -> PreTrainedTokeni
     trainer = BpeTrainer(
         vocab_size=VOCABULARY_SIZE,
         # They get the first ids, so the id of padding is 0.
-        special_tokens=[token for token in (pad, eos, bos, *others) if token],
+        special_tokens=[token for token in special if token],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
-    if bos:
+    if tiny.bos:
         tokenizer.post_processor = processors.TemplateProcessing(
-            single=f"{bos} $A", special_tokens=[(bos, tokenizer.token_to_id(bos))]
+            single=f"{tiny.bos} $A",
+            special_tokens=[(tiny.bos, tokenizer.token_to_id(tiny.bos))],
         )
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
-        bos_token=bos,
-        eos_token=eos,
-        pad_token=pad,
-        extra_special_tokens=others,
+        bos_token=tiny.bos,
+        eos_token=tiny.eos,
+        pad_token=tiny.pad,
+        extra_special_tokens=list(tiny.markers),
         clean_up_tokenization_spaces=False,
         model_max_length=8192,
     )
@@ -140,8 +178,8 @@ def build_model(
             ``seed``.
         tokenizer: Gives the size of the vocabulary and the ids of special tokens.
     """
-    architecture, hidden_size = settings["architecture"], settings["hidden_size"]
-    n_heads = settings["n_heads"]
+    hidden_size, n_heads = settings["hidden_size"], settings["n_heads"]
+    architecture = ARCHITECTURES[settings["architecture"]]
     shape = {
         # Rounded up to a multiple of 64, as in real models.
         "vocab_size": -(-len(tokenizer) // 64) * 64,
@@ -158,13 +196,13 @@ def build_model(
         "bos_token_id": tokenizer.bos_token_id,
         "eos_token_id": tokenizer.eos_token_id,
     }
-    if architecture == "gemma2":
-        shape["query_pre_attn_scalar"] = hidden_size // n_heads
+    if architecture.score_scale:
+        shape[architecture.score_scale] = hidden_size // n_heads
     torch.manual_seed(settings["seed"])
     return AutoModelForCausalLM.from_config(
-        CONFIG_CLASSES[architecture](**shape),
-        # Only eager attention applies Gemma-2's soft cap.
-        attn_implementation="eager" if architecture == "gemma2" else "sdpa",
+        AutoConfig.for_model(settings["architecture"], **shape),
+        # Only transformers' eager attention applies a soft cap.
+        attn_implementation="eager" if architecture.softcap else "sdpa",
     )
 
 
@@ -222,13 +260,13 @@ def make_tiny_base(
     logger.info("tokenizer of %d entries", len(tokenizer))
     model = build_model(settings, tokenizer)
     logger.info("%s, %d parameters", architecture, model.num_parameters())
-    encoded = encode_pairs(table, tokenizer, text)
+    encoded = encode_pairs(table, tokenizer, read(TextSettings, text))
     losses = pretrain(
         model,
         encoded,
         make_dense_labels(answers, encoded, tokenizer),
         n_steps=n_steps,
-        learning_rate=LEARNING_RATES[architecture],
+        learning_rate=TINY_MODELS[architecture].learning_rate,
         seed=settings["seed"],
     )
     save_base(folder, model, tokenizer)

@@ -1,4 +1,4 @@
-"""State of an unfinished job: safetensors and JSON, two generations, checked."""
+"""Keep the state of an unfinished job: safetensors and JSON, two generations."""
 
 import hashlib
 import json
@@ -21,7 +21,7 @@ N_GENERATIONS = 2
 
 
 def identity_of(settings: Any, *files: Path) -> str:
-    """Fingerprint of all that decides a job's result: its settings and input files."""
+    """Hash all that decides a job's result: its settings and input files."""
     return _digest([settings, *map(file_digest, files)])[:16]
 
 
@@ -30,7 +30,7 @@ def _digest(value: Any) -> str:
 
 
 class Checkpoints:
-    """The checkpoints of one job in a folder of its own.
+    """Save and load the checkpoints of one job, in a folder of its own.
 
     A generation is ``<identity>-step-<n>.safetensors`` and, written after it,
     ``<identity>-step-<n>.json`` with the SHA-256 of the tensors and its own. Both
@@ -71,10 +71,10 @@ class Checkpoints:
             _unlink(old)
 
     def load(self) -> tuple[int, dict[str, torch.Tensor], dict[str, Any]] | None:
-        """The newest whole generation: its step, tensors (CPU) and info.
+        """Load the newest whole generation: its step, tensors (CPU) and info.
 
-        A broken generation is passed over with one warning; so are those of another
-        identity, all together.
+        A broken generation is skipped with a warning. All those of another identity
+        are skipped with one warning.
         """
         own = self._paths(self.identity)
         foreign = [path for path in self._paths("*") if path not in own]
@@ -112,7 +112,7 @@ class Checkpoints:
             self.folder.rmdir()
 
     def _paths(self, identity: str) -> list[Path]:
-        """Paths of the generations' tensors, newest first, whole or not."""
+        """List the generations' tensor files, newest first, whole or not."""
         files = self.folder.glob(f"{identity}-step-*")
         paths = {
             file.with_suffix(".safetensors")

@@ -17,7 +17,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from prefdistill.classes import CLASSES
 from prefdistill.errors import UserError
+from prefdistill.storage.joining import find_rows
 from prefdistill.storage.whole_files import (
     atomic_path,
     check_unpacked,
@@ -61,14 +63,6 @@ FOLD_SCHEMA = pa.schema(
 
 LOGITS_MEMBERS = ("ids", "split", "logits", "meta")
 N_PROBED_ROWS = 16  # of a parquet file, to learn what a row takes
-LOGIT_COLUMNS = ("logit_first", "logit_second", "logit_tie")
-PREDICTION_SCHEMA = pa.schema(
-    [
-        pa.field("id", pa.string()),
-        pa.field("split", pa.string()),
-        *[pa.field(name, pa.float32()) for name in LOGIT_COLUMNS],
-    ]
-)
 
 
 def _plain(value: Any) -> Any:
@@ -190,20 +184,6 @@ def read_table(
         return table.cast(schema) if schema else table
 
 
-def write_predictions(
-    path: Path, ids: np.ndarray, split: np.ndarray, logits: np.ndarray
-) -> None:
-    """Write one view's logits, ``(n, 3)`` as shown, with ids and splits."""
-    arrays = [
-        pa.array(column, field.type)
-        for column, field in zip(
-            [ids, split, *logits.T], PREDICTION_SCHEMA, strict=True
-        )
-    ]
-    table = pa.Table.from_arrays(arrays, schema=PREDICTION_SCHEMA)
-    write_table(path, table, PREDICTION_SCHEMA)
-
-
 def table_targets(table: pa.Table) -> np.ndarray:
     """Target distributions of labelled rows: ``(n, 3)`` float32 (A, B, tie).
 
@@ -228,14 +208,19 @@ def table_targets(table: pa.Table) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Logits:
-    """Cached three-class logits of rows in both orders.
+    """Three-class logits of rows in one or both orders.
 
     Attributes:
         ids: ``(n,)`` unicode row ids, unique.
         split: ``(n,)`` unicode: train, dev, select, test or unlabelled.
         logits: ``(n, n_views, 3)`` float32, classes as shown: (first answer, second
-            answer, tie). View 0 shows (A, B), view 1 shows (B, A).
-        meta: JSON-able provenance: fingerprints of adapter, base, template, length.
+            answer, tie).
+        meta: JSON-able provenance. ``views`` names the order that each view shows, AB
+            or BA; a file from ``infer_logits`` has fingerprints of adapter, base and
+            template as well.
+
+    Raises:
+        UserError: If the arrays do not fit each other or the views.
     """
 
     ids: np.ndarray
@@ -253,10 +238,21 @@ class Logits:
             raise UserError(f"logits have shape {self.logits.shape}, not (n, views, 3)")
         if self.logits.shape[0] != n_rows or self.split.shape != (n_rows,):
             raise UserError("ids, split and logits differ in their number of rows")
+        views = self.meta.get("views", ())
+        n_views = len(set(views) & set(VIEWS))  # each known, and none twice
+        if not len(views) == n_views == self.logits.shape[1]:
+            raise UserError(
+                f"logits have {self.logits.shape[1]} views, meta names {list(views)}"
+            )
         if len(np.unique(self.ids)) != n_rows:
             raise UserError("a row id occurs twice")
         if not np.isfinite(self.logits).all():
             raise UserError("a logit is not finite")
+
+    @property
+    def views(self) -> list[str]:
+        """The order that each view shows, ``AB`` or ``BA``."""
+        return list(self.meta["views"])
 
     def replace_logits(self, logits: np.ndarray) -> "Logits":
         """The same rows with other logits."""
@@ -274,11 +270,11 @@ class Logits:
         Raises:
             UserError: If an id is missing.
         """
-        position = {name: row for row, name in enumerate(self.ids.tolist())}
-        missing = [name for name in ids if name not in position]
-        if missing:
+        rows = find_rows(self.ids, ids)
+        missing = ids[rows < 0]
+        if len(missing):
             raise UserError(f"{len(missing)} ids have no logits, such as {missing[0]}")
-        return np.array([position[name] for name in ids], dtype=np.int64)
+        return rows
 
 
 def _check_archive(path: str | Path) -> None:
@@ -318,7 +314,9 @@ def write_logits(path: str | Path, scores: Logits) -> None:
             ids=scores.ids.astype(np.str_),
             split=scores.split.astype(np.str_),
             logits=scores.logits.astype(np.float32),
-            meta=np.array(json.dumps(scores.meta, sort_keys=True)),
+            meta=np.array(
+                json.dumps({"classes": CLASSES, **scores.meta}, sort_keys=True)
+            ),
         )
 
 

@@ -1,8 +1,7 @@
-"""Safetensors files of torch tensors: written whole and finite, checked when read."""
+"""Read and write safetensors files of torch tensors, whole and finite."""
 
 from pathlib import Path
 
-import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
@@ -43,11 +42,3 @@ def read_tensors(path: str | Path) -> dict[str, torch.Tensor]:
     """
     with reading(path, "a whole safetensors file"):
         return load_file(path)
-
-
-def to_device(array: np.ndarray | torch.Tensor, device: torch.device) -> torch.Tensor:
-    """Copy an array of the host to a device without waiting for the copy."""
-    tensor = torch.as_tensor(array)
-    if device.type == "cuda":
-        tensor = tensor.pin_memory()
-    return tensor.to(device, non_blocking=True)

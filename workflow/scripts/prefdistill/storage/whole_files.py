@@ -34,8 +34,8 @@ def naming(path: str | Path) -> Iterator[None]:
     """Let the body's input and output errors leave as ``OSError`` with a path.
 
     A failed write or fsync does not say of which file, and a temporary path means
-    nothing to the user. Libraries in Rust raise exceptions of their own, in whose text
-    the system's error is but a number.
+    nothing to the user. Libraries in Rust raise exceptions of their own, whose text
+    holds the system's error only as a number.
     """
     try:
         yield
@@ -108,7 +108,10 @@ def check_unpacked(n_unpacked: int, n_bytes: int) -> None:
 
 
 def _is_left_over(path: Path) -> bool:
-    """Whether a temporary folder's job is dead: its process, or for a day its files."""
+    """Return whether a temporary folder's job is dead.
+
+    On this host its process tells, on another one files that nobody touched for a day.
+    """
     found = _TEMPORARY_NAME.fullmatch(path.name)
     if found is None:
         return False
@@ -152,9 +155,9 @@ def temporary_folder(parent: str | Path, name: str = "scratch") -> Iterator[Path
 def atomic_path(path: str | Path) -> Iterator[Path]:
     """Yield a path in a temporary folder; on success fsync it and rename it.
 
-    The target is either absent, its former self, or whole, whatever interrupts the
-    body. The file has a folder to itself, as safetensors writes to a temporary file of
-    its own beside the one it is given.
+    Whatever interrupts the body, the target is absent, its former self, or whole. The
+    file has a folder to itself, as safetensors writes to a temporary file of its own
+    beside the one it is given.
     """
     path = Path(path)
     with temporary_folder(path.parent, path.name) as folder, naming(path):

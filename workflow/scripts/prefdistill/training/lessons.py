@@ -1,22 +1,23 @@
 """A student's training rows with all that it learns from each of them."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from prefdistill.pipeline.leaks import clean_dev
-from prefdistill.scores.metrics import class_prior, read_labels
-from prefdistill.storage.tables import FOLD_SCHEMA, read_table, table_targets
+from prefdistill.scores.metrics import Labels, class_prior, labels_of
+from prefdistill.settings import DistillationSettings, SampleWeightSettings
+from prefdistill.storage.tables import Logits, table_targets
 from prefdistill.training.row_weights import gain_weights, unseen_probs
-from prefdistill.training.teachers import TeacherFiles, pseudo_logits, teacher_logits
+from prefdistill.training.teachers import Teacher, pseudo_logits, teacher_logits
 
 logger = logging.getLogger(__name__)
+
+TEXT_COLUMNS = ["prompt", "response_a", "response_b"]
 
 
 @dataclass(frozen=True)
@@ -43,28 +44,25 @@ class Lessons:
 
 
 def make_lessons(
+    fold: pa.Table,
     table: pa.Table,
     is_labelled: np.ndarray,
-    fold_table: Path,
-    unlabelled_table: Path | None,
-    files: TeacherFiles,
-    fold: int,
-    settings: Mapping[str, Any],
+    unlabelled: pa.Table | None,
+    teachers: Sequence[Teacher],
+    settings: DistillationSettings,
 ) -> Lessons:
     """Join rows with their teachers, weigh them, add pseudo-labelled ones.
 
     Args:
-        table: Rows of a train side.
+        fold: The student's fold, ``FOLD_SCHEMA``, all splits.
+        table: The rows of its train side to learn from.
         is_labelled: ``(n,)`` bool, whose verdict may be used.
-        fold_table: The fold file that they are from.
-        unlabelled_table: Unlabelled pairs to learn from as well, or None.
-        files: The teachers'.
-        fold: The student's fold.
-        settings: The ``distillation`` settings.
+        unlabelled: Unlabelled pairs to learn from as well, or None.
+        teachers: The student's teachers.
+        settings: What the student learns from.
     """
-    logits, found = teacher_logits(
-        ids_of(table), files.logits, fold, settings["labels"]
-    )
+    logits, found = teacher_logits(ids_of(table), teachers)
+    names = [teacher.name for teacher in teachers]
     lessons = Lessons(
         table=table,
         targets=table_targets(table),
@@ -75,14 +73,16 @@ def make_lessons(
         record={
             "n_rows": len(table),
             "n_labelled": int(is_labelled.sum()),
-            "dev_is_clean": clean_dev(settings, list(files.logits)),
+            "dev_is_clean": settings.keeps_dev_clean(names),
         },
     )
-    if any(files.unseen.values()):
-        lessons = _judged(lessons, fold_table, files, settings)
-    if unlabelled_table is not None and any(files.unlabelled.values()):
-        weight = settings["pseudo_labels"]["weight"]
-        lessons = _with_pseudo(lessons, fold_table, unlabelled_table, files, weight)
+    labels = labels_of(fold.drop_columns(TEXT_COLUMNS))
+    unseen = [scores for teacher in teachers for scores in teacher.unseen]
+    if unseen:
+        lessons = _judged(lessons, labels, unseen, settings.sample_weights)
+    if unlabelled is not None and teachers:
+        weight = settings.pseudo_labels.weight
+        lessons = _with_pseudo(lessons, labels, unlabelled, teachers, weight)
     return lessons
 
 
@@ -92,17 +92,20 @@ def ids_of(table: pa.Table) -> np.ndarray:
 
 
 def _judged(
-    lessons: Lessons, fold_table: Path, files: TeacherFiles, settings: Mapping[str, Any]
+    lessons: Lessons,
+    labels: Labels,
+    unseen: Sequence[Logits],
+    settings: SampleWeightSettings,
 ) -> Lessons:
     """Weigh the labelled rows that some teacher left out."""
-    probs, unseen = unseen_probs(ids_of(lessons.table), files.unseen.values())
-    rows = np.flatnonzero(unseen & lessons.is_labelled)
+    probs, is_unseen = unseen_probs(ids_of(lessons.table), unseen)
+    rows = np.flatnonzero(is_unseen & lessons.is_labelled)
     label = lessons.targets[rows].argmax(axis=1)
-    prior = class_prior(read_labels(fold_table))
+    prior = class_prior(labels)
     own = np.maximum(probs[rows, label], np.finfo(np.float64).tiny)
     gain = np.log(own) - np.log(prior[label])
     weights = lessons.row_weights.copy()
-    weights[rows] = gain_weights(gain, **settings["sample_weights"])
+    weights[rows] = gain_weights(gain, settings)
     shares = [0, 0.05, 0.25, 0.5, 0.75, 0.95, 1]
     record = {
         "n_judged_out_of_fold": len(rows),
@@ -117,27 +120,25 @@ def _judged(
 
 def _with_pseudo(
     lessons: Lessons,
-    fold_table: Path,
-    unlabelled_table: Path,
-    files: TeacherFiles,
+    labels: Labels,
+    unlabelled: pa.Table,
+    teachers: Sequence[Teacher],
     weight: float,
 ) -> Lessons:
-    """Append unlabelled rows, but those whose prompt is in dev, select or test."""
-    held_out = read_labels(fold_table)
-    groups = pa.array(np.unique(held_out.group[held_out.split != "train"]).tolist())
-    table = read_table(unlabelled_table, FOLD_SCHEMA)
-    kept = table.filter(pc.invert(pc.is_in(table.column("group"), groups)))
+    """Append unlabelled rows, except those whose prompt is in dev, select or test."""
+    groups = pa.array(np.unique(labels.group[labels.split != "train"]).tolist())
+    kept = unlabelled.filter(pc.invert(pc.is_in(unlabelled.column("group"), groups)))
     n_new, n_teachers = len(kept), lessons.has_teacher.shape[1]
-    record = {"n_pseudo_labelled": n_new, "n_pseudo_left_out": len(table) - n_new}
+    record = {"n_pseudo_labelled": n_new, "n_pseudo_left_out": len(unlabelled) - n_new}
     logger.info(
         "%d unlabelled rows join with weight %g; %d share a prompt with held-out rows",
-        n_new, weight, len(table) - n_new,
+        n_new, weight, len(unlabelled) - n_new,
     )  # fmt: skip
 
     def joined(own: np.ndarray, value: float, *shape: int) -> np.ndarray:
         return np.concatenate([own, np.full((n_new, *shape), value, own.dtype)])
 
-    logits = pseudo_logits(ids_of(kept), files)
+    logits = pseudo_logits(ids_of(kept), teachers)
     return Lessons(
         table=pa.concat_tables([lessons.table, kept]),
         targets=joined(lessons.targets, 1 / 3, 3),  # of no account: not labelled

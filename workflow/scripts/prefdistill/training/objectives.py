@@ -13,9 +13,11 @@ import torch
 from torch.nn.functional import cosine_similarity, log_softmax
 from torch.utils.checkpoint import checkpoint
 
+from prefdistill.classes import swap_classes
+from prefdistill.engine.device import to_device
 from prefdistill.engine.packing import PackedBatch
-from prefdistill.models.loading import classify, core_model, hidden_states
-from prefdistill.storage.tensors import to_device
+from prefdistill.models.loading import classify, core_model, engine_of
+from prefdistill.settings import DistillationSettings, LossWeights
 from prefdistill.training.lessons import Lessons
 
 RowLosses = Callable[
@@ -36,7 +38,7 @@ def distillation_loss(
     teacher_logits: torch.Tensor,
     is_labelled: torch.Tensor,
     has_teacher: torch.Tensor,
-    weights: dict[str, float],
+    weights: LossWeights,
     temperature: float,
 ) -> torch.Tensor:
     """Labels and any number of teachers, as BlackPearl's student was trained.
@@ -61,16 +63,16 @@ def distillation_loss(
         ``(n,)`` losses.
     """
     n_teachers = teacher_logits.shape[1]
-    total = weights["ce"] * cross_entropy(logits, targets) * is_labelled
+    total = weights.ce * cross_entropy(logits, targets) * is_labelled
     student = log_softmax(logits / temperature, dim=1)[:, None]
     teacher = log_softmax(teacher_logits / temperature, dim=2)
     kl = (teacher.exp() * (teacher - student)).sum(dim=2) * temperature**2
     cosine = 1 - cosine_similarity(
         logits.softmax(dim=1)[:, None], teacher_logits.softmax(dim=2), dim=2
     )
-    both = weights["kl"] * kl + weights["cosine"] * cosine
+    both = weights.kl * kl + weights.cosine * cosine
     total = total + (both * has_teacher).sum(dim=1)
-    return total / (weights["ce"] + n_teachers * (weights["kl"] + weights["cosine"]))
+    return total / (weights.ce + n_teachers * (weights.kl + weights.cosine))
 
 
 def next_token_losses(
@@ -118,7 +120,7 @@ def next_token_losses(
 
 def _shown(targets: np.ndarray) -> torch.Tensor:
     """Targets by order, ``(2, n, 3)``: order BA shows B first."""
-    return torch.from_numpy(np.stack([targets, targets[:, [1, 0, 2]]]))
+    return torch.from_numpy(np.stack([targets, swap_classes(targets)]))
 
 
 def label_objective(targets: np.ndarray) -> RowLosses:
@@ -133,14 +135,13 @@ def label_objective(targets: np.ndarray) -> RowLosses:
 
 
 def distillation_objective(
-    lessons: Lessons, weights: dict[str, float], temperature: float
+    lessons: Lessons, settings: DistillationSettings
 ) -> RowLosses:
     """``distillation_loss`` of pairs, times their weights.
 
     Args:
         lessons: What is learnt from each pair.
-        weights: ``ce``, ``kl`` and ``cosine``.
-        temperature: Of the KL term.
+        settings: With the loss terms' weights and the temperature.
     """
     shown = _shown(lessons.targets)
     by_order = torch.from_numpy(lessons.teacher_logits.transpose(2, 0, 1, 3).copy())
@@ -152,7 +153,9 @@ def distillation_objective(
         logits = classify(model, batch)
         seen = shown[views, rows], by_order[views, rows], labelled[rows], taught[rows]
         parts = [to_device(part, logits.device) for part in seen]
-        losses = distillation_loss(logits, *parts, weights, temperature)
+        losses = distillation_loss(
+            logits, *parts, settings.weights, settings.temperature
+        )
         return losses * to_device(row_weights[rows], logits.device)
 
     return row_losses
@@ -164,7 +167,7 @@ def next_token_objective() -> RowLosses:
     def row_losses(model, batch, rows, views):
         if batch.shared.any():
             raise ValueError("next-token losses need rows that share no tokens")
-        hidden = hidden_states(model, batch)
+        hidden = engine_of(model).forward(batch)
         core = core_model(model)
         return next_token_losses(
             hidden,

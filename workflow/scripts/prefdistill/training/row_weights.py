@@ -5,53 +5,48 @@ more probable a teacher that has not seen the row finds its label than the class
 does. A clear row gains much, a hard or mislabelled one little or less than nothing.
 """
 
-from collections.abc import Iterable
-from pathlib import Path
+from collections.abc import Sequence
 
 import numpy as np
 
 from prefdistill.scores.views import symmetrise
-from prefdistill.storage.tables import VIEWS, read_logits
+from prefdistill.settings import SampleWeightSettings
+from prefdistill.storage.joining import find_rows
+from prefdistill.storage.tables import Logits
 
 
 def unseen_probs(
-    ids: np.ndarray, unseen: Iterable[list[Path]]
+    ids: np.ndarray, unseen: Sequence[Logits]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Mean probabilities of the teachers that left each row out.
+    """Average the probabilities of the teachers that left each row out.
 
     Args:
         ids: ``(n,)`` row ids of a train side.
-        unseen: For each teacher its logits files of every fold. A row is out of fold
-            where it is ``dev``.
+        unseen: Logits of every teacher and fold, teacher by teacher. A row is out of
+            fold where it is ``dev``.
 
     Returns:
         ``(n, 3)`` float64 probabilities of (A, B, tie), both orders averaged, and
         ``(n,)`` bool, false for rows that are dev nowhere: the extra ones, and those
         that no teacher scored.
     """
-    position = {name: row for row, name in enumerate(ids.tolist())}
     total, n_teachers = np.zeros((len(ids), 3)), np.zeros(len(ids))
-    for paths in unseen:
-        for path in paths:
-            scores = read_logits(path)
-            dev = scores.select(scores.split == "dev")
-            rows = np.array([position.get(name, -1) for name in dev.ids.tolist()], int)
-            known = rows >= 0
-            total[rows[known]] += symmetrise(dev.logits[known], VIEWS)
-            n_teachers[rows[known]] += 1
+    for scores in unseen:
+        dev = scores.select(scores.split == "dev")
+        rows = find_rows(ids, dev.ids)
+        known = rows >= 0
+        total[rows[known]] += symmetrise(dev.logits[known], dev.views)
+        n_teachers[rows[known]] += 1
     return total / np.maximum(n_teachers, 1)[:, None], n_teachers > 0
 
 
-def gain_weights(
-    gain: np.ndarray, *, beta: float, low: float, high: float
-) -> np.ndarray:
-    """Weights from information gains: clip(1 + beta (gain - mean) / sd), mean 1.
+def gain_weights(gain: np.ndarray, settings: SampleWeightSettings) -> np.ndarray:
+    """Turn information gains into weights: clip(1 + beta (gain - mean) / sd), mean 1.
 
     Args:
         gain: ``(n,)`` information gains in nats.
-        beta: Positive favours clear rows, negative hard ones.
-        low: Least weight before the mean is set to 1.
-        high: Largest such weight.
+        settings: ``beta``, which favours clear rows if positive and hard ones if
+            negative, and the bounds ``low`` and ``high`` before the mean is set to 1.
 
     Returns:
         ``(n,)`` float64; all 1 where the gains do not differ.
@@ -59,5 +54,5 @@ def gain_weights(
     if not len(gain) or gain.std() == 0:
         return np.ones(len(gain))
     standard = (gain - gain.mean()) / gain.std()
-    weights = np.clip(1 + beta * standard, low, high)
+    weights = np.clip(1 + settings.beta * standard, settings.low, settings.high)
     return weights / weights.mean()

@@ -2,9 +2,10 @@
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
+
+from prefdistill.settings import OptimisationSettings
 
 
 @dataclass(frozen=True)
@@ -19,17 +20,17 @@ class Plan:
 
     @classmethod
     def from_settings(
-        cls, settings: dict[str, Any], n_pairs: int, epochs: float
+        cls, settings: OptimisationSettings, n_pairs: int, epochs: float
     ) -> "Plan":
         """Round the epochs to whole steps, at least one; ``max_steps`` caps them."""
-        pairs_per_step = min(settings["pairs_per_step"], n_pairs)
+        pairs_per_step = min(settings.pairs_per_step, n_pairs)
         n_steps = max(1, round(epochs * n_pairs / pairs_per_step))
-        if settings.get("max_steps") is not None:
-            n_steps = min(n_steps, settings["max_steps"])
-        n_warmup = settings.get("warmup_steps")
+        if settings.max_steps is not None:
+            n_steps = min(n_steps, settings.max_steps)
+        n_warmup = settings.warmup_steps
         if n_warmup is None:
-            n_warmup = round(settings["warmup_fraction"] * n_steps)
-        return cls(n_pairs, pairs_per_step, n_steps, n_warmup, settings["seed"])
+            n_warmup = round(settings.warmup_fraction * n_steps)
+        return cls(n_pairs, pairs_per_step, n_steps, n_warmup, settings.seed)
 
     def pairs(self, step: int) -> np.ndarray:
         """Pair indices of a step, ``(pairs_per_step,)``.
@@ -47,18 +48,18 @@ class Plan:
         places = zip(epochs.tolist(), within.tolist(), strict=True)
         return np.array([orders[epoch][place] for epoch, place in places])
 
-    def learning_rate(self, step: int, settings: dict[str, Any]) -> float:
-        """Linear warm-up, then cosine, linear or constant down to the least rate."""
-        peak = settings["learning_rate"]
+    def learning_rate(self, step: int, settings: OptimisationSettings) -> float:
+        """Warm up linearly, then go down to the least rate by the schedule."""
+        peak = settings.learning_rate
         if step < self.n_warmup:
             return peak * (step + 1) / self.n_warmup
-        if settings["schedule"] == "constant":
+        if settings.schedule == "constant":
             return peak
         done = (step - self.n_warmup) / max(1, self.n_steps - self.n_warmup)
         left = (
             (1 + math.cos(math.pi * done)) / 2
-            if settings["schedule"] == "cosine"
+            if settings.schedule == "cosine"
             else 1 - done
         )
-        floor = settings["min_lr_ratio"]
+        floor = settings.min_lr_ratio
         return peak * (floor + (1 - floor) * left)

@@ -1,7 +1,8 @@
-"""What a student learns from: teachers' logits by row, and whether to trust them."""
+"""Read what a student's teachers left for it, each file once, and join it to rows."""
 
 import logging
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,17 +10,24 @@ import numpy as np
 
 from prefdistill.data.prompts import text_digest
 from prefdistill.errors import DamagedFile, UserError
-from prefdistill.scores.scaling import read_scaling
+from prefdistill.scores.scaling import Scaling, scaling_of
+from prefdistill.settings import DistillationSettings, LossWeights, TextSettings
+from prefdistill.storage.joining import find_rows
 from prefdistill.storage.tables import VIEWS, Logits, read_json, read_logits
+from prefdistill.storage.whole_files import reading
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class TeacherFiles:
-    """What the teachers leave for a student, by teacher.
+    """Name the files that the teachers leave for the student of one fold.
+
+    Each list goes teacher by teacher, with the same number of files for each.
 
     Attributes:
+        teachers: The teachers' names.
+        fold: The student's fold.
         logits: To learn from: of the student's fold alone, or of every fold in order.
         gates: ``calibration.json`` beside them; empty without a gate.
         unseen: Calibrated logits of every fold, to judge each row by the teachers that
@@ -29,104 +37,189 @@ class TeacherFiles:
         scalings: ``calibration.json`` for those; empty where raw logits are wanted.
     """
 
-    logits: dict[str, list[Path]]
-    gates: dict[str, list[Path]] = field(default_factory=dict)
-    unseen: dict[str, list[Path]] = field(default_factory=dict)
-    unlabelled: dict[str, list[Path]] = field(default_factory=dict)
-    scalings: dict[str, list[Path]] = field(default_factory=dict)
+    teachers: Sequence[str]
+    fold: int
+    logits: Sequence[Path]
+    gates: Sequence[Path] = ()
+    unseen: Sequence[Path] = ()
+    unlabelled: Sequence[Path] = ()
+    scalings: Sequence[Path] = ()
 
-    def all(self) -> list[Path]:
-        """Every file that has a part in the student's result."""
-        kinds = (self.logits, self.unseen, self.unlabelled, self.scalings)
-        return [path for kind in kinds for paths in kind.values() for path in paths]
+    @classmethod
+    def of(cls, job: Any) -> "TeacherFiles":
+        """Take them from a script's ``snakemake`` object."""
+        kinds = ("logits", "gates", "unseen", "unlabelled", "scalings")
+        return cls(
+            teachers=job.params.teachers,
+            fold=int(job.wildcards.fold),
+            **{kind: [Path(path) for path in job.input[kind]] for kind in kinds},
+        )
+
+    def sources(self) -> list[Path]:
+        """Return every file that has a part in the student's result."""
+        return [*self.logits, *self.unseen, *self.unlabelled, *self.scalings]
+
+    def of_teacher(self, kind: str, number: int) -> Sequence[Path]:
+        """Return a teacher's share of one of the lists."""
+        paths = getattr(self, kind)
+        n_each = len(paths) // len(self.teachers)
+        return paths[number * n_each : (number + 1) * n_each]
 
 
-def check_gates(gates: dict[str, list[Path]], policy: str) -> None:
-    """Refuse, or warn of, a teacher that has no clear out-of-fold information gain.
+@dataclass(frozen=True)
+class Teacher:
+    """What one teacher left for a student.
 
-    Args:
-        gates: Teacher to its ``calibration.json`` files, whose ``gate`` holds
-            ``information_gain`` in nats with interval ``low``, ``high``, and
-            ``passed``.
-        policy: ``refuse``, ``warn`` or ``off``.
-
-    Raises:
-        UserError: If a teacher fails under ``refuse``.
+    Attributes:
+        name: The teacher's name.
+        source: The first file of its logits, for messages.
+        scores: The logits to learn from.
+        unseen: Its calibrated logits of every fold; empty if rows are not judged.
+        unlabelled: Its logits of the unlabelled pairs; None without pseudo-labels.
+        scaling: What scales those; None where raw logits are wanted.
     """
-    for teacher, paths in gates.items():
-        for path in paths if policy != "off" else []:
-            gate = read_json(path, ["gate"])["gate"]
-            if gate["passed"]:
-                continue
-            line = (
-                f"{path}: teacher {teacher} gains {gate['information_gain']:.4f} nats "
-                f"on rows it has not seen (interval {gate['low']:.4f} to "
-                f"{gate['high']:.4f}), not clearly above 0"
-            )
-            if policy == "refuse":
-                raise UserError(
-                    f"{line}; train it longer, leave it out, or set "
-                    "distillation.teacher_gate to warn"
-                )
-            logger.warning("%s; going on, as teacher_gate is warn", line)
+
+    name: str
+    source: Path
+    scores: Logits
+    unseen: Sequence[Logits] = ()
+    unlabelled: Logits | None = None
+    scaling: Scaling | None = None
 
 
-def out_of_fold(folds: list[Logits], own: Logits) -> Logits:
-    """Each row's logits from the teacher that left it out.
-
-    Rows of ``own`` that are dev in another fold take that fold's logits. The others
-    keep ``own``'s: the extra rows, which every teacher trained on.
-    """
-    logits = own.logits.copy()
-    position = {name: row for row, name in enumerate(own.ids.tolist())}
-    n_replaced = 0
-    for scores in folds:
-        for row in np.flatnonzero(scores.split == "dev").tolist():
-            place = position.get(str(scores.ids[row]))
-            if place is not None and own.split[place] == "train":
-                logits[place] = scores.logits[row]
-                n_replaced += 1
-    logger.info("%d rows take their out-of-fold teacher's logits", n_replaced)
-    return own.replace_logits(logits)
-
-
-def check_made_with(files: TeacherFiles, text: dict[str, Any]) -> None:
-    """Check that all logits are of rows as the student reads them.
+def read_teachers(
+    files: TeacherFiles, text: TextSettings, settings: DistillationSettings
+) -> list[Teacher]:
+    """Read and check all that the teachers left; each file is read once.
 
     Args:
         files: The teachers'.
-        text: The ``text`` settings that they must have been made with.
+        text: The settings that their logits must have been made with.
+        settings: Which logits to learn from, and what a failed gate means.
+
+    Raises:
+        UserError: If a file is damaged, a teacher fails its gate under ``refuse``, or
+            its logits are of other texts than the student reads.
+    """
+    policy = settings.teacher_gate
+    gates = files.gates if policy != "off" else ()
+    # A calibration can be gate and scaling, an archive to learn from and to judge by.
+    records = {p: read_json(p) for p in dict.fromkeys([*gates, *files.scalings])}
+    for number, name in enumerate(files.teachers if gates else ()):
+        for path in files.of_teacher("gates", number):
+            check_gate(path, records[path], name, policy)
+    archives = {}
+    for path in dict.fromkeys([*files.logits, *files.unseen, *files.unlabelled]):
+        archives[path] = read_logits(path)
+        check_made_with(path, archives[path].meta, text)
+
+    def of(number: int) -> Teacher:
+        paths = files.of_teacher("logits", number)
+        scores = [archives[path] for path in paths]
+        chosen = scores[0]
+        if settings.labels == "out_of_fold":
+            chosen = out_of_fold(scores, scores[files.fold])
+        unlabelled = files.of_teacher("unlabelled", number)
+        scalings = files.of_teacher("scalings", number)
+        return Teacher(
+            name=files.teachers[number],
+            source=paths[0],
+            scores=chosen,
+            unseen=[archives[path] for path in files.of_teacher("unseen", number)],
+            unlabelled=archives[unlabelled[0]] if unlabelled else None,
+            scaling=_scaling(scalings[0], records) if scalings else None,
+        )
+
+    return [of(number) for number in range(len(files.teachers))]
+
+
+def _scaling(path: Path, records: dict[Path, Any]) -> Scaling:
+    with reading(path, "a calibration"):
+        return scaling_of(records[path])
+
+
+def check_gate(path: Path, record: Any, teacher: str, policy: str) -> None:
+    """Refuse, or warn of, a teacher that has no clear out-of-fold information gain.
+
+    Args:
+        path: The teacher's ``calibration.json``.
+        record: Its content, whose ``gate`` holds ``information_gain`` in nats with
+            interval ``low``, ``high``, and ``passed``.
+        teacher: The teacher's name.
+        policy: ``refuse`` or ``warn``.
+
+    Raises:
+        UserError: If the file has no gate, or the teacher fails under ``refuse``.
+    """
+    with reading(path, "a calibration"):
+        gate = record["gate"]
+        line = (
+            f"{path}: teacher {teacher} gains {gate['information_gain']:.4f} nats "
+            f"on rows it has not seen (interval {gate['low']:.4f} to "
+            f"{gate['high']:.4f}), not clearly above 0"
+        )
+        passed = gate["passed"]
+    if passed:
+        return
+    if policy == "refuse":
+        raise UserError(
+            f"{line}; train it longer, leave it out, or set "
+            "distillation.teacher_gate to warn"
+        )
+    logger.warning("%s; going on, as teacher_gate is warn", line)
+
+
+def check_made_with(path: Path, meta: dict[str, Any], text: TextSettings) -> None:
+    """Check that logits are of rows as the student reads them.
+
+    Args:
+        path: The logits' file.
+        meta: What it says of itself.
+        text: The settings that they must have been made with.
 
     Raises:
         DamagedFile: If template, truncation or order of the views differ.
     """
     wanted = {
-        "max_length": (text["max_length"], "max_length"),
+        "max_length": (text.max_length, "max_length"),
         "text": (text_digest(text), "template or truncation"),
         "views": (list(VIEWS), "order of the views"),
     }
-    for path in files.all():
-        meta = read_logits(path).meta if path.suffix == ".npz" else None
-        for key, (value, what) in wanted.items():
-            if meta is not None and meta.get(key) != value:
-                raise DamagedFile(
-                    path,
-                    f"its logits were made with another {what} "
-                    f"({meta.get(key)}, now {value})",
-                )
+    for key, (value, what) in wanted.items():
+        if meta.get(key) != value:
+            raise DamagedFile(
+                path,
+                f"its logits were made with another {what} "
+                f"({meta.get(key)}, now {value})",
+            )
+
+
+def out_of_fold(folds: Sequence[Logits], own: Logits) -> Logits:
+    """Take each row's logits from the teacher that left it out.
+
+    Rows of ``own`` that are dev in another fold take that fold's logits. The others
+    keep ``own``'s: the extra rows, which every teacher trained on.
+    """
+    logits = own.logits.copy()
+    n_replaced = 0
+    for scores in folds:
+        dev = scores.select(scores.split == "dev")
+        rows = find_rows(own.ids, dev.ids)
+        left_out = (rows >= 0) & (own.split[rows] == "train")
+        logits[rows[left_out]] = dev.logits[left_out]
+        n_replaced += int(left_out.sum())
+    logger.info("%d rows take their out-of-fold teacher's logits", n_replaced)
+    return own.replace_logits(logits)
 
 
 def teacher_logits(
-    ids: np.ndarray, teachers: dict[str, list[Path]], fold: int, labels: str
+    ids: np.ndarray, teachers: Sequence[Teacher]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Teachers' logits of both orders, joined to rows by id.
+    """Join the teachers' logits of both orders to rows by id.
 
     Args:
         ids: ``(n,)`` row ids of the student.
-        teachers: Teacher to its logits files: one of the student's fold under
-            ``in_fold``, one of every fold, in order, under ``out_of_fold``.
-        fold: The student's fold.
-        labels: ``in_fold`` or ``out_of_fold``.
+        teachers: Its teachers.
 
     Returns:
         ``(n, n_teachers, 2, 3)`` float32 logits, orders AB and BA, zero where missing,
@@ -137,32 +230,28 @@ def teacher_logits(
     """
     logits = np.zeros((len(ids), len(teachers), 2, 3), dtype=np.float32)
     found = np.zeros((len(ids), len(teachers)), dtype=bool)
-    for column, (teacher, paths) in enumerate(teachers.items()):
-        folds = [read_logits(path) for path in paths]
-        scores = folds[0]
-        if labels == "out_of_fold":
-            scores = out_of_fold(folds, folds[fold])
-        position = {name: row for row, name in enumerate(scores.ids.tolist())}
-        places = np.array([position.get(name, -1) for name in ids.tolist()])
+    for column, teacher in enumerate(teachers):
+        scores = teacher.scores
+        places = find_rows(scores.ids, ids)
         found[:, column] = places >= 0
         if not found[:, column].any():
-            raise UserError(f"{paths[0]}: holds none of the student's rows")
+            raise UserError(f"{teacher.source}: holds none of the student's rows")
         logits[found[:, column], column] = scores.logits[places[places >= 0]]
         n_missing = int((places < 0).sum())
         if n_missing:
             logger.warning(
                 "teacher %s scored %d of %d rows; the others are learnt without it",
-                teacher, len(ids) - n_missing, len(ids),
+                teacher.name, len(ids) - n_missing, len(ids),
             )  # fmt: skip
     return logits, found
 
 
-def pseudo_logits(ids: np.ndarray, files: TeacherFiles) -> np.ndarray:
-    """The fold's teachers' logits of unlabelled rows, scaled as the student's are.
+def pseudo_logits(ids: np.ndarray, teachers: Sequence[Teacher]) -> np.ndarray:
+    """Take the teachers' logits of unlabelled rows, scaled as the student's are.
 
     Args:
         ids: ``(n,)`` ids of unlabelled rows.
-        files: ``unlabelled`` and ``scalings`` are read.
+        teachers: Each with its logits of unlabelled rows.
 
     Returns:
         ``(n, n_teachers, 2, 3)`` float32, orders AB and BA.
@@ -171,22 +260,22 @@ def pseudo_logits(ids: np.ndarray, files: TeacherFiles) -> np.ndarray:
         UserError: If a teacher has not scored one of the rows.
     """
     columns = []
-    for teacher, (path,) in files.unlabelled.items():
-        scores = read_logits(path)
+    for teacher in teachers:
+        scores = teacher.unlabelled
         logits = scores.logits[scores.rows_of(ids)]
-        for scaling in files.scalings.get(teacher, []):
-            logits = read_scaling(scaling).apply(logits)
+        if teacher.scaling is not None:
+            logits = teacher.scaling.apply(logits)
         columns.append(logits.astype(np.float32))
     return np.stack(columns, axis=1)
 
 
-def check_weights(weights: dict[str, float], n_teachers: int) -> None:
+def check_weights(weights: LossWeights, n_teachers: int) -> None:
     """Make sure that the loss has a term left.
 
     Raises:
         UserError: If there is nothing to learn from.
     """
-    if weights["ce"] + n_teachers * (weights["kl"] + weights["cosine"]) <= 0:
+    if weights.ce + n_teachers * (weights.kl + weights.cosine) <= 0:
         raise UserError(
             "distillation.weights: ce is 0 and no teacher counts; raise one of them"
         )

@@ -24,10 +24,15 @@ import torch
 from torch.autograd.graph import increment_version
 
 from prefdistill.data.prompts import EncodedPairs
-from prefdistill.engine.engine import set_compiled, set_recompute
 from prefdistill.engine.packing import collate, pack_shares, shape_step, shared_tokens
 from prefdistill.errors import Interrupted, UserError
-from prefdistill.models.loading import core_model, device_of, is_sharded, shares_prompts
+from prefdistill.models.loading import (
+    core_model,
+    device_of,
+    engine_of,
+    is_sharded,
+    shares_prompts,
+)
 from prefdistill.models.memory import (
     count_parameters,
     fit_training,
@@ -44,6 +49,7 @@ from prefdistill.running.processes import (
 )
 from prefdistill.running.progress import Progress
 from prefdistill.running.stopping import stop_requested
+from prefdistill.settings import OptimisationSettings
 from prefdistill.storage.checkpoints import Checkpoints
 from prefdistill.storage.tables import VIEWS
 from prefdistill.storage.whole_files import write_text
@@ -88,7 +94,7 @@ class Trainer:
         model: A PEFT model; its trainable weights are float32.
         encoded: Pairs to train on.
         row_losses: The objective.
-        settings: A ``training`` or ``post_pretrain`` block.
+        settings: The ``training`` or ``post_pretrain`` settings.
         epochs: Passes over the pairs; may be a fraction.
         checkpoints: Where state is kept between interruptions.
         average_decay: Of the weights' running mean, ``average``; 0 keeps none.
@@ -99,7 +105,7 @@ class Trainer:
         model: torch.nn.Module,
         encoded: EncodedPairs,
         row_losses: RowLosses,
-        settings: dict[str, Any],
+        settings: OptimisationSettings,
         epochs: float,
         checkpoints: Checkpoints,
         average_decay: float = 0.0,
@@ -118,18 +124,18 @@ class Trainer:
         self.is_fused = device_of(model).type == "cuda"
         self.optimizer = torch.optim.AdamW(
             self.weights.values(),
-            lr=settings["learning_rate"],
-            weight_decay=settings["weight_decay"],
+            lr=settings.learning_rate,
+            weight_decay=settings.weight_decay,
             fused=self.is_fused,
         )
         how, self.token_budget = fit_training(
             model, settings, int(encoded.lengths.max())
         )
-        set_recompute(core_model(model), how)
+        engine_of(model).set_recompute(how)
         self.common = encoded.prefix_lengths * shares_prompts(model)
         n_tokens = self.plan.n_steps * self._tokens_per_step()
         self.n_operations = 4 * count_parameters(model)["linear"] * n_tokens
-        set_compiled(core_model(model), self.n_operations, settings["compile"])
+        engine_of(model).set_compiled(self.n_operations, settings.compile)
         self.step = self.n_updates = self.n_skipped_running = 0
         self.curve: list[dict[str, Any]] = []
         fp16 = core_model(model).dtype == torch.float16
@@ -153,7 +159,7 @@ class Trainer:
         progress = Progress(self.plan.n_steps, "steps", done=self.step)
         while self.step < self.plan.n_steps:
             stop = any_process(stop_requested())
-            due = self.step - saved_step >= self.settings["checkpoint_steps"]
+            due = self.step - saved_step >= self.settings.checkpoint_steps
             if self.step > saved_step and (stop or due):
                 self._save()
                 saved_step = self.step
@@ -264,7 +270,7 @@ class Trainer:
 
     def _seed_dropout(self, index: int) -> None:
         """Seed the dropout of a step's bin, whichever process works on it."""
-        seeds = [self.settings["seed"], self.step, index]
+        seeds = [self.settings.seed, self.step, index]
         torch.manual_seed(int(np.random.SeedSequence(seeds).generate_state(1)[0]))
 
     def _add_up(self, loss: torch.Tensor) -> None:
@@ -283,7 +289,7 @@ class Trainer:
         if self.loss_scale != 1.0:
             for weight in weights:
                 weight.grad.div_(self.loss_scale)
-        limit = self.settings["max_grad_norm"]
+        limit = self.settings.max_grad_norm
         return float(torch.nn.utils.clip_grad_norm_(weights, limit))
 
     def _skip(self, pairs: np.ndarray, loss: float, norm: float) -> None:

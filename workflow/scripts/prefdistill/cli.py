@@ -1,0 +1,133 @@
+"""Run the command ``prefdistill``: find the sub-command and hand it its arguments.
+
+A sub-command is a function of its arguments and of the name that its usage shows. Its
+module is imported only when it is called: ``prefdistill --help`` imports none of them,
+and this module, which only names them, depends on none.
+"""
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from prefdistill.version import __version__
+
+
+@dataclass(frozen=True)
+class Command:
+    """A sub-command.
+
+    Attributes:
+        module: Where it is.
+        function: Its name there; takes the arguments and the name for its usage.
+        summary: What it does, for ``prefdistill --help``.
+        in_wheel: Whether it works without the workflow's files and all its packages.
+    """
+
+    module: str
+    function: str
+    summary: str
+    in_wheel: bool = False
+
+
+COMMANDS = {
+    "run": Command(
+        "prefdistill.pipeline.driver",
+        "main",
+        "run Snakemake, after clearing up a killed driver",
+    ),
+    "plan": Command(
+        "prefdistill.pipeline.show_jobs", "plan", "show what a run would take, by rule"
+    ),
+    "status": Command(
+        "prefdistill.pipeline.show_jobs",
+        "status",
+        "show which jobs are done, failed and left",
+    ),
+    "pool": Command(
+        "prefdistill.report.pooling",
+        "main",
+        "pool runs of folds.test_part into one score",
+    ),
+    "predict": Command(
+        "prefdistill.predict", "main", "score a file of pairs with a judge", True
+    ),
+    "check-served": Command(
+        "prefdistill.check_served",
+        "main",
+        "compare a server with its judge's files",
+        True,
+    ),
+    "push": Command(
+        "prefdistill.export.push", "main", "upload a release folder to the Hub", True
+    ),
+}
+EPILOG = """
+Each command explains itself: prefdistill predict --help
+
+Run, plan, status and pool need a clone of the repository, where the command is
+`python -m prefdistill`. A wheel has the others.
+
+exit status:
+  0     done
+  1     failed; one line on standard error says why and what to do
+  2     wrong arguments
+  143   stopped by a signal; the same command resumes (predict)
+  Snakemake's own, for run, plan and status
+
+example:
+  prefdistill predict results/gptq/4bit pairs.csv out.csv
+"""
+
+
+def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Read the sub-command and, unread, what follows it."""
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {each.summary}" for name, each in COMMANDS.items()]
+    parser = argparse.ArgumentParser(
+        prog="prefdistill",
+        usage="prefdistill [-h] [--version] COMMAND [argument ...]",
+        description="From human preference pairs to a small, calibrated, quantised "
+        "judge.\n\ncommands:\n" + "\n".join(lines),
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=__version__)
+    parser.add_argument(
+        "command", choices=COMMANDS, metavar="COMMAND", help="one of the above"
+    )
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
+    return parser.parse_args(arguments)
+
+
+def _require_clone(name: str) -> None:
+    """Check that the workflow's files lie around the package.
+
+    Raises:
+        UserError: If they do not, as in an installed wheel.
+    """
+    from prefdistill.errors import UserError
+
+    if not (Path(__file__).resolve().parents[2] / "Snakefile").is_file():
+        raise UserError(
+            f"prefdistill {name}: needs the workflow, which a wheel does not have; run "
+            f"`python -m prefdistill {name}` in a clone of the repository"
+        )
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command; an error is one line, exit status 1."""
+    given = parse_arguments(arguments)
+    # Here and not above: they take longer than all of `prefdistill --help`.
+    from prefdistill.errors import UserError, disk_fault
+
+    command = COMMANDS[given.command]
+    try:
+        if not command.in_wheel:
+            _require_clone(given.command)
+        function = getattr(importlib.import_module(command.module), command.function)
+        function(given.arguments, f"prefdistill {given.command}")
+    except (UserError, OSError) as error:
+        sys.exit(f"error: {disk_fault(error) or error}")

@@ -1,0 +1,132 @@
+"""The architectures whose decoder layers the engine computes itself.
+
+This is the only file that knows architectures. ``ARCHITECTURES`` maps a ``model_type``
+of transformers to its ``Architecture``; a new member of a known family is one entry.
+Models of other types go through transformers.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from prefdistill.engine.gated import ACTIVATIONS
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """Describe how a family of models builds its decoder layers.
+
+    Attributes:
+        groups: Linear modules of a layer that read the same input, by the group's role:
+            ``qkv``, ``out``, ``gate_up`` and ``down``. Outputs lie in that order.
+        norms: RMS norms of a layer by their place: before or after attention or MLP.
+        adds_one: Whether norms scale by ``1 + weight``, in float32, before rounding.
+        activation: Key of the configuration that names the MLP's activation.
+        score_scale: Key of the number whose inverse square root scales the attention
+            scores; None where that number is the size of a head.
+        softcap: Key of the bound of the attention scores; None where there is none.
+    """
+
+    groups: dict[str, tuple[str, ...]]
+    norms: dict[str, str]
+    adds_one: bool = False
+    activation: str = "hidden_act"
+    score_scale: str | None = None
+    softcap: str | None = None
+
+    @property
+    def linear_modules(self) -> tuple[str, ...]:
+        """Paths of all linear modules inside a layer."""
+        return tuple(path for paths in self.groups.values() for path in paths)
+
+    @property
+    def lora_targets(self) -> tuple[str, ...]:
+        """Names of the modules that can carry LoRA."""
+        return tuple(path.rpartition(".")[2] for path in self.linear_modules)
+
+
+SEPARATE = {
+    "qkv": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+    "out": ("self_attn.o_proj",),
+    "gate_up": ("mlp.gate_proj", "mlp.up_proj"),
+    "down": ("mlp.down_proj",),
+}
+LLAMA = Architecture(
+    groups=SEPARATE,
+    norms={
+        "before_attention": "input_layernorm",
+        "before_mlp": "post_attention_layernorm",
+    },
+)
+GEMMA = Architecture(
+    groups=SEPARATE,
+    norms={
+        "before_attention": "input_layernorm",
+        "after_attention": "post_attention_layernorm",
+        "before_mlp": "pre_feedforward_layernorm",
+        "after_mlp": "post_feedforward_layernorm",
+    },
+    adds_one=True,
+    activation="hidden_activation",
+    score_scale="query_pre_attn_scalar",
+    softcap="attn_logit_softcapping",
+)
+# Biases need no entry: products add them wherever a module has one.
+ARCHITECTURES = {"llama": LLAMA, "mistral": LLAMA, "qwen2": LLAMA, "gemma2": GEMMA}
+
+
+def architecture_of(config: Any) -> Architecture | None:
+    """Return a model's architecture; None if the engine cannot compute its layers.
+
+    Args:
+        config: The model's transformers configuration.
+    """
+    architecture = ARCHITECTURES.get(config.model_type)
+    if architecture is None or config.attention_dropout:
+        return None
+    has_kernels = getattr(config, architecture.activation) in ACTIVATIONS
+    return architecture if has_kernels else None
+
+
+def head_dim_of(config: Any) -> int:
+    """Return the size of an attention head."""
+    own = getattr(config, "head_dim", None)
+    return own or config.hidden_size // config.num_attention_heads
+
+
+def window_of(config: Any, layer: int) -> int | None:
+    """Return the sliding window of a layer, counted from 0; None if it has none."""
+    types = getattr(config, "layer_types", None)  # None: all layers are alike
+    if types is not None and types[layer] != "sliding_attention":
+        return None
+    return getattr(config, "sliding_window", None)
+
+
+def widths_of(config: Any) -> tuple[int, int, int, int]:
+    """Return how many values a token has in a layer.
+
+    Returns:
+        Those of the residual stream, the queries, the keys and the MLP's gate.
+    """
+    head_dim = head_dim_of(config)
+    query = head_dim * config.num_attention_heads
+    keys = head_dim * config.num_key_value_heads
+    return config.hidden_size, query, keys, config.intermediate_size
+
+
+def lora_values(config: Any) -> int:
+    """Count the weights in a layer of an adapter of rank 1 on all linear modules.
+
+    A module with n inputs and m outputs has n + m of them. A model of an unknown type
+    is counted as a Llama.
+    """
+    groups = ARCHITECTURES.get(config.model_type, LLAMA).groups
+    hidden, query, keys, gated = widths_of(config)
+    qkv = len(groups["qkv"]) * hidden + query + 2 * keys
+    gate_up = len(groups["gate_up"]) * hidden + 2 * gated
+    return qkv + (query + hidden) + gate_up + (gated + hidden)
+
+
+def n_norms_after(config: Any) -> int:
+    """Count a layer's norms of what attention and MLP return; see ``lora_values``."""
+    norms = ARCHITECTURES.get(config.model_type, LLAMA).norms
+    return sum(place.startswith("after") for place in norms)

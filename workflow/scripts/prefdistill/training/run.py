@@ -1,0 +1,229 @@
+"""Take a training job from its base model to the saved adapter.
+
+The three training scripts share this: place and load the model, encode the pairs, name
+the checkpoints, train. Each script adds its objective and the files that only it reads.
+
+torch is imported inside functions, so that a script can import this module before
+``imports.import_model_libraries`` has hidden what loading a model does not need.
+"""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from prefdistill.running.job import scratch_folder
+from prefdistill.settings import (
+    DistillationSettings,
+    LoraSettings,
+    OptimisationSettings,
+    TextSettings,
+    read,
+    result_settings,
+)
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    import torch
+
+    from prefdistill.training.objectives import RowLosses
+    from prefdistill.training.trainer import Trainer
+
+logger = logging.getLogger(__name__)
+
+Settings = TypeVar("Settings", bound=OptimisationSettings)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingJob:
+    """Name what every training job reads and writes, and what decides its result.
+
+    The names are those of the rules' inputs, outputs and params.
+
+    Attributes:
+        base: The base model's manifest.
+        init: The adapter to start from; None to start from a fresh one.
+        adapter: Where the trained adapter goes, its configuration beside it.
+        curve: Where the loss of every step goes, as JSON lines.
+        precision: How to store the frozen base, as configured.
+        text: How a pair becomes tokens.
+        code: Digest of the code that trains.
+        scratch: Folder of the checkpoints.
+    """
+
+    base: Path
+    init: Path | None = None
+    adapter: Path
+    curve: Path
+    precision: str
+    text: TextSettings
+    code: str
+    scratch: Path
+
+    @classmethod
+    def of(cls, job: Any) -> "TrainingJob":
+        """Take them from a script's ``snakemake`` object."""
+        init = job.input.get("init")
+        return cls(
+            base=Path(job.input.base),
+            init=Path(init) if init else None,
+            adapter=Path(job.output.adapter),
+            curve=Path(job.output.curve),
+            precision=job.params.precision,
+            text=read(TextSettings, job.params.text),
+            code=job.params.code,
+            scratch=scratch_folder(job),
+        )
+
+
+def settings_of(job: Any, section: str, kind: type[Settings]) -> Settings:
+    """Read a section of the settings of the model that a job trains.
+
+    How the job runs is read from the configuration, and what decides the result from
+    the rule's params, as an arm of an ablation has settings of its own.
+
+    Args:
+        job: A script's ``snakemake`` object.
+        section: ``training`` or ``post_pretrain``, the name of the section and param.
+        kind: The section's class.
+    """
+    name = job.wildcards.get("teacher", job.wildcards.get("model", "student"))
+    models = {**job.config["teachers"], "student": job.config["student"]}
+    return read(kind, models[name][section] | job.params[section])
+
+
+class TrainingRun:
+    """One training, from the base model to the adapter.
+
+    Args:
+        job: Its files, and what decides its result.
+        settings: How to train.
+        lora: The shape of a fresh adapter; None to start from ``job.init``.
+    """
+
+    def __init__(
+        self,
+        job: TrainingJob,
+        settings: OptimisationSettings,
+        lora: LoraSettings | None = None,
+    ) -> None:
+        from prefdistill.models.loading import base_folder
+        from prefdistill.models.lora import adapter_rank
+        from prefdistill.models.memory import place
+
+        self.job, self.settings, self.lora = job, settings, lora
+        self.folder = base_folder(job.base)
+        rank = lora.r if lora else adapter_rank(job.init.parent)
+        self.precision, self.shard = place(
+            self.folder, job.precision, settings.token_budget, rank
+        )
+
+    def load(self, *, language: bool = False) -> "torch.nn.Module":
+        """Load the base with the adapter to train.
+
+        Args:
+            language: Whether to load a language model instead of a classifier.
+        """
+        from prefdistill.models.loading import load_classifier, load_language_model
+        from prefdistill.models.lora import add_adapter, load_adapter
+
+        seed, base = self.settings.seed, (self.folder, self.precision)
+        if language:
+            model = load_language_model(*base, shard=self.shard)
+        else:  # the seed is of a fresh head; a saved adapter brings its own
+            model = load_classifier(*base, head_seed=seed, shard=self.shard)
+        if self.lora:
+            return add_adapter(model, self.lora, seed)
+        return load_adapter(model, self.job.init.parent, trainable=True)
+
+    def train(
+        self,
+        model: "torch.nn.Module",
+        table: "pa.Table",
+        objective: "RowLosses",
+        epochs: float,
+        sources: Sequence[Path],
+        distillation: DistillationSettings | None = None,
+    ) -> "Trainer":
+        """Train on a table's pairs to the last step, or go on from a checkpoint.
+
+        Args:
+            model: From ``load``.
+            table: The pairs.
+            objective: The loss of their rows.
+            epochs: Passes over the pairs.
+            sources: The files that the pairs and the objective are made from.
+            distillation: Of a student, with the running mean to keep of its weights.
+
+        Returns:
+            The trainer, for ``finish``.
+        """
+        from prefdistill.data.prompts import encode_pairs
+        from prefdistill.models.loading import load_tokenizer
+        from prefdistill.storage.checkpoints import Checkpoints
+        from prefdistill.training.trainer import Trainer
+
+        job, settings = self.job, self.settings
+        encoded = encode_pairs(table, load_tokenizer(self.folder), job.text)
+        logger.info(
+            "%d rows, %d truncated, %d with a special token or marker made plain text",
+            len(table), encoded.n_truncated, encoded.n_neutralised,
+        )  # fmt: skip
+        checkpoints = Checkpoints(job.scratch, self.identity(sources, distillation))
+        decay = distillation.ema.decay if distillation else 0.0
+        trainer = Trainer(
+            model, encoded, objective, settings, epochs, checkpoints, decay
+        )
+        trainer.run(job.curve)
+        return trainer
+
+    def identity(
+        self,
+        sources: Sequence[Path],
+        distillation: DistillationSettings | None = None,
+    ) -> str:
+        """Return the fingerprint of all that decides the result, for the checkpoints.
+
+        Args:
+            sources: The files that the pairs and the objective are made from.
+            distillation: The settings of a student.
+        """
+        from prefdistill.storage.checkpoints import identity_of
+
+        job = self.job
+        given = [job.text, self.settings, self.lora, distillation]
+        known = [result_settings(each) for each in given if each is not None]
+        files = [path for path in (job.base, job.init, *sources) if path is not None]
+        return identity_of([job.code, self.precision, *known], *files)
+
+    def finish(
+        self,
+        trainer: "Trainer",
+        *,
+        head: "torch.Tensor | None" = None,
+        average: Path | None = None,
+        use_average: bool = False,
+    ) -> None:
+        """Write the adapter, and then remove the checkpoints.
+
+        Args:
+            trainer: At the end of its training.
+            head: Score weights that replace the trained ones.
+            average: Where the running mean of the weights goes as well, if anywhere.
+            use_average: Whether that mean is the adapter, instead of the last weights.
+        """
+        from prefdistill.models.lora import save_adapter
+        from prefdistill.running.processes import is_first
+
+        if is_first():
+            adapter = self.job.adapter.parent
+            if trainer.average and (use_average or average):
+                with trainer.average.in_place():
+                    if average:
+                        save_adapter(trainer.model, average.parent)
+                    if use_average:
+                        save_adapter(trainer.model, adapter)
+            if not use_average:
+                save_adapter(trainer.model, adapter, head=head)
+        trainer.finish()
