@@ -37,6 +37,8 @@ REASONS = (
     "duplicate",
     "duplicate_contradictory",
 )
+# Reasons that an unlabelled test row can have; it stays, and is counted.
+TEST_REASONS = ("empty", "identical", "duplicate")
 NO_LABEL = -1
 
 # RE2's twin of ``_LINE_BREAK`` and ``_CONTROL`` together: it finds the turns that
@@ -302,7 +304,7 @@ def summarise(
         },
         "flagged_test_rows": {
             reason: int(np.count_nonzero(by_reason[reason] & is_test))
-            for reason in REASONS[2:5]
+            for reason in TEST_REASONS
         },
     }
 
