@@ -51,7 +51,7 @@ if __name__ == "__main__":
 
         source, params = snakemake.input, snakemake.params
         with collector_paused():
-            from prefdistill.models.loading import base_folder
+            from prefdistill.models.manifests import base_folder
         weights = Path(source.weights)
         base = Path(str(source.base)) if source.base else None
         folder = weights.parent if base is None else base_folder(base)

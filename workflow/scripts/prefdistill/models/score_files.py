@@ -12,8 +12,9 @@ import torch
 
 from prefdistill.data.prompts import encode_pairs, text_digest
 from prefdistill.errors import UserError
-from prefdistill.models.loading import base_folder, load_classifier, load_tokenizer
+from prefdistill.models.loading import load_classifier, load_tokenizer
 from prefdistill.models.lora import load_adapter, load_merged
+from prefdistill.models.manifests import base_folder
 from prefdistill.models.memory import place
 from prefdistill.models.scoring import score_pairs, subset_rows
 from prefdistill.settings import TextSettings, result_settings

@@ -26,7 +26,7 @@ from torch.autograd.graph import increment_version
 from prefdistill.data.prompts import EncodedPairs
 from prefdistill.engine.packing import collate, pack_shares, shape_step, shared_tokens
 from prefdistill.errors import Interrupted, UserError
-from prefdistill.models.loading import (
+from prefdistill.models.forward import (
     core_model,
     device_of,
     engine_of,
