@@ -330,7 +330,7 @@ SHAPES = {
     "adapter without lora_B": (ADAPTER, drop("lora_B"), adapter, "train_teacher", "lacks lora_A or lora_B of rank 2"),
     "adapter without lora_B for PEFT": (ADAPTER, drop("lora_B"), peft_adapter, "train_teacher", "does not fit this base model"),
     "adapter without head": (ADAPTER, drop("score"), adapter, "train_teacher", "no score head"),
-    "adapter with an embedding": (ADAPTER, tensors_of(extra), adapter, "train_teacher", "is none of its parts"),
+    "adapter with an embedding": (ADAPTER, tensors_of(extra), adapter, "train_teacher", "is not part of a plain adapter"),
     "adapter of no rank": (SETTINGS, json_with(r="2"), adapter, "train_teacher", "rank '2'"),
     "adapter of another kind": (SETTINGS, json_with(peft_type="IA3"), adapter, "train_teacher", "peft_type IA3 cannot be averaged"),
     "rsLoRA": (SETTINGS, json_with(use_rslora=True), peft_adapter, "train_teacher", "rsLoRA (use_rslora) cannot be averaged"),
@@ -375,10 +375,10 @@ PLACES = {
     "link to JSON": (WEIGHTS, linked, weights, "weigh_folds", "a link out of results"),
     "link to a folder": (SETTINGS, linked_folder, adapter, "train_teacher", "a link out of results"),
     "manifest that climbs": (f"{BASE}/manifest.json", json_with(path="../../.."), base_folder, "make_tiny_model", "path '../../..' is neither . nor absolute"),
-    "file of a manifest that climbs": (f"{BASE}/manifest.json", files_of_manifest(**{"../x": {"bytes": 1}}), base_folder, "make_tiny_model", "'../x' is no file name"),
-    "file of a manifest that is absolute": (f"{BASE}/manifest.json", files_of_manifest(**{"/etc/passwd": {"bytes": 1}}), base_folder, "make_tiny_model", "'/etc/passwd' is no file name"),
-    "shard that climbs": (f"{MODEL}/model.safetensors.index.json", index_of("../evil.safetensors"), shards, "merge_adapter", "'../evil.safetensors' is no file name"),
-    "shard that is absolute": (f"{MODEL}/model.safetensors.index.json", index_of("/evil.safetensors"), shards, "merge_adapter", "'/evil.safetensors' is no file name"),
+    "file of a manifest that climbs": (f"{BASE}/manifest.json", files_of_manifest(**{"../x": {"bytes": 1}}), base_folder, "make_tiny_model", "'../x' is not a file name"),
+    "file of a manifest that is absolute": (f"{BASE}/manifest.json", files_of_manifest(**{"/etc/passwd": {"bytes": 1}}), base_folder, "make_tiny_model", "'/etc/passwd' is not a file name"),
+    "shard that climbs": (f"{MODEL}/model.safetensors.index.json", index_of("../evil.safetensors"), shards, "merge_adapter", "'../evil.safetensors' is not a file name"),
+    "shard that is absolute": (f"{MODEL}/model.safetensors.index.json", index_of("/evil.safetensors"), shards, "merge_adapter", "'/evil.safetensors' is not a file name"),
 }  # fmt: skip
 
 BOMBS = {

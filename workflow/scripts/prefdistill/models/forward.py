@@ -1,4 +1,4 @@
-"""Compute a loaded model's logits, and read what its base is like."""
+"""Compute a loaded model's logits, and tell how the model is loaded."""
 
 import numpy as np
 import torch
@@ -13,9 +13,10 @@ ROWS_STEP = 64
 
 
 def classify(model: torch.nn.Module, batch: PackedBatch) -> torch.Tensor:
-    """Compute the logits of a packed batch's rows, ``(n_rows, 3)`` float32.
+    """Compute the logits of a packed batch's rows, at the last token of each row.
 
-    Only the last token of a row is scored, in float32.
+    Returns:
+        ``(n_rows, 3)`` float32, classes (first, second, tie) as shown.
     """
     n_rows = len(batch.last)
     keep = np.pad(batch.last, (0, -n_rows % ROWS_STEP), mode="edge")
@@ -24,9 +25,9 @@ def classify(model: torch.nn.Module, batch: PackedBatch) -> torch.Tensor:
 
 
 def engine_of(model: torch.nn.Module) -> Engine:
-    """Return the engine that computes a model's decoder, made on first use.
+    """Return the engine that computes a model's decoder; the first call makes it.
 
-    A model keeps it when adapters come or go.
+    The model keeps its engine when adapters are added or removed.
     """
     core = core_model(model)
     if not hasattr(core, "engine"):
@@ -40,18 +41,16 @@ def core_model(model: torch.nn.Module) -> torch.nn.Module:
 
 
 def device_of(model: torch.nn.Module) -> torch.device:
-    """Return the device that a model's weights lie on."""
+    """Return the device that holds a model's weights."""
     return next(model.parameters()).device
 
 
 def is_sharded(model: torch.nn.Module) -> bool:
-    """Tell whether each process holds only a part of the model's base."""
+    """Tell whether each process holds only one shard of the model's base."""
     return getattr(core_model(model), SHARDED, False)
 
 
 def shares_prompts(model: torch.nn.Module) -> bool:
-    """Tell whether both orders of a pair may compute their common prompt once.
-
-    A language model's loss reads every token of a row, so its rows must be whole.
-    """
+    """Tell whether the two orders of a pair may share the tokens of their prompt."""
+    # A language model's loss reads every token of a row, so its rows must be whole.
     return hasattr(core_model(model), "score")

@@ -8,7 +8,10 @@ HEAD_STD = 0.02
 
 
 def seeded_head(hidden_size: int, seed: int) -> torch.Tensor:
-    """Draw score weights, ``(3, hidden_size)`` float32; the same for all folds."""
+    """Draw the weights of a score head, ``(3, hidden_size)`` float32.
+
+    Equal seeds give equal weights, so all folds start from the same head.
+    """
     generator = torch.Generator().manual_seed(seed)
     return HEAD_STD * torch.randn(len(CLASSES), hidden_size, generator=generator)
 

@@ -91,7 +91,7 @@ def load_tokenizer(folder: Path) -> Any:
     """Load the fast tokenizer of a model folder.
 
     Raises:
-        UserError: If its files are damaged or do not fit the model beside them.
+        UserError: If its files are damaged, or do not fit the model beside them.
     """
     from transformers import AutoTokenizer
 
@@ -176,7 +176,7 @@ def _silence_transformers() -> None:
 
 
 def _configuration(auto_class: Any, folder: Path, settings: dict[str, Any]) -> Any:
-    """Check a model's files and read its configuration, with settings added."""
+    """Check a model's files, and read its configuration with settings added."""
     from transformers import AutoConfig
 
     check_model_files(folder)
@@ -185,6 +185,7 @@ def _configuration(auto_class: Any, folder: Path, settings: dict[str, Any]) -> A
             folder, local_files_only=True, trust_remote_code=False, **settings
         )
     check_class(folder, config, auto_class)
+    # transformers finds the last token of a padded row by its padding token.
     if config.pad_token_id is None:
         eos = config.eos_token_id
         config.pad_token_id = eos[0] if isinstance(eos, list) else eos
@@ -195,6 +196,7 @@ def _configuration(auto_class: Any, folder: Path, settings: dict[str, Any]) -> A
 
 
 def _nf4(dtype: torch.dtype) -> Any:
+    """Describe NF4 for transformers, with double quantisation and a plain head."""
     from transformers import BitsAndBytesConfig
 
     return BitsAndBytesConfig(

@@ -20,13 +20,16 @@ def default_device() -> torch.device:
 def resolve_precision(precision: str, device: torch.device) -> tuple[torch.dtype, bool]:
     """Choose the dtype to compute in, and whether to quantise the base to NF4.
 
-    ``auto`` and ``nf4`` compute in bf16 where the GPU has it, in fp16 on older GPUs.
-    The CPU always computes in fp32, as its 16-bit products are about ten times slower.
+    ``auto`` and ``nf4`` compute in bf16 on GPUs that have it, in fp16 on older ones.
+
+    Args:
+        precision: fp32, bf16, fp16, nf4, fp8 or auto.
+        device: Where the model computes.
 
     Raises:
         UserError: If the GPU lacks the precision.
     """
-    if device.type == "cpu":
+    if device.type == "cpu":  # its 16-bit products are about ten times slower
         return torch.float32, precision == "nf4"
     if precision == "fp8" and torch.cuda.get_device_capability(device) < (8, 9):
         raise UserError("precision fp8: this GPU has no fp8; use auto, bf16 or nf4")
@@ -38,7 +41,11 @@ def resolve_precision(precision: str, device: torch.device) -> tuple[torch.dtype
 
 
 def base_precision(core: torch.nn.Module) -> str:
-    """Tell how a loaded model's base is stored: nf4, fp8, bf16, fp16 or fp32."""
+    """Return how a loaded model's base is stored: nf4, fp8, bf16, fp16 or fp32.
+
+    Args:
+        core: The transformers model, without PEFT around it.
+    """
     if getattr(core, "is_loaded_in_4bit", False):
         return "nf4"
     if any(hasattr(module, "fp8_weight") for module in core.model.layers[0].modules()):

@@ -194,9 +194,8 @@ def _work(job: Any) -> Iterator[None]:
         disconnect()
     except Interrupted as stop:
         report(Outcome("stopped", str(stop), stop.progressed))
-        os._exit(
-            STOPPED
-        )  # at once, as disconnecting could wait for the others for ever
+        # At once: disconnecting could wait for the other workers for ever.
+        os._exit(STOPPED)
     except Exception as error:
         foreseen = isinstance(error, UserError) or disk_fault(error)
         report(Outcome("refused" if foreseen else "failed", error_line(error)))

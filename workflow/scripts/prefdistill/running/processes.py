@@ -14,7 +14,7 @@ import torch.distributed as dist
 from prefdistill.errors import UserError
 from prefdistill.running.workers import RUN_FOLDER
 
-TIMEOUT = timedelta(minutes=30)  # for one collective; loading a large base takes long
+TIMEOUT = timedelta(minutes=30)  # for one collective
 BUCKET_NUMBERS = 2**26  # 256 MiB of float32 in one collective
 
 

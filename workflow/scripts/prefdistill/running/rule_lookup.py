@@ -57,9 +57,7 @@ def producing_rules(path: str | Path) -> list[str]:
     name = "/".join(parts[place + 1 :])
     folder = "/".join(parts[place + 1 : -1])
     exact = [(n, rule) for n, file, _, rule in _targets() if file.fullmatch(name)]
-    if (
-        exact
-    ):  # `tiny/model` is also an instance of `{name}/model`: take the literal one
+    if exact:  # a name may match several patterns; the most literal one is meant
         rules = [rule for n, rule in exact if n == exact[0][0]]
     else:
         rules = [rule for *_, beside, rule in _targets() if beside.fullmatch(folder)]

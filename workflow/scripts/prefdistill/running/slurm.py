@@ -8,7 +8,7 @@ import subprocess
 
 logger = logging.getLogger(__name__)
 
-ANSWER_S = 30  # seconds to wait for an answer; a busy controller takes several
+ANSWER_S = 30  # seconds to wait for an answer
 
 
 def _ask(*command: str) -> subprocess.CompletedProcess | None:

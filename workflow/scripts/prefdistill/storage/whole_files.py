@@ -91,7 +91,7 @@ def reading(path: str | Path, what: str) -> Iterator[None]:
 def _check_inside(path: str | Path) -> None:
     """Refuse a link that leads out of ``results``, which itself may be a link.
 
-    The workflow makes no such links, so someone else replaced the file.
+    The workflow makes no such links, so the file is not the one that a rule wrote.
     """
     results, place = Path(RESULTS).absolute(), Path(os.path.abspath(path))
     real = place.resolve()
