@@ -41,15 +41,10 @@ from prefdistill.scores.scaling import read_scaling
 from prefdistill.scores.views import SYMMETRISED_SCHEMA
 from prefdistill.settings import TextSettings
 from prefdistill.storage import whole_files as files
-from prefdistill.storage.tables import (
-    FOLD_SCHEMA,
-    PAIRS_SCHEMA,
-    file_digest,
-    open_table,
-    read_logits,
-    read_table,
-    write_json,
-)
+from prefdistill.storage.digests import file_digest
+from prefdistill.storage.logits import read_logits
+from prefdistill.storage.records import write_json
+from prefdistill.storage.tables import FOLD_SCHEMA, PAIRS_SCHEMA, open_table, read_table
 from prefdistill.storage.tensors import read_tensors
 from prefdistill.storage.whole_files import check_unpacked
 from prefdistill.training.teachers import TeacherFiles, read_teachers, teacher_logits
@@ -317,7 +312,7 @@ SHAPES = {
     "logits of two classes": (LOGITS, archive_of(logits=np.zeros((3, 2, 2), np.float32)), read_logits, "infer_logits", "logits have shape (3, 2, 2), not (n, views, 3)"),
     "logits of fewer rows": (LOGITS, archive_of(logits=np.zeros((2, 2, 3), np.float32)), read_logits, "infer_logits", "differ in their number of rows"),
     "logits as integers": (LOGITS, archive_of(logits=np.zeros((3, 2, 3), int)), read_logits, "infer_logits", "logits are int64, not floating"),
-    "ids as numbers": (LOGITS, archive_of(ids=np.arange(3)), read_logits, "infer_logits", "ids or split are no texts"),
+    "ids as numbers": (LOGITS, archive_of(ids=np.arange(3)), read_logits, "infer_logits", "ids or split are not texts"),
     "an id twice": (LOGITS, archive_of(ids=IDS[[0, 0, 1]]), read_logits, "infer_logits", "a row id occurs twice"),
     "no split": (LOGITS, archive_of(split=None), read_logits, "infer_logits", "members are"),
     "another member": (LOGITS, archive_of(other=IDS), read_logits, "infer_logits", "members are"),
@@ -335,7 +330,7 @@ SHAPES = {
     "adapter without lora_B": (ADAPTER, drop("lora_B"), adapter, "train_teacher", "lacks lora_A or lora_B of rank 2"),
     "adapter without lora_B for PEFT": (ADAPTER, drop("lora_B"), peft_adapter, "train_teacher", "does not fit this base model"),
     "adapter without head": (ADAPTER, drop("score"), adapter, "train_teacher", "no score head"),
-    "adapter with an embedding": (ADAPTER, tensors_of(extra), adapter, "train_teacher", "is none of its parts"),
+    "adapter with an embedding": (ADAPTER, tensors_of(extra), adapter, "train_teacher", "is not part of a plain adapter"),
     "adapter of no rank": (SETTINGS, json_with(r="2"), adapter, "train_teacher", "rank '2'"),
     "adapter of another kind": (SETTINGS, json_with(peft_type="IA3"), adapter, "train_teacher", "peft_type IA3 cannot be averaged"),
     "rsLoRA": (SETTINGS, json_with(use_rslora=True), peft_adapter, "train_teacher", "rsLoRA (use_rslora) cannot be averaged"),
@@ -343,7 +338,7 @@ SHAPES = {
     "model without a layer": (f"{MODEL}/model.safetensors", drop("down_proj"), model, "merge_adapter", "1 weights are missing"),
     "weights of no shares": (WEIGHTS, json_with(weights=[1.5, -0.5]), weights, "weigh_folds", "are not shares of one"),
     "weights for one fold": (WEIGHTS, json_with(weights=[1.0]), weights, "weigh_folds", "not weights of the folds"),
-    "weights as a list": (WEIGHTS, text_of("[0.5, 0.5]"), weights, "weigh_folds", "is no object"),
+    "weights as a list": (WEIGHTS, text_of("[0.5, 0.5]"), weights, "weigh_folds", "is not an object"),
     "no weights": (WEIGHTS, json_with(weights=None), weights, "weigh_folds", "key weights is missing"),
     "two scales": (SCALING, json_with(a=[1, 1]), read_scaling, "calibrate_judge", "not a calibration"),
     "negative scale": (SCALING, json_with(a=[1, -1, 1]), read_scaling, "calibrate_judge", "not a calibration"),
@@ -380,10 +375,10 @@ PLACES = {
     "link to JSON": (WEIGHTS, linked, weights, "weigh_folds", "a link out of results"),
     "link to a folder": (SETTINGS, linked_folder, adapter, "train_teacher", "a link out of results"),
     "manifest that climbs": (f"{BASE}/manifest.json", json_with(path="../../.."), base_folder, "make_tiny_model", "path '../../..' is neither . nor absolute"),
-    "file of a manifest that climbs": (f"{BASE}/manifest.json", files_of_manifest(**{"../x": {"bytes": 1}}), base_folder, "make_tiny_model", "'../x' is no file name"),
-    "file of a manifest that is absolute": (f"{BASE}/manifest.json", files_of_manifest(**{"/etc/passwd": {"bytes": 1}}), base_folder, "make_tiny_model", "'/etc/passwd' is no file name"),
-    "shard that climbs": (f"{MODEL}/model.safetensors.index.json", index_of("../evil.safetensors"), shards, "merge_adapter", "'../evil.safetensors' is no file name"),
-    "shard that is absolute": (f"{MODEL}/model.safetensors.index.json", index_of("/evil.safetensors"), shards, "merge_adapter", "'/evil.safetensors' is no file name"),
+    "file of a manifest that climbs": (f"{BASE}/manifest.json", files_of_manifest(**{"../x": {"bytes": 1}}), base_folder, "make_tiny_model", "'../x' is not a file name"),
+    "file of a manifest that is absolute": (f"{BASE}/manifest.json", files_of_manifest(**{"/etc/passwd": {"bytes": 1}}), base_folder, "make_tiny_model", "'/etc/passwd' is not a file name"),
+    "shard that climbs": (f"{MODEL}/model.safetensors.index.json", index_of("../evil.safetensors"), shards, "merge_adapter", "'../evil.safetensors' is not a file name"),
+    "shard that is absolute": (f"{MODEL}/model.safetensors.index.json", index_of("/evil.safetensors"), shards, "merge_adapter", "'/evil.safetensors' is not a file name"),
 }  # fmt: skip
 
 BOMBS = {

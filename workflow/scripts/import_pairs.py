@@ -26,7 +26,8 @@ def main(pairs: Path, report: Path, data: dict[str, Any]) -> None:
         open_parquet_writer,
     )
     from prefdistill.data.readers import read_file_rows
-    from prefdistill.storage.tables import PAIRS_SCHEMA, write_json
+    from prefdistill.storage.records import write_json
+    from prefdistill.storage.tables import PAIRS_SCHEMA
 
     files: list[ImportedFile] = []
     with open_parquet_writer(pairs, PAIRS_SCHEMA) as parquet:

@@ -21,7 +21,7 @@ from prefdistill.simulation.tiny_models import (
     tokenizer_corpus,
     train_tokenizer,
 )
-from prefdistill.storage.tables import file_digest
+from prefdistill.storage.digests import file_digest
 
 
 @pytest.fixture(scope="module")

@@ -1,8 +1,7 @@
-"""Call a script's ``main`` with what its rule names: parameters by name, typed.
+"""Call a script's ``main`` with the values that its rule names, by name and typed.
 
-A rule and its script agree on names alone. So a script has no lines that unpack the
-``snakemake`` object, and ``tests/unit/test_binding.py`` compares every script with its
-rules without running a job.
+A rule and its script share only names, so no script unpacks the ``snakemake`` object.
+``tests/unit/running/test_binding.py`` compares every script with its rules.
 """
 
 import dataclasses
@@ -15,9 +14,9 @@ from typing import Any
 
 
 class BindingError(TypeError):
-    """A script's parameter that its rule does not name, names twice or cannot fill.
+    """A parameter of a script that its rule does not name, names twice or cannot fill.
 
-    It is a mistake in the workflow's code, not one of its user.
+    The mistake is in the workflow's code. The user cannot fix it.
     """
 
 
@@ -26,26 +25,31 @@ def bind(
 ) -> dict[str, Any]:
     """Choose and convert a value for each parameter of a script's ``main``.
 
-    A parameter takes the rule's value of its name: of an input, an output or a param,
-    else of a wildcard, else of ``values``, else one of these:
+    A parameter takes the value of the input, output or param of its name. If there is
+    none, it takes the wildcard of its name, then the entry of ``values``, then one of
+    these:
 
     ========== =======================================================================
-    scratch    Folder of this job alone, for what an interrupted job resumes from
+    scratch    Folder that only this job uses, to resume from after an interruption
     log        The job's log file
-    config     The whole configuration (prefer params: it starts no rerun)
+    config     The whole configuration (prefer params: a change of it reruns nothing)
     inputs     All named inputs, as a dataclass of paths or a ``dict[str, Path]``
-    outputs    All named outputs, likewise
+    outputs    All named outputs, in the same form
     ========== =======================================================================
 
-    Its annotation says how to convert the value; see ``convert``.
+    The parameter's annotation says how to convert the value; see ``convert``.
 
     Args:
         main: The function. Its parameters are annotated.
         job: The script's ``snakemake`` object.
-        values: What the script itself gives.
+        values: More values by parameter name, given by the script itself.
+
+    Returns:
+        The converted values by parameter name.
 
     Raises:
-        BindingError: Naming script and parameter.
+        BindingError: If a parameter has no value, several, or one of another type; it
+            names script and parameter.
     """
     named = [dict(part.items()) for part in (job.input, job.output, job.params)]
     extra = {
@@ -71,10 +75,11 @@ def check_names(
     Args:
         main: The function.
         *named: Names of the rule's inputs, outputs and params.
-        known: Names of its wildcards, and those of every job.
+        known: Names of its wildcards, and those that every job has.
 
     Raises:
-        BindingError: Naming script and parameter.
+        BindingError: If a parameter is named twice, or nowhere and has no default; it
+            names script and parameter.
     """
     for name, parameter in inspect.signature(main).parameters.items():
         count = sum(name in part for part in named)
@@ -92,7 +97,7 @@ def check_names(
 
 
 def scratch_folder(job: Any) -> Path:
-    """Return the folder below ``scratch`` that belongs to this job alone."""
+    """Return the folder below ``scratch`` that only this job uses."""
     return Path(job.config["scratch"], job.rule, "_".join(job.wildcards) or "all")
 
 
@@ -121,18 +126,18 @@ def _fill(function: Callable[..., Any], values: Mapping[str, Any]) -> dict[str, 
 
 
 def convert(value: Any, annotation: Any) -> Any:
-    """Convert a rule's value to what an annotation says.
+    """Convert a rule's value to the type that an annotation names.
 
     Args:
         value: A path, a named list of paths, a wildcard or a param.
         annotation: ``Path``, ``int``, ``float``, ``bool``, ``str``, ``Any``, a ``list``
-            or ``dict`` of such, one of these ``| None``, or a dataclass. For ``| None``
-            no files at all, which a rule writes ``[]``, are None. A dataclass of
-            settings is read by ``settings.read``, one whose fields are all paths is
-            filled by name.
+            or ``dict`` of these, one of these ``| None``, or a dataclass. With
+            ``| None``, an empty list of files becomes None. A dataclass of settings is
+            read by ``settings.read``. A dataclass whose fields are all paths is filled
+            by name.
 
     Raises:
-        TypeError: If the value is not of that kind.
+        TypeError: If the value is not of that type.
     """
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if origin in (types.UnionType, typing.Union):
@@ -156,7 +161,7 @@ def convert(value: Any, annotation: Any) -> Any:
     if annotation is float and isinstance(value, int):
         return float(value)
     if not isinstance(value, annotation):
-        raise TypeError(f"{value!r} is no {annotation.__name__}")
+        raise TypeError(f"{value!r} is not of type {annotation.__name__}")
     return value
 
 
@@ -170,7 +175,7 @@ def _only(value: Any) -> Any:
 
 
 def _dataclass_of(value: Mapping[str, Any], kind: type) -> Any:
-    """Build a dataclass of paths, or one of settings, from what a rule names."""
+    """Build a dataclass of paths, or one of settings, from a rule's named values."""
     if _is_of_files(kind):
         check_names(kind, value, known=())
         return kind(**_fill(kind, value))
@@ -180,7 +185,7 @@ def _dataclass_of(value: Mapping[str, Any], kind: type) -> Any:
 
 
 def _is_of_files(kind: type) -> bool:
-    """Return whether every field of a dataclass is a path, some paths, or None."""
+    """Tell whether every field of a dataclass is a path, a list of paths, or None."""
     wanted = (Path, list[Path], Path | None)
     hints = typing.get_type_hints(kind)
     return all(hint in wanted for hint in hints.values())
