@@ -5,7 +5,8 @@ import json
 
 from import_pairs import main
 
-from prefdistill.storage.tables import PAIRS_SCHEMA, read_json, read_table
+from prefdistill.storage.records import read_json
+from prefdistill.storage.tables import PAIRS_SCHEMA, read_table
 
 HEADER = (
     "id,model_a,model_b,prompt,response_a,response_b,"

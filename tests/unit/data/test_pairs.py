@@ -6,7 +6,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pair_samples import import_files, kaggle_row, write_csv
 
-<<<<<<< HEAD
 from prefdistill.data.pairs import (
     ROW_COLUMNS,
     SCORED,
@@ -21,16 +20,6 @@ from prefdistill.data.pairs import (
     quote_short,
     required_columns,
     used_columns,
-=======
-from prefdistill.data.pairs import CellFault, parse_id, parse_label, parse_turns
-from prefdistill.errors import UserError
-from prefdistill.storage.records import read_json
-from prefdistill.storage.tables import PAIRS_SCHEMA, read_table
-
-HEADER = (
-    "id,model_a,model_b,prompt,response_a,response_b,"
-    "winner_model_a,winner_model_b,winner_tie"
->>>>>>> text2
 )
 from prefdistill.errors import UserError
 from prefdistill.storage.tables import PAIRS_SCHEMA
