@@ -26,9 +26,8 @@ from prefdistill.export.release import (
     write_release,
 )
 from prefdistill.judge import Judge, Verdict, pairs_table
-from prefdistill.models.score_files import Scoring
 from prefdistill.scores.views import PROBABILITY_COLUMNS, SYMMETRISED_SCHEMA, columns_of
-from prefdistill.settings import TextSettings, read
+from prefdistill.settings import ScoringSettings, TextSettings, read
 from prefdistill.storage.checkpoints import Checkpoints
 from prefdistill.storage.records import read_json, write_json
 from prefdistill.storage.tables import FOLD_SCHEMA, read_table, write_table
@@ -93,7 +92,7 @@ def workflow_probabilities(folder, tmp_path):
     infer_logits.main(
         pairs=[tmp_path / "rows.parquet"], weights=folder / "model.safetensors",
         base=None, logits=tmp_path / "logits.npz", text=read(TextSettings, TEXT),
-        scoring=Scoring("auto", splits=["unlabelled"], token_budget=512),
+        scoring=ScoringSettings("auto", splits=["unlabelled"], token_budget=512),
         scratch=tmp_path / "scratch", code="",
     )  # fmt: skip
     symmetrise.main(

@@ -1,15 +1,16 @@
 """Distil the teachers into the student on one fold's train side."""
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from prefdistill.models.quick_imports import import_model_libraries
 from prefdistill.running.job import run_job
-from prefdistill.settings import DistillationSettings, TrainingSettings, read
+from prefdistill.settings import DistillationSettings, TrainingSettings
 from prefdistill.storage.records import write_json
 from prefdistill.storage.tables import FOLD_SCHEMA, read_table
-from prefdistill.training.run import TrainingJob, TrainingRun, settings_of
+from prefdistill.training.run import TrainingJob, TrainingRun
 from prefdistill.training.teachers import TeacherFiles, check_weights, read_teachers
 
 
@@ -53,15 +54,9 @@ def main(
 
 
 if __name__ == "__main__":
-    with run_job(snakemake, processes=snakemake.resources.gpu):
-        import_model_libraries(snakemake.params.precision)
-        main(
-            pairs=Path(snakemake.input.pairs),
-            pairs_unlabelled=next(map(Path, snakemake.input.pairs_unlabelled), None),
-            teachers=TeacherFiles.of(snakemake),
-            job=TrainingJob.of(snakemake),
-            training=settings_of(snakemake, "training", TrainingSettings),
-            distillation=read(DistillationSettings, snakemake.params.distillation),
-            average=next(map(Path, snakemake.output.average), None),
-            rows=Path(snakemake.output.rows),
-        )
+    run_job(
+        snakemake,
+        main,
+        processes=snakemake.resources.gpu,
+        libraries=partial(import_model_libraries, snakemake.params.precision),
+    )

@@ -6,7 +6,7 @@ again here, except that a mapping has exactly the keys of its class.
 """
 
 from collections.abc import Collection, Mapping
-from dataclasses import asdict, dataclass, is_dataclass
+from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
 from typing import Any, TypeVar, get_type_hints
 
 Settings = TypeVar("Settings")
@@ -25,16 +25,20 @@ def read(kind: type[Settings], mapping: Mapping[str, Any]) -> Settings:
         mapping: Its keys and values, nested as the classes are; lists become tuples.
 
     Raises:
-        ValueError: If a key is unknown or missing.
+        ValueError: If a key is unknown, or missing and without a default.
     """
     types = get_type_hints(kind)
     for problem, keys in (
         ("unknown", mapping.keys() - types.keys()),
-        ("missing", types.keys() - mapping.keys()),
+        ("missing", types.keys() - mapping.keys() - _with_default(kind)),
     ):
         if keys:
             raise ValueError(f"{kind.__name__}: the key {min(keys)!r} is {problem}")
-    return kind(**{key: _value(types[key], mapping[key]) for key in types})
+    return kind(**{key: _value(types[key], value) for key, value in mapping.items()})
+
+
+def _with_default(kind: type) -> set[str]:
+    return {field.name for field in fields(kind) if field.default is not MISSING}
 
 
 def _value(kind: Any, value: Any) -> Any:
@@ -124,6 +128,34 @@ class InferenceSettings:
     n_rows: int | None
     weights: str
     progress_batches: int
+
+
+@dataclass(frozen=True)
+class ScoringSettings:
+    """Which rows a model scores, and how.
+
+    Attributes:
+        precision: How the weights are stored, or the base under an adapter.
+        views: Orders to show, of AB and BA.
+        splits: Score only rows of these splits; all if None.
+        weights: ``adapter`` keeps an adapter beside its base, ``merged`` adds it to
+            the base first.
+        rows: Range of train rows to score; all if None.
+        n_rows: Number of train rows to sample; all if None.
+        seed: Seed of the sample.
+        token_budget: Most tokens in a forward pass.
+        progress_batches: Batches between two progress lines.
+    """
+
+    precision: str
+    views: tuple[str, ...] = ("AB", "BA")
+    splits: tuple[str, ...] | None = None
+    weights: str = "adapter"
+    rows: tuple[int, int] | None = None
+    n_rows: int | None = None
+    seed: int = 0
+    token_budget: int = 16896
+    progress_batches: int = 5
 
 
 @dataclass(frozen=True, kw_only=True)

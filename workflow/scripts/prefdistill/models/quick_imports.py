@@ -97,6 +97,20 @@ def import_model_libraries(precision: str, folder: Path | None = None) -> None:
             import_early(["bitsandbytes"])
 
 
+def import_scoring_libraries(precision: str, weights: Path, base: Path | None) -> None:
+    """Import what scoring needs.
+
+    Args:
+        precision: Of the weights, or of the base under an adapter.
+        weights: A whole model's weights in its folder, or an adapter's.
+        base: The adapter's base: its manifest, or a file in its folder.
+    """
+    from prefdistill.models.manifests import base_folder
+
+    folder = weights.parent if base is None else base_folder(base)
+    import_model_libraries(precision, folder)
+
+
 def import_quantiser() -> None:
     """Import GPTQModel, and hide optional packages that it would import."""
     with collector_paused():

@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -17,48 +16,20 @@ from prefdistill.models.lora import load_adapter, load_merged
 from prefdistill.models.manifests import base_folder
 from prefdistill.models.memory import place
 from prefdistill.models.scoring import score_pairs, subset_rows
-from prefdistill.settings import TextSettings, result_settings
+from prefdistill.settings import ScoringSettings, TextSettings, result_settings
 from prefdistill.storage.checkpoints import Checkpoints, identity_of
 from prefdistill.storage.digests import file_digest
-from prefdistill.storage.logits import VIEWS, Logits
+from prefdistill.storage.logits import Logits
 from prefdistill.storage.tables import FOLD_SCHEMA, read_table
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Scoring:
-    """The rows to score, and how to score them.
-
-    Attributes:
-        precision: How to store the weights of the model, or of an adapter's base.
-        views: Orders to show, of AB and BA.
-        splits: Score only rows of these splits; all if None.
-        weights: ``adapter`` keeps an adapter beside its base; ``merged`` first adds it
-            to the base's weights.
-        rows: Range of train rows to score; all if None.
-        n_rows: Number of train rows to sample; all if None.
-        seed: Seed of the sample.
-        token_budget: Most tokens in a forward pass.
-        progress_batches: Batches between two progress lines.
-    """
-
-    precision: str
-    views: Sequence[str] = VIEWS
-    splits: Sequence[str] | None = None
-    weights: str = "adapter"
-    rows: Sequence[int] | None = None
-    n_rows: int | None = None
-    seed: int = 0
-    token_budget: int = 16896
-    progress_batches: int = 5
 
 
 def score_files(
     pairs: Sequence[Path],
     weights: Path,
     base: Path | None,
-    scoring: Scoring,
+    scoring: ScoringSettings,
     text: TextSettings,
     checkpoints: Checkpoints,
 ) -> Logits:
@@ -109,7 +80,7 @@ def score_files(
     return Logits(encoded.ids, _splits_of(table), logits, made_with | counts)
 
 
-def _rows_to_score(pairs: Sequence[Path], scoring: Scoring) -> pa.Table:
+def _rows_to_score(pairs: Sequence[Path], scoring: ScoringSettings) -> pa.Table:
     """Read the rows of the wanted splits, with the wanted part of the train rows."""
     table = pa.concat_tables([read_table(path, FOLD_SCHEMA) for path in pairs])
     if scoring.splits is not None:
@@ -127,7 +98,7 @@ def _splits_of(table: pa.Table) -> np.ndarray:
 
 
 def _load(
-    weights: Path, base: Path | None, scoring: Scoring
+    weights: Path, base: Path | None, scoring: ScoringSettings
 ) -> tuple[torch.nn.Module, str]:
     """Load a whole model, or an adapter on its base; return its precision as well."""
     folder = weights.parent if base is None else base_folder(base)

@@ -9,8 +9,13 @@ import inspect
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
+from functools import reduce
+from operator import getitem
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
+
+from prefdistill.settings import RUN_TIME_KEYS, read
 
 
 class BindingError(TypeError):
@@ -37,7 +42,13 @@ def bind(
     outputs    All named outputs, in the same form
     ========== =======================================================================
 
-    The parameter's annotation says how to convert the value; see ``convert``.
+    The parameter's annotation says how to convert the value; see ``convert``. A
+    parameter that nothing names, annotated with a dataclass, is a group: each of its
+    fields is bound like a parameter.
+
+    Settings of how a job runs (``settings.RUN_TIME_KEYS``) are no params, because their
+    change must rerun nothing. The param ``section`` is the path in the configuration
+    where a settings class finds those that its param lacks.
 
     Args:
         main: The function. Its parameters are annotated.
@@ -52,6 +63,7 @@ def bind(
             names script and parameter.
     """
     named = [dict(part.items()) for part in (job.input, job.output, job.params)]
+    run_time = reduce(getitem, named[2].get("section", ()), job.config)
     extra = {
         "scratch": scratch_folder(job),
         "log": job.log[0],
@@ -61,7 +73,7 @@ def bind(
     }
     extra |= {**(values or {}), **dict(job.wildcards.items())}
     check_names(main, *named, known=extra)
-    return _fill(main, extra | named[0] | named[1] | named[2])
+    return _fill(main, extra | named[0] | named[1] | named[2], run_time)
 
 
 JOB_NAMES = ("scratch", "log", "config", "inputs", "outputs")
@@ -89,11 +101,15 @@ def check_names(
                 f"{where} is the name of {count} among the rule's input, output and "
                 "params; rename one of them"
             )
-        if not count and name not in known and parameter.default is parameter.empty:
+        if count or name in known or parameter.default is not parameter.empty:
+            continue
+        annotation = typing.get_type_hints(_signed(main)).get(name)
+        if not dataclasses.is_dataclass(annotation):
             raise BindingError(
                 f"{where} is not named by the rule's input, output, params or "
                 "wildcards; add it to the rule or take it from main"
             )
+        check_names(annotation, *named, known=known)
 
 
 def scratch_folder(job: Any) -> Path:
@@ -105,17 +121,27 @@ def _script_of(function: Callable[..., Any]) -> str:
     return Path(inspect.getfile(function)).name
 
 
-def _fill(function: Callable[..., Any], values: Mapping[str, Any]) -> dict[str, Any]:
+def _signed(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return what carries the annotations: the function, or a class's initialiser."""
+    return function.__init__ if inspect.isclass(function) else function
+
+
+def _fill(
+    function: Callable[..., Any],
+    values: Mapping[str, Any],
+    run_time: Mapping[str, Any],
+) -> dict[str, Any]:
     """Convert the values of the parameters of a function or a dataclass."""
-    hints = typing.get_type_hints(
-        function.__init__ if inspect.isclass(function) else function
-    )
+    hints = typing.get_type_hints(_signed(function))
     filled = {}
-    for name in inspect.signature(function).parameters:
+    for name, parameter in inspect.signature(function).parameters.items():
         if name not in values:
-            continue  # it has a default
+            if parameter.default is parameter.empty:  # a group
+                group = hints[name]
+                filled[name] = group(**_fill(group, values, run_time))
+            continue
         try:
-            filled[name] = convert(values[name], hints[name])
+            filled[name] = convert(values[name], hints[name], run_time)
         except BindingError:
             raise
         except (TypeError, ValueError, KeyError) as error:
@@ -125,7 +151,9 @@ def _fill(function: Callable[..., Any], values: Mapping[str, Any]) -> dict[str, 
     return filled
 
 
-def convert(value: Any, annotation: Any) -> Any:
+def convert(
+    value: Any, annotation: Any, run_time: Mapping[str, Any] = MappingProxyType({})
+) -> Any:
     """Convert a rule's value to the type that an annotation names.
 
     Args:
@@ -135,6 +163,7 @@ def convert(value: Any, annotation: Any) -> Any:
             ``| None``, an empty list of files becomes None. A dataclass of settings is
             read by ``settings.read``. A dataclass whose fields are all paths is filled
             by name.
+        run_time: Settings of how the job runs, for a dataclass whose value lacks them.
 
     Raises:
         TypeError: If the value is not of that type.
@@ -144,9 +173,9 @@ def convert(value: Any, annotation: Any) -> Any:
         if value is None or (isinstance(value, list) and not value):
             return None
         (annotation,) = [each for each in arguments if each is not type(None)]
-        return convert(value, annotation)
+        return convert(value, annotation, run_time)
     if dataclasses.is_dataclass(annotation):
-        return _dataclass_of(value, annotation)
+        return _dataclass_of(value, annotation, run_time)
     if origin is list:
         items = [value] if isinstance(value, str) else value
         return [convert(item, arguments[0]) for item in items]
@@ -174,14 +203,15 @@ def _only(value: Any) -> Any:
     return value[0]
 
 
-def _dataclass_of(value: Mapping[str, Any], kind: type) -> Any:
+def _dataclass_of(
+    value: Mapping[str, Any], kind: type, run_time: Mapping[str, Any]
+) -> Any:
     """Build a dataclass of paths, or one of settings, from a rule's named values."""
     if _is_of_files(kind):
         check_names(kind, value, known=())
-        return kind(**_fill(kind, value))
-    from prefdistill.settings import read
-
-    return read(kind, value)
+        return kind(**_fill(kind, value, {}))
+    wanted = {field.name for field in dataclasses.fields(kind)} & RUN_TIME_KEYS
+    return read(kind, {key: run_time[key] for key in wanted & run_time.keys()} | value)
 
 
 def _is_of_files(kind: type) -> bool:

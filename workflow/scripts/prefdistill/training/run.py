@@ -11,15 +11,13 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING
 
-from prefdistill.running.job import scratch_folder
 from prefdistill.settings import (
     DistillationSettings,
     LoraSettings,
     OptimisationSettings,
     TextSettings,
-    read,
     result_settings,
 )
 
@@ -32,14 +30,13 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-Settings = TypeVar("Settings", bound=OptimisationSettings)
-
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingJob:
     """Name what every training job reads and writes, and what decides its result.
 
-    The names are those of the rules' inputs, outputs and params.
+    ``run_job`` fills it by name: the names are those of the rules' inputs, outputs and
+    params.
 
     Attributes:
         base: The base model's manifest.
@@ -60,37 +57,6 @@ class TrainingJob:
     text: TextSettings
     code: str
     scratch: Path
-
-    @classmethod
-    def of(cls, job: Any) -> "TrainingJob":
-        """Take them from a script's ``snakemake`` object."""
-        init = job.input.get("init")
-        return cls(
-            base=Path(job.input.base),
-            init=Path(init) if init else None,
-            adapter=Path(job.output.adapter),
-            curve=Path(job.output.curve),
-            precision=job.params.precision,
-            text=read(TextSettings, job.params.text),
-            code=job.params.code,
-            scratch=scratch_folder(job),
-        )
-
-
-def settings_of(job: Any, section: str, kind: type[Settings]) -> Settings:
-    """Read a section of the settings of the model that a job trains.
-
-    How the job runs is read from the configuration, and what decides the result from
-    the rule's params, as an arm of an ablation has settings of its own.
-
-    Args:
-        job: A script's ``snakemake`` object.
-        section: ``training`` or ``post_pretrain``, the name of the section and param.
-        kind: The section's class.
-    """
-    name = job.wildcards.get("teacher", job.wildcards.get("model", "student"))
-    models = {**job.config["teachers"], "student": job.config["student"]}
-    return read(kind, models[name][section] | job.params[section])
 
 
 class TrainingRun:

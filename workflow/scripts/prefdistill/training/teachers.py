@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,8 @@ logger = logging.getLogger(__name__)
 class TeacherFiles:
     """Name the files that the teachers leave for the student of one fold.
 
-    Each list goes teacher by teacher, with the same number of files for each.
+    ``run_job`` fills it by name. Each list goes teacher by teacher, with the same number
+    of files for each.
 
     Attributes:
         teachers: The teachers' names.
@@ -38,23 +39,13 @@ class TeacherFiles:
         scalings: ``calibration.json`` for those; empty where raw logits are wanted.
     """
 
-    teachers: Sequence[str]
+    teachers: list[str]
     fold: int
-    logits: Sequence[Path]
-    gates: Sequence[Path] = ()
-    unseen: Sequence[Path] = ()
-    unlabelled: Sequence[Path] = ()
-    scalings: Sequence[Path] = ()
-
-    @classmethod
-    def of(cls, job: Any) -> "TeacherFiles":
-        """Take them from a script's ``snakemake`` object."""
-        kinds = ("logits", "gates", "unseen", "unlabelled", "scalings")
-        return cls(
-            teachers=job.params.teachers,
-            fold=int(job.wildcards.fold),
-            **{kind: [Path(path) for path in job.input[kind]] for kind in kinds},
-        )
+    logits: list[Path]
+    gates: list[Path] = field(default_factory=list)
+    unseen: list[Path] = field(default_factory=list)
+    unlabelled: list[Path] = field(default_factory=list)
+    scalings: list[Path] = field(default_factory=list)
 
     def sources(self) -> list[Path]:
         """Return every file that has a part in the student's result."""
