@@ -4,7 +4,7 @@ in:  what distill_student reads, or variants of it
 out: <results>/ablation/{arm}/seed{seed}/fold{fold}/, <results>/ablation/{ablation}.csv
 
 `use rule` gives every arm the scripts of the pipeline's own student; only its settings
-differ. prefdistill/pipeline/students.py lists the arms and what is compared.
+differ. prefdistill/pipeline/ablations.py lists the arms and what is compared.
 """
 
 

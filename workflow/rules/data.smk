@@ -4,7 +4,7 @@
 rule import_pairs:
     """Read CSV, parquet and Hub data sets into one typed table."""
     input:
-        files=DATA_FILES,
+        files=SETTINGS.data.files,
     output:
         pairs="<results>/data/pairs.parquet",
         report="<results>/data/import.json",

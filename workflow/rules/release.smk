@@ -40,7 +40,7 @@ rule write_release:
         runtime=minutes_of(handling_tables),
     params:
         bases=BASES,
-        simulated=SIMULATED,
+        simulated=SETTINGS.data.is_simulated,
         code=code_digest("write_release.py"),
     script:
         "../scripts/write_release.py"

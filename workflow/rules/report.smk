@@ -263,7 +263,7 @@ rule write_pages:
         judge_calibrations=map(calibration_of, JUDGES),
         weights="<results>/ensemble/weights.json",
         fingerprinted=[
-            *DATA_FILES,
+            *SETTINGS.data.files,
             *sorted({base_manifest({"model": name}) for name in MODELS}),
             "<results>/ensemble/adapter_model.safetensors",
             *expand("<results>/gptq/{bits}bit/model.safetensors", bits=BITS),

@@ -1,15 +1,18 @@
-"""Settings of models and their training, read once from the validated configuration.
+"""Settings, read once from the validated configuration.
 
 The field names are the keys of ``workflow/schemas/config.schema.yaml``, where each key
-is described. The schema checks values and fills in defaults, so nothing is checked
-again here, except that a mapping has exactly the keys of its class.
+is described, in the same order. The schema checks values and fills in defaults, so
+nothing is checked again here, except that a mapping has the keys of its class.
 """
 
 from collections.abc import Collection, Mapping
-from dataclasses import asdict, dataclass, is_dataclass
-from typing import Any, TypeVar, get_type_hints
+from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
-Settings = TypeVar("Settings")
+Kind = TypeVar("Kind")
+
+# Files below this folder are the simulator's: made by the workflow, not given.
+SIMULATED_FOLDER = "results/simulated/"
 
 # These say how a job runs, not what comes out: a change reruns nothing.
 RUN_TIME_KEYS = frozenset(
@@ -17,30 +20,42 @@ RUN_TIME_KEYS = frozenset(
 )
 
 
-def read(kind: type[Settings], mapping: Mapping[str, Any]) -> Settings:
+def read(kind: type[Kind], mapping: Mapping[str, Any]) -> Kind:
     """Build a settings class, and the classes inside it, from a validated mapping.
 
     Args:
         kind: A class of this module.
         mapping: Its keys and values, nested as the classes are; lists become tuples.
+            Only keys whose field has a default may be missing.
 
     Raises:
         ValueError: If a key is unknown or missing.
     """
     types = get_type_hints(kind)
+    needed = {
+        each.name
+        for each in fields(kind)
+        if each.default is MISSING and each.default_factory is MISSING
+    }
     for problem, keys in (
         ("unknown", mapping.keys() - types.keys()),
-        ("missing", types.keys() - mapping.keys()),
+        ("missing", needed - mapping.keys()),
     ):
         if keys:
             raise ValueError(f"{kind.__name__}: the key {min(keys)!r} is {problem}")
-    return kind(**{key: _value(types[key], mapping[key]) for key in types})
+    return kind(**{key: _value(types[key], mapping[key]) for key in mapping})
 
 
 def _value(kind: Any, value: Any) -> Any:
-    if is_dataclass(kind):
-        return read(kind, value)
-    return tuple(value) if isinstance(value, list) else value
+    """Build the classes that a field's type names, at any depth of its value."""
+    inner = get_args(kind)
+    if isinstance(value, Mapping):
+        if get_origin(kind) is dict:
+            return {key: _value(inner[1], each) for key, each in value.items()}
+        return read(next(filter(is_dataclass, (kind, *inner))), value)
+    if isinstance(value, list):
+        return tuple(_value(inner[0], each) for each in value)
+    return value
 
 
 def result_settings(settings: Any) -> dict[str, Any]:
@@ -57,6 +72,83 @@ def result_settings(settings: Any) -> dict[str, Any]:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SimulationSettings:
+    """How many pairs the simulator makes (``simulation``)."""
+
+    n_train: int
+    n_extra: int
+    n_ultra: int
+    n_test: int
+    dirty_fraction: float
+    seed: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class HubData:
+    """A data set of the Hub (an entry of ``data``)."""
+
+    hub: str
+    revision: str | None = None
+    split: str = "train"
+    columns: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSettings:
+    """Where the pairs come from (``data``): paths of files, and Hub data sets."""
+
+    train: tuple[HubData | str, ...]
+    extra: tuple[HubData | str, ...]
+    ultra: tuple[HubData | str, ...]
+    test: HubData | str | None
+    unlabelled: tuple[HubData | str, ...]
+
+    @property
+    def entries(self) -> dict[str, tuple[HubData | str, ...]]:
+        """All entries by key, ``test`` as a tuple of one or none."""
+        return {
+            "train": self.train,
+            "extra": self.extra,
+            "ultra": self.ultra,
+            "test": (self.test,) if self.test else (),
+            "unlabelled": self.unlabelled,
+        }
+
+    @property
+    def files(self) -> list[str]:
+        """Paths of all files, without Hub data sets."""
+        return [e for some in self.entries.values() for e in some if isinstance(e, str)]
+
+    @property
+    def is_simulated(self) -> bool:
+        """Whether all labelled pairs are simulated."""
+        return all(
+            isinstance(entry, str) and entry.startswith(SIMULATED_FOLDER)
+            for entry in self.train
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class CleaningSettings:
+    """Which degenerate rows are dropped (``cleaning``)."""
+
+    identical: str
+    empty: str
+    duplicates: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class FoldSettings:
+    """The split (``folds``)."""
+
+    n: int
+    select_fraction: float
+    test_fraction: float
+    test_part: int | None
+    seed: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class TextSettings:
     """How a pair becomes tokens (``text``)."""
 
@@ -65,6 +157,25 @@ class TextSettings:
     max_length: int
     prompt_share: float
     head_share: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class BaseModelSettings:
+    """A base model (an entry of ``base_models``); None where a key is not given."""
+
+    source: str
+    architecture: str | None = None
+    hidden_size: int
+    n_layers: int
+    n_heads: int
+    pretrain_steps: int
+    seed: int
+    package: str | None = None
+    version: str | None = None
+    repo: str | None = None
+    revision: str | None
+    path: str | None = None
+    billions: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,6 +238,19 @@ class InferenceSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ModelSettings:
+    """A teacher (an entry of ``teachers``) or the student (``student``)."""
+
+    base: str
+    precision: str
+    gpus: int
+    lora: LoraSettings
+    training: TrainingSettings
+    post_pretrain: PostPretrainSettings
+    inference: InferenceSettings
+
+
+@dataclass(frozen=True, kw_only=True)
 class LossWeights:
     """Weights of the loss terms (``distillation.weights``)."""
 
@@ -182,3 +306,123 @@ class DistillationSettings:
         """Return whether no teacher was trained on the dev rows of its student."""
         saw_dev = self.labels == "out_of_fold" or self.judges_rows
         return not (teachers and saw_dev)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CalibrationSettings:
+    """Scaling of the teachers' and the judges' logits (``calibration``)."""
+
+    method: str
+    tied: bool
+    judge: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdvantageSettings:
+    """Weights of folds by their students' rewards (``ensemble.advantage``)."""
+
+    temperature: float
+    baseline: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class EnsembleSettings:
+    """How the folds' adapters become one (``ensemble``)."""
+
+    method: str
+    fold_weights: str | tuple[float, ...]
+    advantage: AdvantageSettings
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuantisationSettings:
+    """GPTQ of the merged student (``quantisation``)."""
+
+    bits: tuple[int, ...]
+    group_size: int
+    n_calibration_pairs: int
+    desc_act: bool
+    damp_percent: float
+    seed: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictSettings:
+    """The final model and how it predicts (``predict``)."""
+
+    model: str
+    base: str
+    folds: str | tuple[int, ...]
+    views: tuple[str, ...]
+    trees_weight: float
+    token_budget: int
+
+    @property
+    def final(self) -> str:
+        """Name of the final model, as in ``results/predictions/{name}/``."""
+        return f"adapters_{self.base}" if self.model == "adapters" else self.model
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationSettings:
+    """Scores and their intervals (``evaluation``)."""
+
+    n_bootstrap: int
+    seed: int
+    n_bins: int
+    labels_only: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class AblationSettings:
+    """Seeds and few labels of the ablations' arms (``ablation``)."""
+
+    seeds: tuple[int, ...]
+    n_few_labels: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckedPair:
+    """A pair that ``check_models`` scores (an entry of ``check.pairs``)."""
+
+    prompt: str
+    response_a: str
+    response_b: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckSettings:
+    """What ``check_models`` shows each model (``check``)."""
+
+    pairs: tuple[CheckedPair, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """The whole configuration."""
+
+    scratch: str
+    max_runtime: int | None
+    gpu_tflops: float
+    runtime_safety: float
+    simulation: SimulationSettings
+    data: DataSettings
+    cleaning: CleaningSettings
+    folds: FoldSettings
+    text: TextSettings
+    base_models: dict[str, BaseModelSettings]
+    teachers: dict[str, ModelSettings]
+    student: ModelSettings
+    distillation: DistillationSettings
+    calibration: CalibrationSettings
+    ensemble: EnsembleSettings
+    quantisation: QuantisationSettings
+    predict: PredictSettings
+    evaluation: EvaluationSettings
+    ablation: AblationSettings
+    check: CheckSettings
+
+    @property
+    def models(self) -> dict[str, ModelSettings]:
+        """The teachers by name, and the student as ``student``."""
+        return {**self.teachers, "student": self.student}
