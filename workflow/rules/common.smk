@@ -1,4 +1,4 @@
-"""Validation of the configuration, and the domains of wildcards; no rules."""
+"""Validate the configuration and set the domains of wildcards; no rules."""
 
 import re
 import sys

@@ -1,4 +1,4 @@
-"""Data: import pairs of all sources, clean them, split them into folds."""
+"""Import pairs of all sources, clean them and split them into folds."""
 
 
 rule import_pairs:

@@ -1,7 +1,7 @@
-"""Ensemble: the student's fold adapters averaged, and merged into one 16-bit model.
+"""Average the student's fold adapters and merge them into one 16-bit model.
 
-in:  <results>/student/fold{fold}/, the student's base; for weights by advantage the
-     folds, <results>/predictions/fold{fold}_bf16/, <results>/predictions/baselines.parquet
+in:  <results>/student/fold{fold}/, the student's base; for weights by advantage also
+     the folds, <results>/predictions/fold{fold}_bf16/, <results>/predictions/baselines.parquet
 out: <results>/ensemble/weights.json, <results>/ensemble/adapter_model.safetensors,
      <results>/merged/
 """

@@ -1,4 +1,4 @@
-"""Input and params functions of the rules; params are plain values of `config`."""
+"""Define input and params functions; params are plain values of `config`."""
 
 from prefdistill.pipeline.prediction_inputs import (
     calibration_of,

@@ -1,4 +1,4 @@
-"""Base models: made, converted, fetched or linked; each one ends in a manifest."""
+"""Make, convert, fetch or link each base model, and write its manifest."""
 
 
 rule make_tiny_model:

@@ -1,6 +1,6 @@
-"""Resources of jobs: memory, minutes, threads, GPUs.
+"""Define resource functions: memory, minutes, threads and GPUs of jobs.
 
-None of them is a parameter of a rule, because they do not change the result.
+Resources are no params of a rule, because they do not change the result.
 """
 
 from prefdistill.pipeline.cost_model import (

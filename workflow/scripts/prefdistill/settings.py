@@ -1,4 +1,4 @@
-"""Settings, read once from the validated configuration.
+"""Hold settings as classes, read once from the validated configuration.
 
 The field names are the keys of ``workflow/schemas/config.schema.yaml``, where each key
 is described, in the same order. The schema checks values and fills in defaults, so
@@ -14,7 +14,7 @@ Kind = TypeVar("Kind")
 # Files below this folder are the simulator's: made by the workflow, not given.
 SIMULATED_FOLDER = "results/simulated/"
 
-# These say how a job runs, not what comes out: a change reruns nothing.
+# Keys that decide how a job runs, not what comes out: a change reruns nothing.
 RUN_TIME_KEYS = frozenset(
     {"token_budget", "recompute", "compile", "checkpoint_steps", "progress_batches"}
 )
@@ -73,7 +73,7 @@ def result_settings(settings: Any) -> dict[str, Any]:
 
 @dataclass(frozen=True, kw_only=True)
 class SimulationSettings:
-    """How many pairs the simulator makes (``simulation``)."""
+    """Numbers of pairs that the simulator makes (``simulation``)."""
 
     n_train: int
     n_extra: int
@@ -85,7 +85,7 @@ class SimulationSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class HubData:
-    """A data set of the Hub (an entry of ``data``)."""
+    """Data set of the Hub (an entry of ``data``)."""
 
     hub: str
     revision: str | None = None
@@ -95,7 +95,7 @@ class HubData:
 
 @dataclass(frozen=True, kw_only=True)
 class DataSettings:
-    """Where the pairs come from (``data``): paths of files, and Hub data sets."""
+    """Sources of the pairs (``data``): paths of files, and Hub data sets."""
 
     train: tuple[HubData | str, ...]
     extra: tuple[HubData | str, ...]
@@ -105,7 +105,7 @@ class DataSettings:
 
     @property
     def entries(self) -> dict[str, tuple[HubData | str, ...]]:
-        """All entries by key, ``test`` as a tuple of one or none."""
+        """Return all entries by key, ``test`` as a tuple of one or none."""
         return {
             "train": self.train,
             "extra": self.extra,
@@ -116,12 +116,12 @@ class DataSettings:
 
     @property
     def files(self) -> list[str]:
-        """Paths of all files, without Hub data sets."""
+        """List the paths of all files, without Hub data sets."""
         return [e for some in self.entries.values() for e in some if isinstance(e, str)]
 
     @property
     def is_simulated(self) -> bool:
-        """Whether all labelled pairs are simulated."""
+        """Tell whether all labelled pairs are simulated."""
         return all(
             isinstance(entry, str) and entry.startswith(SIMULATED_FOLDER)
             for entry in self.train
@@ -130,7 +130,7 @@ class DataSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class CleaningSettings:
-    """Which degenerate rows are dropped (``cleaning``)."""
+    """Treatment of degenerate rows (``cleaning``)."""
 
     identical: str
     empty: str
@@ -139,7 +139,7 @@ class CleaningSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class FoldSettings:
-    """The split (``folds``)."""
+    """Split into folds, select and test (``folds``)."""
 
     n: int
     select_fraction: float
@@ -150,7 +150,7 @@ class FoldSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class TextSettings:
-    """How a pair becomes tokens (``text``)."""
+    """Template and lengths of a row's text (``text``)."""
 
     template: str
     turn: str
@@ -161,7 +161,7 @@ class TextSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class BaseModelSettings:
-    """A base model (an entry of ``base_models``); None where a key is not given."""
+    """Base model (an entry of ``base_models``); None where a key is not given."""
 
     source: str
     architecture: str | None = None
@@ -180,7 +180,7 @@ class BaseModelSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class LoraSettings:
-    """The shape of a low-rank adapter (``lora`` of a model)."""
+    """Shape of a low-rank adapter (``lora`` of a model)."""
 
     r: int
     alpha: float
@@ -191,7 +191,7 @@ class LoraSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class OptimisationSettings:
-    """What ``training`` and ``post_pretrain`` of a model have in common."""
+    """Keys that ``training`` and ``post_pretrain`` of a model share."""
 
     learning_rate: float
     max_steps: int | None
@@ -239,7 +239,7 @@ class InferenceSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSettings:
-    """A teacher (an entry of ``teachers``) or the student (``student``)."""
+    """Teacher (an entry of ``teachers``) or student (``student``)."""
 
     base: str
     precision: str
@@ -285,7 +285,7 @@ class EmaSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class DistillationSettings:
-    """What a student learns from, and its loss (``distillation``)."""
+    """Labels, rows and loss of a student (``distillation``)."""
 
     weights: LossWeights
     temperature: float
@@ -299,7 +299,7 @@ class DistillationSettings:
 
     @property
     def judges_rows(self) -> bool:
-        """Whether teachers that left a row out weigh it."""
+        """Tell whether rows are weighted by teachers that were not trained on them."""
         return self.sample_weights.beta != 0
 
     def keeps_dev_clean(self, teachers: Collection[str]) -> bool:
@@ -327,7 +327,7 @@ class AdvantageSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class EnsembleSettings:
-    """How the folds' adapters become one (``ensemble``)."""
+    """Averaging of the folds' adapters (``ensemble``)."""
 
     method: str
     fold_weights: str | tuple[float, ...]
@@ -348,7 +348,7 @@ class QuantisationSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class PredictSettings:
-    """The final model and how it predicts (``predict``)."""
+    """Final model and its predictions (``predict``)."""
 
     model: str
     base: str
@@ -359,7 +359,7 @@ class PredictSettings:
 
     @property
     def final(self) -> str:
-        """Name of the final model, as in ``results/predictions/{name}/``."""
+        """Name the final model, as in ``results/predictions/{name}/``."""
         return f"adapters_{self.base}" if self.model == "adapters" else self.model
 
 
@@ -383,7 +383,7 @@ class AblationSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class CheckedPair:
-    """A pair that ``check_models`` scores (an entry of ``check.pairs``)."""
+    """Pair that ``check_models`` scores (an entry of ``check.pairs``)."""
 
     prompt: str
     response_a: str
@@ -392,14 +392,14 @@ class CheckedPair:
 
 @dataclass(frozen=True, kw_only=True)
 class CheckSettings:
-    """What ``check_models`` shows each model (``check``)."""
+    """Pairs that ``check_models`` shows each model (``check``)."""
 
     pairs: tuple[CheckedPair, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """The whole configuration."""
+    """Hold the whole configuration."""
 
     scratch: str
     max_runtime: int | None
@@ -424,5 +424,5 @@ class Settings:
 
     @property
     def models(self) -> dict[str, ModelSettings]:
-        """The teachers by name, and the student as ``student``."""
+        """Return the teachers by name, and the student as ``student``."""
         return {**self.teachers, "student": self.student}
