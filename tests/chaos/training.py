@@ -64,7 +64,7 @@ from prefdistill.simulation.tiny_models import (  # noqa: E402
 )
 from prefdistill.storage import checkpoints  # noqa: E402
 from prefdistill.storage.checkpoints import Checkpoints  # noqa: E402
-from prefdistill.storage.tables import VIEWS, Logits, write_logits  # noqa: E402
+from prefdistill.storage.logits import VIEWS, Logits, write_logits  # noqa: E402
 from prefdistill.training import trainer as training  # noqa: E402
 from prefdistill.training.objectives import label_objective  # noqa: E402
 from prefdistill.training.trainer import Trainer  # noqa: E402

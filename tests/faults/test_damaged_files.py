@@ -16,17 +16,9 @@ from prefdistill.models.lora import load_adapter, save_adapter
 from prefdistill.models.manifests import base_folder, tensor_header, write_manifest
 from prefdistill.report.tables import read_curve, read_rows
 from prefdistill.scores.metrics import read_labels
-from prefdistill.storage.tables import (
-    FOLD_SCHEMA,
-    Logits,
-    open_table,
-    read_json,
-    read_logits,
-    read_table,
-    write_json,
-    write_logits,
-    write_table,
-)
+from prefdistill.storage.logits import Logits, read_logits, write_logits
+from prefdistill.storage.records import read_json, write_json
+from prefdistill.storage.tables import FOLD_SCHEMA, open_table, read_table, write_table
 from prefdistill.storage.tensors import read_tensors, write_tensors
 
 ADAPTER, MODEL = "adapter_model.safetensors", "model.safetensors"

@@ -14,7 +14,8 @@ import torch
 
 from prefdistill.running.job import guarded
 from prefdistill.storage.checkpoints import Checkpoints
-from prefdistill.storage.tables import Logits, read_logits, write_json, write_logits
+from prefdistill.storage.logits import Logits, read_logits, write_logits
+from prefdistill.storage.records import write_json
 from prefdistill.storage.whole_files import atomic_path, temporary_folder
 
 INTACT = "and run the same command: earlier results are intact"

@@ -41,15 +41,10 @@ from prefdistill.scores.scaling import read_scaling
 from prefdistill.scores.views import SYMMETRISED_SCHEMA
 from prefdistill.settings import TextSettings
 from prefdistill.storage import whole_files as files
-from prefdistill.storage.tables import (
-    FOLD_SCHEMA,
-    PAIRS_SCHEMA,
-    file_digest,
-    open_table,
-    read_logits,
-    read_table,
-    write_json,
-)
+from prefdistill.storage.digests import file_digest
+from prefdistill.storage.logits import read_logits
+from prefdistill.storage.records import write_json
+from prefdistill.storage.tables import FOLD_SCHEMA, PAIRS_SCHEMA, open_table, read_table
 from prefdistill.storage.tensors import read_tensors
 from prefdistill.storage.whole_files import check_unpacked
 from prefdistill.training.teachers import TeacherFiles, read_teachers, teacher_logits

@@ -45,16 +45,13 @@ from prefdistill.settings import LoraSettings
 from prefdistill.simulation.simulated_files import write_simulation
 from prefdistill.simulation.tiny_models import save_base
 from prefdistill.storage.checkpoints import Checkpoints
+from prefdistill.storage.logits import Logits, read_logits, write_logits
+from prefdistill.storage.records import read_json, write_json
 from prefdistill.storage.tables import (
     CLEAN_SCHEMA,
     FOLD_SCHEMA,
-    Logits,
     open_table,
-    read_json,
-    read_logits,
     read_table,
-    write_json,
-    write_logits,
     write_table,
 )
 from prefdistill.storage.tensors import read_tensors, write_tensors

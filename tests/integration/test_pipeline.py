@@ -12,7 +12,9 @@ import pytest
 import yaml
 from running import ROOT, planned, snakemake
 
-from prefdistill.storage.tables import FOLD_SCHEMA, read_json, read_logits
+from prefdistill.storage.logits import read_logits
+from prefdistill.storage.records import read_json
+from prefdistill.storage.tables import FOLD_SCHEMA
 
 TARGETS = (
     "folds",

@@ -13,7 +13,9 @@ from prefdistill.data.pairs import TEXT_COLUMNS
 from prefdistill.judge import Judge
 from prefdistill.scores.scaling import read_scaling
 from prefdistill.scores.views import symmetrise
-from prefdistill.storage.tables import read_json, read_logits, read_table
+from prefdistill.storage.logits import read_logits
+from prefdistill.storage.records import read_json
+from prefdistill.storage.tables import read_table
 
 JUDGES = {"merged": "merged", "gptq8bit": "gptq8", "gptq4bit": "gptq4"}
 

@@ -12,7 +12,7 @@ from prefdistill.cli import main
 from prefdistill.export.gptq_check import load_plain, row_logits
 from prefdistill.export.judge_settings import write_judge_settings
 from prefdistill.export.merging import write_classifier
-from prefdistill.storage.tables import write_json
+from prefdistill.storage.records import write_json
 
 TEXT = {
     "template": "<prompt>: {prompt} <response_a>: {response_a} "

@@ -25,14 +25,10 @@ from prefdistill.settings import (
     TrainingSettings,
     read,
 )
-from prefdistill.storage.tables import (
-    FOLD_SCHEMA,
-    file_digest,
-    read_json,
-    read_logits,
-    write_json,
-    write_table,
-)
+from prefdistill.storage.digests import file_digest
+from prefdistill.storage.logits import read_logits
+from prefdistill.storage.records import read_json, write_json
+from prefdistill.storage.tables import FOLD_SCHEMA, write_table
 from prefdistill.training.run import TrainingJob
 from prefdistill.training.teachers import TeacherFiles
 

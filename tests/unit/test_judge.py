@@ -30,13 +30,8 @@ from prefdistill.models.score_files import Scoring
 from prefdistill.scores.views import PROBABILITY_COLUMNS, SYMMETRISED_SCHEMA, columns_of
 from prefdistill.settings import TextSettings, read
 from prefdistill.storage.checkpoints import Checkpoints
-from prefdistill.storage.tables import (
-    FOLD_SCHEMA,
-    read_json,
-    read_table,
-    write_json,
-    write_table,
-)
+from prefdistill.storage.records import read_json, write_json
+from prefdistill.storage.tables import FOLD_SCHEMA, read_table, write_table
 
 TEXT = {
     "template": "<prompt>: {prompt}\n\n<response_a>: {response_a}\n\n"

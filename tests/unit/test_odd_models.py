@@ -23,7 +23,7 @@ from prefdistill.models.loading import (
 from prefdistill.models.lora import add_adapter, load_adapter, save_adapter
 from prefdistill.models.scoring import score_pairs
 from prefdistill.settings import LoraSettings, TextSettings, read
-from prefdistill.storage.tables import VIEWS
+from prefdistill.storage.logits import VIEWS
 
 TEXT = {
     "template": "<prompt>: {prompt} <response_a>: {response_a} "

@@ -21,7 +21,7 @@ from prefdistill.export.merging import write_classifier
 from prefdistill.judge import Judge
 from prefdistill.predict import OUTPUT_COLUMNS, predict, read_pairs
 from prefdistill.scores.metrics import accuracy, log_loss
-from prefdistill.storage.tables import write_json
+from prefdistill.storage.records import write_json
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "workflow/scripts"
 TEXT = {

@@ -15,7 +15,7 @@ import yaml
 from prefdistill.cli import COMMANDS
 from prefdistill.export.judge_settings import write_judge_settings
 from prefdistill.export.merging import write_classifier
-from prefdistill.storage.tables import write_json
+from prefdistill.storage.records import write_json
 from prefdistill.version import __version__
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -28,7 +28,7 @@ def main(
     from prefdistill.scores.fold_weights import best_fold, read_weights
     from prefdistill.scores.metrics import read_labels
     from prefdistill.scores.views import average_logits
-    from prefdistill.storage.tables import read_logits, write_logits
+    from prefdistill.storage.logits import read_logits, write_logits
 
     models = [read_logits(path) for path in students]
     if select is not None:

@@ -32,7 +32,8 @@ def main(
     from prefdistill.export.judge_settings import write_judge_settings
     from prefdistill.scores.calibration import calibrate_judge
     from prefdistill.scores.metrics import read_labels
-    from prefdistill.storage.tables import read_logits, write_json
+    from prefdistill.storage.logits import read_logits
+    from prefdistill.storage.records import write_json
 
     scores = read_logits(logits)
     _, record = calibrate_judge(scores, read_labels(fold), method)

@@ -33,12 +33,9 @@ def main(
     """
     from prefdistill.scores.calibration import apply_to_teacher, calibrate_teacher
     from prefdistill.scores.metrics import read_labels
-    from prefdistill.storage.tables import (
-        file_digest,
-        read_logits,
-        write_json,
-        write_logits,
-    )
+    from prefdistill.storage.digests import file_digest
+    from prefdistill.storage.logits import read_logits, write_logits
+    from prefdistill.storage.records import write_json
 
     scores = read_logits(logits)
     if scores.meta.get("adapter") != file_digest(adapter):

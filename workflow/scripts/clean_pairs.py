@@ -38,7 +38,7 @@ def main(
         UserError: If no train row stays.
     """
     from prefdistill.data.cleaning import clean_table
-    from prefdistill.storage.tables import read_json, write_json
+    from prefdistill.storage.records import read_json, write_json
 
     record = read_json(imported)
     counts, repaired = clean_table(pairs, clean, cleaning)

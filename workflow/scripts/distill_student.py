@@ -7,7 +7,8 @@ import numpy as np
 from prefdistill.models.quick_imports import import_model_libraries
 from prefdistill.running.job import run_job
 from prefdistill.settings import DistillationSettings, TrainingSettings, read
-from prefdistill.storage.tables import FOLD_SCHEMA, read_table, write_json
+from prefdistill.storage.records import write_json
+from prefdistill.storage.tables import FOLD_SCHEMA, read_table
 from prefdistill.training.run import TrainingJob, TrainingRun, settings_of
 from prefdistill.training.teachers import TeacherFiles, check_weights, read_teachers
 

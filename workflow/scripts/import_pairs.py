@@ -27,7 +27,8 @@ def main(pairs: Path, report: Path, data: dict[str, Any]) -> None:
         open_parquet,
     )
     from prefdistill.data.readers import read_file_rows
-    from prefdistill.storage.tables import PAIRS_SCHEMA, write_json
+    from prefdistill.storage.records import write_json
+    from prefdistill.storage.tables import PAIRS_SCHEMA
 
     files: list[ImportedFile] = []
     with open_parquet(pairs, PAIRS_SCHEMA) as parquet:

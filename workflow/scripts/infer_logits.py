@@ -33,7 +33,7 @@ def main(
     from prefdistill.models.score_files import score_files
     from prefdistill.running.processes import is_first
     from prefdistill.storage.checkpoints import Checkpoints
-    from prefdistill.storage.tables import write_logits
+    from prefdistill.storage.logits import write_logits
 
     checkpoints = Checkpoints(scratch, code)
     scores = score_files(pairs, weights, base, scoring, text, checkpoints)
@@ -51,7 +51,7 @@ if __name__ == "__main__":
 
         source, params = snakemake.input, snakemake.params
         with collector_paused():
-            from prefdistill.models.loading import base_folder
+            from prefdistill.models.manifests import base_folder
         weights = Path(source.weights)
         base = Path(str(source.base)) if source.base else None
         folder = weights.parent if base is None else base_folder(base)

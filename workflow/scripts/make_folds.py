@@ -27,7 +27,8 @@ def main(
     import numpy as np
 
     from prefdistill.data.folds import SPLITS, describe_plan, plan_folds, write_splits
-    from prefdistill.storage.tables import TARGET_COLUMNS, open_table, write_json
+    from prefdistill.storage.records import write_json
+    from prefdistill.storage.tables import TARGET_COLUMNS, open_table
 
     with open_table(pairs) as clean:
         keys = clean.read(columns=["source", "group", *TARGET_COLUMNS])

@@ -20,9 +20,10 @@ def main(
         text: How pairs become tokens.
     """
     from prefdistill.models.lengths import count_lengths, describe_lengths
-    from prefdistill.models.loading import base_folder
+    from prefdistill.models.manifests import base_folder
     from prefdistill.report.figures import draw_lengths, save_figure
-    from prefdistill.storage.tables import FOLD_SCHEMA, read_table, write_json
+    from prefdistill.storage.records import write_json
+    from prefdistill.storage.tables import FOLD_SCHEMA, read_table
 
     longest = text.max_length
     table = read_table(fold, FOLD_SCHEMA)

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from prefdistill.models.manifests import base_folder, read_manifest
 from prefdistill.running.job import run_job
-from prefdistill.storage.tables import file_digest, write_json
+from prefdistill.storage.digests import file_digest
+from prefdistill.storage.records import write_json
 
 logger = logging.getLogger(__name__)
 

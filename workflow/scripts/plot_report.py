@@ -56,7 +56,7 @@ def main(
         rows_on_test,
         stage_order,
     )
-    from prefdistill.storage.tables import read_json
+    from prefdistill.storage.records import read_json
 
     rows = one_per_stage(rows_on_test(read_rows(inputs.scores), judges))
     logits = list(zip(inputs.logits, inputs.calibrated, strict=True))

@@ -24,7 +24,7 @@ def main(
     The seed is the ``post_pretrain`` block's own: one adapter and one head
     initialisation for all folds.
     """
-    from prefdistill.models.loading import seeded_head
+    from prefdistill.models.head import seeded_head
     from prefdistill.models.lora import save_adapter
     from prefdistill.running.processes import is_first
     from prefdistill.training.objectives import label_objective, next_token_objective

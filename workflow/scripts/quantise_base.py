@@ -11,7 +11,7 @@ from typing import Any
 from prefdistill.models.manifests import base_folder
 from prefdistill.models.quick_imports import import_quantiser
 from prefdistill.running.job import run_job
-from prefdistill.storage.tables import read_json
+from prefdistill.storage.records import read_json
 from prefdistill.storage.whole_files import temporary_folder
 
 
@@ -28,7 +28,7 @@ def main(
     """Write the quantised base's folder, with ``quantisation.json``."""
     from prefdistill.export.gptq import export_quantised
     from prefdistill.export.merging import write_classifier
-    from prefdistill.models.loading import seeded_head
+    from prefdistill.models.head import seeded_head
 
     source = base_folder(base)
     head = seeded_head(

@@ -36,7 +36,7 @@ def main(
         teacher_gate: What the gate does: refuse, warn or off.
     """
     from prefdistill.report.tables import read_rows, rows_on_test, summary_text
-    from prefdistill.storage.tables import read_json
+    from prefdistill.storage.records import read_json
     from prefdistill.storage.whole_files import write_text
 
     text = summary_text(

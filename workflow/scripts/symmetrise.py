@@ -28,7 +28,8 @@ def main(
     from prefdistill.report.stages import trees_probabilities
     from prefdistill.scores.scaling import read_scaling
     from prefdistill.scores.views import SYMMETRISED_SCHEMA, pool_opinions, symmetrise
-    from prefdistill.storage.tables import read_logits, write_table
+    from prefdistill.storage.logits import read_logits
+    from prefdistill.storage.tables import write_table
 
     fit, scores = read_scaling(calibration), read_logits(logits)
     calibrated = symmetrise(fit.apply(scores.logits), scores.views)

@@ -33,7 +33,7 @@ def main(
     """
     from prefdistill.report.rewards import weigh_by_advantage
     from prefdistill.scores.fold_weights import fold_weights as normalise
-    from prefdistill.storage.tables import write_json
+    from prefdistill.storage.records import write_json
 
     if fold_weights == "advantage":
         record = weigh_by_advantage(folds, fold_files, students, baselines, advantage)

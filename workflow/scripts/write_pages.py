@@ -49,7 +49,7 @@ def main(
         scores_page,
     )
     from prefdistill.report.tables import read_rows, rows_on_test
-    from prefdistill.storage.tables import read_json
+    from prefdistill.storage.records import read_json
     from prefdistill.storage.whole_files import write_text
 
     scores = rows_on_test(read_rows(inputs.scores), judges)

@@ -35,7 +35,7 @@ def main(
     from prefdistill.export.judge_settings import CALIBRATION_FILE, SETTINGS_FILE
     from prefdistill.export.release import write_release
     from prefdistill.report.tables import read_rows, rows_on_test
-    from prefdistill.storage.tables import read_json
+    from prefdistill.storage.records import read_json
 
     source, target = model.parent, card.parent
     judge = target.name.removesuffix("bit")  # the name of its stage in the scores

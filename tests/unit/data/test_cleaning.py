@@ -21,12 +21,11 @@ from prefdistill.data.cleaning import (
 )
 from prefdistill.data.pairs import UNLABELLED
 from prefdistill.errors import UserError
+from prefdistill.storage.records import read_json, write_json
 from prefdistill.storage.tables import (
     CLEAN_SCHEMA,
     PAIRS_SCHEMA,
-    read_json,
     read_table,
-    write_json,
     write_table,
 )
 

@@ -20,7 +20,7 @@ from import_pairs import main as import_pairs
 from make_folds import main as make_folds
 
 from prefdistill.errors import UserError
-from prefdistill.storage.tables import read_json
+from prefdistill.storage.records import read_json
 
 NAMES = (
     *("id", "model_a", "model_b", "prompt", "response_a", "response_b"),

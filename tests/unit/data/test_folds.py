@@ -9,11 +9,11 @@ from prefdistill.data.cleaning import normalise_prompt, prompt_group
 from prefdistill.data.folds import assign_groups, bin_shares, plan_folds
 from prefdistill.data.pairs import UNLABELLED
 from prefdistill.errors import UserError
+from prefdistill.storage.records import read_json
 from prefdistill.storage.tables import (
     CLEAN_SCHEMA,
     FOLD_SCHEMA,
     TARGET_COLUMNS,
-    read_json,
     read_table,
     table_targets,
     write_table,

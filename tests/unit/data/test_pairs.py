@@ -12,7 +12,8 @@ from import_pairs import main
 
 from prefdistill.data.pairs import CellFault, parse_id, parse_label, parse_turns
 from prefdistill.errors import UserError
-from prefdistill.storage.tables import PAIRS_SCHEMA, read_json, read_table
+from prefdistill.storage.records import read_json
+from prefdistill.storage.tables import PAIRS_SCHEMA, read_table
 
 HEADER = (
     "id,model_a,model_b,prompt,response_a,response_b,"

@@ -20,7 +20,7 @@ from prefdistill.export.gptq_check import load_plain, row_logits
 from prefdistill.export.merging import classifier_config, write_classifier
 from prefdistill.models.adapter_files import read_adapter, write_adapter
 from prefdistill.models.manifests import write_manifest
-from prefdistill.storage.tables import read_json, write_json
+from prefdistill.storage.records import read_json, write_json
 
 ARCHITECTURES = ("llama", "qwen2", "gemma2")
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]

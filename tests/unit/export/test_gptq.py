@@ -20,7 +20,8 @@ from prefdistill.export.gptq_check import (
 from prefdistill.export.merging import write_classifier
 from prefdistill.models.adapter_files import read_adapter, write_adapter
 from prefdistill.models.manifests import tensor_header, write_manifest
-from prefdistill.storage.tables import FOLD_SCHEMA, read_json, write_table
+from prefdistill.storage.records import read_json
+from prefdistill.storage.tables import FOLD_SCHEMA, write_table
 
 SETTINGS = {
     "group_size": 32,

@@ -13,7 +13,7 @@ from prefdistill.export.gptq_calibration import packed_passes
 from prefdistill.export.gptq_check import load_plain
 from prefdistill.export.merging import write_classifier
 from prefdistill.models.manifests import write_manifest
-from prefdistill.storage.tables import read_json, write_json
+from prefdistill.storage.records import read_json, write_json
 from prefdistill.storage.tensors import read_tensors
 
 SHAPE = {

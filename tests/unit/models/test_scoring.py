@@ -7,11 +7,12 @@ from prefdistill.data.prompts import encode_pairs
 from prefdistill.engine.packing import collate, pack
 from prefdistill.errors import Interrupted, UserError
 from prefdistill.models import scoring as inference
-from prefdistill.models.loading import classify, load_classifier
+from prefdistill.models.forward import classify
+from prefdistill.models.loading import load_classifier
 from prefdistill.models.scoring import score_pairs, subset_rows
 from prefdistill.settings import TextSettings, read
 from prefdistill.storage.checkpoints import Checkpoints
-from prefdistill.storage.tables import VIEWS
+from prefdistill.storage.logits import VIEWS
 
 TEXT = {
     "template": "{prompt} A: {response_a} B: {response_b} =",

@@ -237,7 +237,7 @@ def test_kept_digests_are_used_until_a_byte_changes(copied_scripts):
     again, seconds = run()
     assert again == first
     assert seconds < seconds_to_read / 2  # a twentieth on an idle machine
-    with open(scripts / "prefdistill/storage/tables.py", "a") as handle:
+    with open(scripts / "prefdistill/storage/whole_files.py", "a") as handle:
         handle.write("\nlen('changed')\n")
     changed, _ = run()
     assert len(changed) == len(first)
@@ -249,7 +249,7 @@ def test_kept_digests_are_used_until_a_byte_changes(copied_scripts):
 def test_how_jobs_run_is_not_what_they_make(copied_scripts):
     scripts, run = copied_scripts
     first, _ = run()
-    for module in ("job", "slurm", "checkpoints"):
+    for module in ("running/job", "running/slurm", "storage/checkpoints"):
         with open(scripts / f"prefdistill/{module}.py", "a") as handle:
             handle.write("\nlen('changed')\n")
     assert run()[0] == first

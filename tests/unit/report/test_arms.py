@@ -8,7 +8,8 @@ import pyarrow as pa
 import pytest
 from compare_arms import main as compare_arms
 
-from prefdistill.storage.tables import FOLD_SCHEMA, Logits, write_logits, write_table
+from prefdistill.storage.logits import Logits, write_logits
+from prefdistill.storage.tables import FOLD_SCHEMA, write_table
 
 META = {"views": ["AB", "BA"]}
 N_FOLDS, N_SEEDS, N_ROWS = 2, 3, 40

@@ -22,7 +22,9 @@ from prefdistill.report.score_table import (
 from prefdistill.report.stages import Predictions
 from prefdistill.scores.metrics import Labels, log_loss, row_log_loss
 from prefdistill.scores.scaling import read_scaling
-from prefdistill.storage.tables import Logits, read_json, write_logits, write_table
+from prefdistill.storage.logits import Logits, write_logits
+from prefdistill.storage.records import read_json
+from prefdistill.storage.tables import write_table
 
 N_ROWS, N_PARTS, N_FOLDS = 120, 3, 2
 SETTINGS = {"n_bootstrap": 200, "seed": 0}

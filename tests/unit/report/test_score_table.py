@@ -33,17 +33,10 @@ from prefdistill.report.score_table import (
 from prefdistill.report.stages import Predictions, StageFiles
 from prefdistill.scores.metrics import Labels, log_loss
 from prefdistill.scores.views import columns_of, symmetrise
-from prefdistill.storage.tables import (
-    FOLD_SCHEMA,
-    Logits,
-    file_digest,
-    read_json,
-    read_logits,
-    read_table,
-    write_json,
-    write_logits,
-    write_table,
-)
+from prefdistill.storage.digests import file_digest
+from prefdistill.storage.logits import Logits, read_logits, write_logits
+from prefdistill.storage.records import read_json, write_json
+from prefdistill.storage.tables import FOLD_SCHEMA, read_table, write_table
 
 VIEWS = ["AB", "BA"]
 META = {"views": VIEWS}

@@ -21,15 +21,10 @@ from prefdistill.scores.calibration import (
 )
 from prefdistill.scores.metrics import Labels, log_loss
 from prefdistill.scores.views import as_answers, symmetrise
-from prefdistill.storage.tables import (
-    FOLD_SCHEMA,
-    Logits,
-    file_digest,
-    read_json,
-    read_logits,
-    write_logits,
-    write_table,
-)
+from prefdistill.storage.digests import file_digest
+from prefdistill.storage.logits import Logits, read_logits, write_logits
+from prefdistill.storage.records import read_json
+from prefdistill.storage.tables import FOLD_SCHEMA, write_table
 
 VIEWS = ["AB", "BA"]
 META = {"base": "x", "views": VIEWS}

@@ -15,13 +15,9 @@ from prefdistill.scores.fold_weights import (
     fold_weights,
 )
 from prefdistill.scores.metrics import Labels
-from prefdistill.storage.tables import (
-    FOLD_SCHEMA,
-    Logits,
-    read_json,
-    write_logits,
-    write_table,
-)
+from prefdistill.storage.logits import Logits, write_logits
+from prefdistill.storage.records import read_json
+from prefdistill.storage.tables import FOLD_SCHEMA, write_table
 
 META = {"views": ["AB", "BA"]}
 

@@ -19,13 +19,9 @@ from prefdistill.scores.views import (
     pool_opinions,
     symmetrise,
 )
-from prefdistill.storage.tables import (
-    Logits,
-    read_table,
-    write_json,
-    write_logits,
-    write_table,
-)
+from prefdistill.storage.logits import Logits, write_logits
+from prefdistill.storage.records import write_json
+from prefdistill.storage.tables import read_table, write_table
 
 VIEWS = ["AB", "BA"]
 META = {"views": VIEWS}

@@ -25,7 +25,7 @@ from prefdistill.simulation.tiny_models import (
     tokenizer_corpus,
     train_tokenizer,
 )
-from prefdistill.storage.tables import file_digest
+from prefdistill.storage.digests import file_digest
 
 TEXT = {
     "template": "<prompt>: {prompt}\n\n<response_a>: {response_a}\n\n"

@@ -17,13 +17,8 @@ from prefdistill.settings import (
     TextSettings,
     read,
 )
-from prefdistill.storage.tables import (
-    FOLD_SCHEMA,
-    VIEWS,
-    Logits,
-    read_logits,
-    write_logits,
-)
+from prefdistill.storage.logits import VIEWS, Logits, read_logits, write_logits
+from prefdistill.storage.tables import FOLD_SCHEMA
 from prefdistill.training.lessons import make_lessons
 from prefdistill.training.row_weights import gain_weights, unseen_probs
 from prefdistill.training.teachers import TeacherFiles, pseudo_logits, read_teachers

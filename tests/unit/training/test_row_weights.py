@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from prefdistill.settings import SampleWeightSettings
-from prefdistill.storage.tables import Logits
+from prefdistill.storage.logits import Logits
 from prefdistill.training.row_weights import gain_weights, unseen_probs
 
 META = {"views": ["AB", "BA"]}

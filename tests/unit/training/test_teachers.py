@@ -10,7 +10,7 @@ from two_processes import DISTILLATION
 from prefdistill.data.prompts import text_digest
 from prefdistill.errors import UserError
 from prefdistill.settings import DistillationSettings, LossWeights, TextSettings, read
-from prefdistill.storage.tables import VIEWS, Logits, read_logits, write_logits
+from prefdistill.storage.logits import VIEWS, Logits, read_logits, write_logits
 from prefdistill.training import teachers as distillation
 from prefdistill.training.teachers import (
     TeacherFiles,

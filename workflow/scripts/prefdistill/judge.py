@@ -26,7 +26,8 @@ from prefdistill.data.prompts import EncodedPairs, encode_pairs
 from prefdistill.engine.packing import CPU_TOKENS
 from prefdistill.errors import UserError
 from prefdistill.export.judge_settings import JudgeSettings, read_judge_settings
-from prefdistill.models.loading import device_of, load_classifier, load_tokenizer
+from prefdistill.models.forward import device_of
+from prefdistill.models.loading import load_classifier, load_tokenizer
 from prefdistill.models.memory import place
 from prefdistill.models.scoring import score_pairs
 from prefdistill.scores.views import as_answers, symmetrise

@@ -29,14 +29,10 @@ from prefdistill.models.adapter_files import SCORE
 from prefdistill.models.loading import load_tokenizer
 from prefdistill.models.manifests import copy_tokenizer, tensor_header
 from prefdistill.settings import TextSettings, read
-from prefdistill.storage.tables import (
-    FOLD_SCHEMA,
-    VIEWS,
-    file_digest,
-    read_json,
-    read_table,
-    write_json,
-)
+from prefdistill.storage.digests import file_digest
+from prefdistill.storage.logits import VIEWS
+from prefdistill.storage.records import read_json, write_json
+from prefdistill.storage.tables import FOLD_SCHEMA, read_table
 from prefdistill.storage.tensors import read_tensors, write_tensors
 from prefdistill.storage.whole_files import temporary_folder
 

@@ -19,7 +19,7 @@ from scipy.special import log_softmax
 from torch.nn.functional import linear
 
 from prefdistill.errors import UserError
-from prefdistill.models.loading import use_eager_kernels, use_torch_kernels
+from prefdistill.models.gptq_kernels import use_eager_kernels, use_torch_kernels
 
 N_CHECKED_ROWS = 2
 # Relative error of a layer's output. On SmolLM2, correct kernels had at most 0.005 in

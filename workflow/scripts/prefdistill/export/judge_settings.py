@@ -15,7 +15,8 @@ from prefdistill.data.prompts import ELLIPSIS, MIN_ANSWER_TOKENS
 from prefdistill.errors import UserError
 from prefdistill.models.manifests import WEIGHTS
 from prefdistill.scores.scaling import Scaling, read_scaling
-from prefdistill.storage.tables import VIEWS, read_json, write_json
+from prefdistill.storage.logits import VIEWS
+from prefdistill.storage.records import read_json, write_json
 
 SETTINGS_FILE = "judge.json"
 CALIBRATION_FILE = "calibration.json"

@@ -20,7 +20,7 @@ from prefdistill.classes import CLASSES
 from prefdistill.errors import UserError
 from prefdistill.models.adapter_files import SCORE, Adapter
 from prefdistill.models.manifests import copy_tokenizer, tensor_header, weight_files
-from prefdistill.storage.tables import read_json, write_json
+from prefdistill.storage.records import read_json, write_json
 from prefdistill.storage.whole_files import atomic_path
 
 DTYPES = {"bfloat16": ("BF16", torch.bfloat16), "float16": ("F16", torch.float16)}

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from prefdistill.errors import DamagedFile
-from prefdistill.storage.tables import read_json, write_json
+from prefdistill.storage.records import read_json, write_json
 from prefdistill.storage.tensors import check_finite, read_tensors, write_tensors
 from prefdistill.storage.whole_files import reading
 

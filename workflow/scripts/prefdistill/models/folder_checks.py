@@ -10,7 +10,7 @@ import torch
 from prefdistill.engine.architectures import ARCHITECTURES
 from prefdistill.errors import DamagedFile, UserError
 from prefdistill.models.manifests import weights_path
-from prefdistill.storage.tables import read_json
+from prefdistill.storage.records import read_json
 from prefdistill.storage.whole_files import LONGEST_REASON
 
 

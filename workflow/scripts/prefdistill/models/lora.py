@@ -15,14 +15,11 @@ from prefdistill.models.adapter_files import (
     read_adapter_config,
 )
 from prefdistill.models.folder_checks import fitting
-from prefdistill.models.loading import (
-    default_device,
-    device_of,
-    load_classifier,
-    resolve_precision,
-)
+from prefdistill.models.forward import device_of
+from prefdistill.models.loading import load_classifier
+from prefdistill.models.precision import default_device, resolve_precision
 from prefdistill.settings import LoraSettings
-from prefdistill.storage.tables import read_json, write_json
+from prefdistill.storage.records import read_json, write_json
 from prefdistill.storage.tensors import check_finite, read_tensors, write_tensors
 from prefdistill.storage.whole_files import reading
 

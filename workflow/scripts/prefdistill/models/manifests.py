@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from prefdistill.errors import DamagedFile, UserError
-from prefdistill.storage.tables import file_digest, read_json, write_json
+from prefdistill.storage.digests import file_digest
+from prefdistill.storage.records import read_json, write_json
 from prefdistill.storage.whole_files import atomic_path, check_unpacked, reading
 
 WEIGHTS = "model.safetensors"
@@ -29,6 +30,7 @@ TOKENIZER_FILES = (
     "chat_template.jinja",
 )
 REQUIRED_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json")
+MANIFEST = "manifest.json"
 MANIFEST_KEYS = ("path", "architecture", "model_type", "revision", "files")
 
 
@@ -150,7 +152,7 @@ def write_manifest(
             for path in files
         },
     }
-    write_json(manifest_path or folder / "manifest.json", manifest)
+    write_json(manifest_path or folder / MANIFEST, manifest)
     return manifest
 
 
@@ -171,15 +173,20 @@ def read_manifest(manifest_path: Path) -> dict[str, Any]:
     return manifest
 
 
-def base_folder(manifest_path: Path) -> Path:
-    """The model folder that a manifest stands for.
-
-    Sizes are compared, digests not: a 9B model takes a minute to hash.
+def base_folder(path: Path) -> Path:
+    """Return a model's folder, from its manifest or from a file inside the folder.
 
     Raises:
-        UserError: If a recorded file is missing or has another size.
+        UserError: If a file that the manifest records is missing or has another size.
     """
+    path = Path(path)
+    return _recorded_folder(path) if path.name == MANIFEST else path.parent
+
+
+def _recorded_folder(manifest_path: Path) -> Path:
+    """Return the folder that a manifest records, once its files are checked."""
     manifest = read_manifest(manifest_path)
+    # Sizes are compared and digests are not: hashing a 9B model takes a minute.
     folder = Path(manifest_path).parent / manifest["path"]
     for name, entry in manifest["files"].items():
         path = folder / name

@@ -9,13 +9,8 @@ import torch
 
 from prefdistill.engine.architectures import lora_values, n_norms_after, widths_of
 from prefdistill.errors import UserError
-from prefdistill.models.loading import (
-    base_precision,
-    core_model,
-    device_of,
-    is_gptq,
-    is_sharded,
-)
+from prefdistill.models.forward import core_model, device_of, is_sharded
+from prefdistill.models.precision import base_precision, is_gptq
 from prefdistill.models.sharding import empty_model
 from prefdistill.running.processes import n_processes
 from prefdistill.settings import OptimisationSettings

@@ -17,6 +17,26 @@ from pathlib import Path
 
 # Imported by all that loads or makes a model; the rest that a job needs comes with it.
 MODEL_LIBRARY = "transformers.modeling_utils"
+UNUSED_BY_GPTQ = ("bitsandbytes", "sklearn", "torchao")
+
+
+def unused_packages(precision: str, folder: Path | None = None) -> list[str]:
+    """List installed packages that loading a model this way never needs.
+
+    transformers and PEFT would import them, which costs a job 1 to 4 seconds, so
+    ``import_model_libraries`` hides them.
+    """
+    import torch
+
+    from prefdistill.models.precision import is_gptq
+
+    if folder is not None and is_gptq(folder):
+        return list(UNUSED_BY_GPTQ)
+    # pandas is not listed: pyarrow looks for it and fails if it is hidden.
+    names = ["gptqmodel", "optimum", "torchao", "sklearn", "scipy"]
+    may_be_nf4 = precision == "auto" and torch.cuda.is_available()
+    needed = precision == "nf4" or may_be_nf4
+    return names if needed else [*names, "bitsandbytes"]
 
 
 def hide_unused_imports(*names: str) -> None:
@@ -62,7 +82,9 @@ def import_model_libraries(precision: str, folder: Path | None = None) -> None:
         folder: Of the model, if it may be a GPTQ checkpoint.
     """
     with collector_paused():
-        from prefdistill.models.loading import is_gptq, unused_packages
+        # It brings torch and the engine.
+        import_early(["prefdistill.models.loading"])
+        from prefdistill.models.precision import is_gptq
 
         hide_unused_imports(*unused_packages(precision, folder))
         if folder is not None and is_gptq(folder):
@@ -75,8 +97,6 @@ def import_model_libraries(precision: str, folder: Path | None = None) -> None:
 def import_quantiser() -> None:
     """Import GPTQModel, and hide what it imports without need."""
     with collector_paused():
-        from prefdistill.models.loading import UNUSED_BY_GPTQ
-
         hide_unused_imports(*UNUSED_BY_GPTQ)
         _import_gptqmodel()
 

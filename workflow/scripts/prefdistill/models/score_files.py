@@ -12,19 +12,16 @@ import torch
 
 from prefdistill.data.prompts import encode_pairs, text_digest
 from prefdistill.errors import UserError
-from prefdistill.models.loading import base_folder, load_classifier, load_tokenizer
+from prefdistill.models.loading import load_classifier, load_tokenizer
 from prefdistill.models.lora import load_adapter, load_merged
+from prefdistill.models.manifests import base_folder
 from prefdistill.models.memory import place
 from prefdistill.models.scoring import score_pairs, subset_rows
 from prefdistill.settings import TextSettings, result_settings
 from prefdistill.storage.checkpoints import Checkpoints, identity_of
-from prefdistill.storage.tables import (
-    FOLD_SCHEMA,
-    VIEWS,
-    Logits,
-    file_digest,
-    read_table,
-)
+from prefdistill.storage.digests import file_digest
+from prefdistill.storage.logits import VIEWS, Logits
+from prefdistill.storage.tables import FOLD_SCHEMA, read_table
 
 logger = logging.getLogger(__name__)
 

@@ -12,12 +12,7 @@ import torch
 from prefdistill.data.prompts import EncodedPairs
 from prefdistill.engine.packing import collate, pack, shape_step, shared_tokens
 from prefdistill.errors import Interrupted, UserError
-from prefdistill.models.loading import (
-    classify,
-    device_of,
-    engine_of,
-    is_sharded,
-)
+from prefdistill.models.forward import classify, device_of, engine_of, is_sharded
 from prefdistill.models.memory import count_parameters, halved_budget, note_short_memory
 from prefdistill.running.processes import (
     any_process,
@@ -30,7 +25,7 @@ from prefdistill.running.processes import (
 from prefdistill.running.progress import Progress
 from prefdistill.running.stopping import stop_requested
 from prefdistill.storage.checkpoints import Checkpoints
-from prefdistill.storage.tables import VIEWS
+from prefdistill.storage.logits import VIEWS
 
 logger = logging.getLogger(__name__)
 

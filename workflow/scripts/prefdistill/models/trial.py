@@ -8,17 +8,14 @@ from scipy.special import softmax
 
 from prefdistill.data.prompts import encode_pairs
 from prefdistill.engine.engine import RECOMPUTE
-from prefdistill.models.loading import (
-    base_precision,
-    core_model,
-    load_classifier,
-    load_tokenizer,
-)
+from prefdistill.models.forward import core_model
+from prefdistill.models.loading import load_classifier, load_tokenizer
 from prefdistill.models.lora import add_adapter
 from prefdistill.models.memory import count_parameters, estimate_memory
+from prefdistill.models.precision import base_precision
 from prefdistill.models.scoring import score_pairs
 from prefdistill.settings import LoraSettings, TextSettings, read
-from prefdistill.storage.tables import VIEWS
+from prefdistill.storage.logits import VIEWS
 
 
 def pairs_to_try(pairs: list[dict[str, str]]) -> pa.Table:

@@ -22,7 +22,7 @@ from prefdistill.scores.metrics import (
     row_log_loss,
 )
 from prefdistill.scores.views import symmetrise
-from prefdistill.storage.tables import read_logits
+from prefdistill.storage.logits import read_logits
 
 logger = logging.getLogger(__name__)
 

@@ -29,7 +29,8 @@ from prefdistill.report.stages import Predictions
 from prefdistill.scores.calibration import calibrate_judge
 from prefdistill.scores.metrics import Labels, group_bootstrap, row_log_loss
 from prefdistill.storage.joining import find_rows
-from prefdistill.storage.tables import Logits, read_logits, write_json
+from prefdistill.storage.logits import Logits, read_logits
+from prefdistill.storage.records import write_json
 from prefdistill.storage.whole_files import write_csv
 
 TABLE = "results/report/predictions.parquet"

@@ -17,7 +17,7 @@ from prefdistill.report.stages import from_baselines
 from prefdistill.scores.fold_weights import advantage_weights, advantages, fold_reward
 from prefdistill.scores.metrics import read_labels
 from prefdistill.scores.views import symmetrise
-from prefdistill.storage.tables import read_logits
+from prefdistill.storage.logits import read_logits
 
 logger = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from prefdistill.storage.tables import file_digest
+from prefdistill.storage.digests import file_digest
 
 PACKAGES = (
     "torch", "transformers", "peft", "bitsandbytes", "gptqmodel", "accelerate",

@@ -31,7 +31,8 @@ from prefdistill.scores.views import (
     symmetrise,
 )
 from prefdistill.storage.joining import find_rows
-from prefdistill.storage.tables import Logits, read_logits, read_table
+from prefdistill.storage.logits import Logits, read_logits
+from prefdistill.storage.tables import read_table
 
 SPLITS = ("dev", "select", "test")
 BOTH = "AB+BA"

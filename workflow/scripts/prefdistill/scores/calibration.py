@@ -27,7 +27,7 @@ from prefdistill.scores.metrics import (
 )
 from prefdistill.scores.scaling import Scaling
 from prefdistill.scores.views import as_answers, symmetrise
-from prefdistill.storage.tables import Logits
+from prefdistill.storage.logits import Logits
 
 # A normal prior around "no change" keeps scales and shifts finite where a class is
 # rare or the rows are few; it weighs about as much as a handful of rows.

@@ -15,7 +15,8 @@ from prefdistill.scores.metrics import (
     row_log_loss,
 )
 from prefdistill.scores.views import symmetrise
-from prefdistill.storage.tables import Logits, read_json
+from prefdistill.storage.logits import Logits
+from prefdistill.storage.records import read_json
 from prefdistill.storage.whole_files import reading
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from prefdistill.storage.tables import read_json
+from prefdistill.storage.records import read_json
 from prefdistill.storage.whole_files import reading
 
 

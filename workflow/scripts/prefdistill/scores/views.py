@@ -13,7 +13,7 @@ import pyarrow as pa
 from prefdistill.classes import swap_classes
 from prefdistill.errors import UserError
 from prefdistill.scores.metrics import LEAST_PROBABILITY
-from prefdistill.storage.tables import Logits
+from prefdistill.storage.logits import Logits
 
 PROBABILITY_COLUMNS = ("p_a", "p_b", "p_tie")
 RAW_COLUMNS = ("raw_a", "raw_b", "raw_tie")

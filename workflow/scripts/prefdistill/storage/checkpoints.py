@@ -12,7 +12,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from prefdistill.errors import UserError
-from prefdistill.storage.tables import file_digest, write_json
+from prefdistill.storage.digests import file_digest
+from prefdistill.storage.records import write_json
 from prefdistill.storage.whole_files import atomic_path
 
 logger = logging.getLogger(__name__)

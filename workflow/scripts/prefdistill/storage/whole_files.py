@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from prefdistill.errors import DamagedFile
+from prefdistill.errors import DamagedFile, UserError
 
 RESULTS = "results"  # where rules write
 _UMASK = os.umask(0)  # the only way to read it is to set it
@@ -105,6 +105,11 @@ def check_unpacked(n_unpacked: int, n_bytes: int) -> None:
         raise ValueError(
             f"its {n_bytes} bytes would become {n_unpacked:.2g}; is it a zip bomb?"
         )
+
+
+def not_finite(path: str | Path, what: str) -> UserError:
+    """Build the error of a writer that refuses NaN and infinity."""
+    return UserError(f"{path}: not written, as {what} is NaN or infinite")
 
 
 def _is_left_over(path: Path) -> bool:

@@ -11,7 +11,8 @@ import pyarrow.compute as pc
 
 from prefdistill.scores.metrics import Labels, class_prior, labels_of
 from prefdistill.settings import DistillationSettings, SampleWeightSettings
-from prefdistill.storage.tables import Logits, table_targets
+from prefdistill.storage.logits import Logits
+from prefdistill.storage.tables import table_targets
 from prefdistill.training.row_weights import gain_weights, unseen_probs
 from prefdistill.training.teachers import Teacher, pseudo_logits, teacher_logits
 

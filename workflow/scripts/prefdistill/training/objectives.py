@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from prefdistill.classes import swap_classes
 from prefdistill.engine.device import to_device
 from prefdistill.engine.packing import PackedBatch
-from prefdistill.models.loading import classify, core_model, engine_of
+from prefdistill.models.forward import classify, core_model, engine_of
 from prefdistill.settings import DistillationSettings, LossWeights
 from prefdistill.training.lessons import Lessons
 

@@ -12,7 +12,7 @@ import numpy as np
 from prefdistill.scores.views import symmetrise
 from prefdistill.settings import SampleWeightSettings
 from prefdistill.storage.joining import find_rows
-from prefdistill.storage.tables import Logits
+from prefdistill.storage.logits import Logits
 
 
 def unseen_probs(

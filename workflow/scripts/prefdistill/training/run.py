@@ -108,8 +108,8 @@ class TrainingRun:
         settings: OptimisationSettings,
         lora: LoraSettings | None = None,
     ) -> None:
-        from prefdistill.models.loading import base_folder
         from prefdistill.models.lora import adapter_rank
+        from prefdistill.models.manifests import base_folder
         from prefdistill.models.memory import place
 
         self.job, self.settings, self.lora = job, settings, lora

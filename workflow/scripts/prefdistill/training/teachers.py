@@ -13,7 +13,8 @@ from prefdistill.errors import DamagedFile, UserError
 from prefdistill.scores.scaling import Scaling, scaling_of
 from prefdistill.settings import DistillationSettings, LossWeights, TextSettings
 from prefdistill.storage.joining import find_rows
-from prefdistill.storage.tables import VIEWS, Logits, read_json, read_logits
+from prefdistill.storage.logits import VIEWS, Logits, read_logits
+from prefdistill.storage.records import read_json
 from prefdistill.storage.whole_files import reading
 
 logger = logging.getLogger(__name__)

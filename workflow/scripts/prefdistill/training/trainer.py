@@ -26,7 +26,7 @@ from torch.autograd.graph import increment_version
 from prefdistill.data.prompts import EncodedPairs
 from prefdistill.engine.packing import collate, pack_shares, shape_step, shared_tokens
 from prefdistill.errors import Interrupted, UserError
-from prefdistill.models.loading import (
+from prefdistill.models.forward import (
     core_model,
     device_of,
     engine_of,
@@ -51,7 +51,7 @@ from prefdistill.running.progress import Progress
 from prefdistill.running.stopping import stop_requested
 from prefdistill.settings import OptimisationSettings
 from prefdistill.storage.checkpoints import Checkpoints
-from prefdistill.storage.tables import VIEWS
+from prefdistill.storage.logits import VIEWS
 from prefdistill.storage.whole_files import write_text
 from prefdistill.training.ema import WeightAverage
 from prefdistill.training.objectives import RowLosses

@@ -1,0 +1,57 @@
+"""Compute a loaded model's logits, and read what its base is like."""
+
+import numpy as np
+import torch
+
+from prefdistill.engine.device import SHARDED, to_device
+from prefdistill.engine.engine import Engine
+from prefdistill.engine.packing import PackedBatch
+
+# The number of scored rows is rounded up to a multiple of this: every other number
+# would cost another compilation.
+ROWS_STEP = 64
+
+
+def classify(model: torch.nn.Module, batch: PackedBatch) -> torch.Tensor:
+    """Compute the logits of a packed batch's rows, ``(n_rows, 3)`` float32.
+
+    Only the last token of a row is scored, in float32.
+    """
+    n_rows = len(batch.last)
+    keep = np.pad(batch.last, (0, -n_rows % ROWS_STEP), mode="edge")
+    states = engine_of(model).forward(batch, to_device(keep, device_of(model)))
+    return core_model(model).score(states[:n_rows].float())
+
+
+def engine_of(model: torch.nn.Module) -> Engine:
+    """Return the engine that computes a model's decoder, made on first use.
+
+    A model keeps it when adapters come or go.
+    """
+    core = core_model(model)
+    if not hasattr(core, "engine"):
+        core.engine = Engine(core)
+    return core.engine
+
+
+def core_model(model: torch.nn.Module) -> torch.nn.Module:
+    """Return the transformers model inside a PEFT model, or the model itself."""
+    return model.get_base_model() if hasattr(model, "peft_config") else model
+
+
+def device_of(model: torch.nn.Module) -> torch.device:
+    """Return the device that a model's weights lie on."""
+    return next(model.parameters()).device
+
+
+def is_sharded(model: torch.nn.Module) -> bool:
+    """Tell whether each process holds only a part of the model's base."""
+    return getattr(core_model(model), SHARDED, False)
+
+
+def shares_prompts(model: torch.nn.Module) -> bool:
+    """Tell whether both orders of a pair may compute their common prompt once.
+
+    A language model's loss reads every token of a row, so its rows must be whole.
+    """
+    return hasattr(core_model(model), "score")
