@@ -6,19 +6,6 @@ out: <results>/ensemble/weights.json, <results>/ensemble/adapter_model.safetenso
      <results>/merged/
 """
 
-# The folds whose students have to be scored before they can be weighed.
-WEIGHED_FOLDS = FOLDS if config["ensemble"]["fold_weights"] == "advantage" else []
-
-
-def reward_baselines(wildcards):
-    """Name what the folds' rewards are taken against, if anything."""
-    baseline = config["ensemble"]["advantage"]["baseline"] if WEIGHED_FOLDS else "none"
-    if baseline == "ema":
-        return expand(
-            "<results>/predictions/fold{fold}_ema/logits.npz", fold=WEIGHED_FOLDS
-        )
-    return {"trees": ["<results>/predictions/baselines.parquet"], "none": []}[baseline]
-
 
 rule weigh_folds:
     """Write the weight of each fold in the ensemble."""

@@ -109,6 +109,21 @@ def best_fold_table(wildcards):
     return ["results/folds/fold0.parquet"] if best else []
 
 
+# --- the ensemble --------------------------------------------------------------------
+
+# The folds whose students have to be scored before their weights are known.
+WEIGHED_FOLDS = FOLDS if SETTINGS.ensemble.fold_weights == "advantage" else []
+
+
+def reward_baselines(wildcards):
+    """List the predictions that the folds' rewards are taken against, if any."""
+    baseline = SETTINGS.ensemble.advantage.baseline if WEIGHED_FOLDS else "none"
+    if baseline == "ema":
+        ema = "<results>/predictions/fold{fold}_ema/logits.npz"
+        return expand(ema, fold=WEIGHED_FOLDS)
+    return {"trees": ["<results>/predictions/baselines.parquet"], "none": []}[baseline]
+
+
 # --- the report ----------------------------------------------------------------------
 
 

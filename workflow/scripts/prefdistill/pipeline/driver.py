@@ -218,7 +218,7 @@ def _cancel_slurm_jobs(root: Path) -> None:
         if time.monotonic() > deadline:
             raise UserError(
                 f"Slurm jobs {' '.join(jobs)} of a dead driver do not end; start again "
-                "when squeue lists them no more"
+                "when squeue no longer lists them"
             )
         time.sleep(1)
 
