@@ -258,6 +258,11 @@ class LossWeights:
     kl: float
     cosine: float
 
+    @property
+    def per_teacher(self) -> float:
+        """Return the total weight of the terms that every teacher has."""
+        return self.kl + self.cosine
+
 
 @dataclass(frozen=True, kw_only=True)
 class SampleWeightSettings:

@@ -38,6 +38,8 @@ REASONS = (
     "duplicate",
     "duplicate_contradictory",
 )
+# Reasons that an unlabelled test row can have; it stays, and is counted.
+TEST_REASONS = ("empty", "identical", "duplicate")
 NO_LABEL = -1
 
 _CONTROL_RE2 = r"[\x00-\x08\x0b-\x1f\x7f-\x{9f}]"
@@ -266,7 +268,7 @@ def summarise(
         },
         "flagged_test_rows": {
             reason: int(np.count_nonzero(against[reason] & is_test))
-            for reason in REASONS[2:5]
+            for reason in TEST_REASONS
         },
     }
 

@@ -72,7 +72,7 @@ def distillation_loss(
     )
     both = weights.kl * kl + weights.cosine * cosine
     total = total + (both * has_teacher).sum(dim=1)
-    return total / (weights.ce + n_teachers * (weights.kl + weights.cosine))
+    return total / (weights.ce + n_teachers * weights.per_teacher)
 
 
 def next_token_losses(

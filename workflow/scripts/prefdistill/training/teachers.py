@@ -276,7 +276,7 @@ def check_weights(weights: LossWeights, n_teachers: int) -> None:
     Raises:
         UserError: If there is nothing to learn from.
     """
-    if weights.ce + n_teachers * (weights.kl + weights.cosine) <= 0:
+    if weights.ce + n_teachers * weights.per_teacher <= 0:
         raise UserError(
             "distillation.weights: ce is 0 and no teacher counts; raise one of them"
         )
