@@ -12,6 +12,7 @@ from prefdistill.pipeline.base_model_checks import check_bases, check_shapes
 from prefdistill.settings import (
     SIMULATED_FOLDER,
     DataSettings,
+    DistillationSettings,
     FoldSettings,
     HubData,
     ModelSettings,
@@ -57,7 +58,7 @@ def check_config(settings: Settings) -> None:
     _check_text(settings.text)
     _check_folds(settings.folds)
     _check_fold_weights(settings)
-    _check_distillation(settings)
+    _check_distillation(settings.distillation, settings.data)
     _check_predict(settings.predict, settings.folds.n, settings.quantisation.bits)
     _check_scratch(settings.scratch)
 
@@ -86,8 +87,7 @@ def _check_predict(predict: PredictSettings, n_folds: int, bits: Sequence[int]) 
         )
 
 
-def _check_distillation(settings: Settings) -> None:
-    distillation, data = settings.distillation, settings.data
+def _check_distillation(distillation: DistillationSettings, data: DataSettings) -> None:
     weights = distillation.weights
     if weights.ce + weights.kl + weights.cosine == 0:
         raise UserError("config: distillation.weights are all 0; give one a weight")
