@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
+import wrong_configs
 import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -115,3 +116,11 @@ def test_files_of_code_exist(name):
 
 def test_results_fit_on_one_page():
     assert len((ROOT / "docs/results.md").read_text("utf-8").splitlines()) <= 200
+
+
+def test_wrong_configurations_are_counted():
+    tables = ("VALUES", "KEYS", "SETTINGS", "BASE_MODELS", "FILES")
+    # One more: a file that is missing.
+    n_cases = 1 + sum(len(getattr(wrong_configs, name)) for name in tables)
+    text = (ROOT / "docs/reliability.md").read_text("utf-8")
+    assert f"{n_cases} wrong configurations" in " ".join(text.split())

@@ -1,4 +1,4 @@
-"""The report: baselines, scores of every stage, steps between them, figures, pages.
+"""Report baselines, scores of every stage, steps between them, figures and pages.
 
 `make report` puts what is marked with report() into one file, results/report.html.
 """
@@ -92,7 +92,7 @@ rule evaluate:
 
 
 rule plot_report:
-    """Draw what the stages predict, how they were trained, and the fold weights."""
+    """Draw the stages' predictions, loss curves, and weights of folds and rows."""
     input:
         scores="<results>/report/scores.csv",
         folds=expand("<results>/folds/fold{fold}.parquet", fold=FOLDS),
@@ -175,7 +175,7 @@ rule plot_report:
 
 
 rule measure_lengths:
-    """Count tokens before the cut, and what the cut takes away."""
+    """Count each row's tokens before truncation, and those that it removes."""
     input:
         fold="<results>/folds/fold0.parquet",
         base=base_manifest,
@@ -205,7 +205,7 @@ rule measure_lengths:
 
 
 rule summarise_report:
-    """Write the summary that a run ends by printing."""
+    """Write the summary that is printed when a run ends."""
     input:
         scores="<results>/report/scores.csv",
         steps="<results>/report/steps.csv",
@@ -245,9 +245,9 @@ rule summarise_report:
 
 
 rule write_pages:
-    """Write the report's pages; last, as one of them has the time of every job.
+    """Write the report's pages, last: one of them has the time of every job.
 
-    Benchmark files and the configuration of how jobs run are shown as they are then.
+    It shows the timing files and the run-time settings as they are at that moment.
     """
     input:
         scores="<results>/report/scores.csv",
@@ -263,7 +263,7 @@ rule write_pages:
         judge_calibrations=map(calibration_of, JUDGES),
         weights="<results>/ensemble/weights.json",
         fingerprinted=[
-            *DATA_FILES,
+            *SETTINGS.data.files,
             *sorted({base_manifest({"model": name}) for name in MODELS}),
             "<results>/ensemble/adapter_model.safetensors",
             *expand("<results>/gptq/{bits}bit/model.safetensors", bits=BITS),

@@ -1,11 +1,11 @@
-"""Teachers: one shared adapter, fine-tuned on each fold, and its logits of all rows.
+"""Fine-tune each teacher's shared adapter on each fold, and score all rows with it.
 
 in:  <results>/folds/*.parquet, <results>/base/{base}/manifest.json
 out: <results>/post_pretrain/{model}/, <results>/teacher/{teacher}/fold{fold}/
 
-A setting of how a job runs (token budget, recomputation, checkpoint and progress
-intervals) is read from the configuration by the script and is no parameter: a change
-of it reruns nothing. Checkpoints lie in the scratch folder.
+The scripts read settings of how a job runs (token budget, recomputation, intervals of
+checkpoints and progress lines) from the configuration. These are no params, so a change
+of them reruns nothing. Checkpoints lie in the scratch folder.
 """
 
 

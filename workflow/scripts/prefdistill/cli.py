@@ -39,10 +39,12 @@ COMMANDS = {
         "run Snakemake, after clearing up a killed driver",
     ),
     "plan": Command(
-        "prefdistill.pipeline.show_jobs", "plan", "show what a run would take, by rule"
+        "prefdistill.pipeline.plan_and_status",
+        "plan",
+        "show what a run would take, by rule",
     ),
     "status": Command(
-        "prefdistill.pipeline.show_jobs",
+        "prefdistill.pipeline.plan_and_status",
         "status",
         "show which jobs are done, failed and left",
     ),

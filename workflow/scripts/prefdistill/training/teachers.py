@@ -24,8 +24,8 @@ logger = logging.getLogger(__name__)
 class TeacherFiles:
     """Name the files that the teachers leave for the student of one fold.
 
-    ``run_job`` fills it by name. Each list goes teacher by teacher, with the same number
-    of files for each.
+    ``run_job`` fills it by name. Each list goes teacher by teacher, with as many files
+    for each.
 
     Attributes:
         teachers: The teachers' names.
