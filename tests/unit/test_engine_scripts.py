@@ -195,7 +195,7 @@ def run_distill(world, logits, gates, name="student", **changes):
     distill_student.main(
         pairs=world["folder"] / "fold0.parquet",
         pairs_unlabelled=None,
-        teachers=TeacherFiles(["llama"] * len(logits), 0, logits, gates),
+        files=TeacherFiles(["llama"] * len(logits), 0, logits, gates),
         job=job_of(world, name, "gemma2", init),
         training=read(TrainingSettings, TRAINING),
         distillation=read(DistillationSettings, DISTILLATION | changes),

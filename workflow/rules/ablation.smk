@@ -38,6 +38,7 @@ use rule post_pretrain as post_pretrain_arm with:
         precision=model_precision,
         lora=model_lora,
         post_pretrain=STUDENTS.post_pretrain,
+        section=["student", "post_pretrain"],
         text=config["text"],
         code=code_digest("post_pretrain.py"),
 

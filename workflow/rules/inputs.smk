@@ -43,6 +43,16 @@ def settings_of(section):
     return settings
 
 
+def section_of(name):
+    """Return a params function for where the configuration says how a job runs."""
+
+    def section(wildcards):
+        model = model_name(wildcards)
+        return [*(["student"] if model == "student" else ["teachers", model]), name]
+
+    return section
+
+
 def model_precision(wildcards):
     """Return the precision of a model's frozen base."""
     return model_config(wildcards)["precision"]
@@ -62,12 +72,6 @@ def quantisation_settings(wildcards):
 
 
 # --- scoring -------------------------------------------------------------------------
-
-
-def inference_section(wildcards):
-    """Name the section that says how many tokens a teacher scores at once."""
-    teacher = wildcards.get("teacher")
-    return [*(["teachers", teacher] if teacher else ["student"]), "inference"]
 
 
 def teacher_scoring(wildcards):

@@ -40,6 +40,7 @@ rule distill_student:
         teachers=STUDENTS.teachers,
         precision=model_precision,
         training=STUDENTS.training,
+        section=["student", "training"],
         distillation=STUDENTS.distillation,
         text=config["text"],
         code=code_digest("distill_student.py"),

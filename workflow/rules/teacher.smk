@@ -33,6 +33,7 @@ rule post_pretrain:
         precision=model_precision,
         lora=model_lora,
         post_pretrain=settings_of("post_pretrain"),
+        section=section_of("post_pretrain"),
         text=config["text"],
         code=code_digest("post_pretrain.py"),
     script:
@@ -64,6 +65,7 @@ rule train_teacher:
     params:
         precision=model_precision,
         training=settings_of("training"),
+        section=section_of("training"),
         text=config["text"],
         code=code_digest("train_teacher.py"),
     script:
@@ -92,7 +94,7 @@ rule infer_logits:
         runtime=minutes_of(scoring),
     params:
         scoring=teacher_scoring,
-        section=inference_section,
+        section=section_of("inference"),
         text=config["text"],
         code=code_digest("infer_logits.py"),
     script:

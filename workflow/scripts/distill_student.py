@@ -17,14 +17,14 @@ from prefdistill.training.teachers import TeacherFiles, check_weights, read_teac
 def main(
     pairs: Path,
     pairs_unlabelled: Path | None,
-    teachers: TeacherFiles,
+    files: TeacherFiles,
     job: TrainingJob,
     training: TrainingSettings,
     distillation: DistillationSettings,
     average: Path | None,
     rows: Path,
 ) -> None:
-    """Train on labels and the teachers' logits; see ``losses.distillation_loss``.
+    """Train on labels and the teachers' logits; see ``objectives.distillation_loss``.
 
     Without teachers this is the student trained on labels alone.
     """
@@ -33,8 +33,8 @@ def main(
     from prefdistill.training.objectives import distillation_objective
     from prefdistill.training.trainer import choose_rows, train_rows
 
-    check_weights(distillation.weights, len(teachers.teachers))
-    taught = read_teachers(teachers, job.text, distillation)
+    check_weights(distillation.weights, len(files.teachers))
+    taught = read_teachers(files, job.text, distillation)
     fold, seed = read_table(pairs, FOLD_SCHEMA), training.seed
     table = train_rows(fold, pairs)
     table = table.take(choose_rows(len(table), training.n_rows, seed))
@@ -43,7 +43,7 @@ def main(
     new = pairs_unlabelled and read_table(pairs_unlabelled, FOLD_SCHEMA)
     lessons = make_lessons(fold, table, is_labelled, new, taught, distillation)
     objective = distillation_objective(lessons, distillation)
-    sources = [pairs, *teachers.sources(), *filter(None, [pairs_unlabelled])]
+    sources = [pairs, *files.sources(), *filter(None, [pairs_unlabelled])]
     run = TrainingRun(job, training)
     trainer = run.train(
         run.load(), lessons.table, objective, training.epochs, sources, distillation
