@@ -1,8 +1,8 @@
-"""Settings of models and their training, read once from the validated configuration.
+"""Define the settings of models and training, and read them from the configuration.
 
-The field names are the keys of ``workflow/schemas/config.schema.yaml``, where each key
-is described. The schema checks values and fills in defaults, so nothing is checked
-again here, except that a mapping has exactly the keys of its class.
+Fields are named after the keys of ``workflow/schemas/config.schema.yaml``, which
+describes each key, checks its value and has its default. So nothing is checked again
+here, except that a mapping has exactly the keys of its class.
 """
 
 from collections.abc import Collection, Mapping
@@ -11,7 +11,7 @@ from typing import Any, TypeVar, get_type_hints
 
 Settings = TypeVar("Settings")
 
-# These say how a job runs, not what comes out: a change reruns nothing.
+# These settings change how a job runs, not its result: editing them reruns nothing.
 RUN_TIME_KEYS = frozenset(
     {"token_budget", "recompute", "compile", "checkpoint_steps", "progress_batches"}
 )
@@ -22,7 +22,7 @@ def read(kind: type[Settings], mapping: Mapping[str, Any]) -> Settings:
 
     Args:
         kind: A class of this module.
-        mapping: Its keys and values, nested as the classes are; lists become tuples.
+        mapping: Keys and values, nested like the classes; lists become tuples.
 
     Raises:
         ValueError: If a key is unknown or missing.
@@ -44,13 +44,13 @@ def _value(kind: Any, value: Any) -> Any:
 
 
 def result_settings(settings: Any) -> dict[str, Any]:
-    """Return the settings that decide a result, without those of how a job runs.
+    """Return the settings that decide a result, without those that say how a job runs.
 
     Args:
         settings: A class of this module, or a mapping with the same keys.
 
     Returns:
-        Plain values with sorted keys, for the identity of a job.
+        Plain values with sorted keys, for a job's identity.
     """
     values = asdict(settings) if is_dataclass(settings) else settings
     return {key: values[key] for key in sorted(values) if key not in RUN_TIME_KEYS}
@@ -58,7 +58,7 @@ def result_settings(settings: Any) -> dict[str, Any]:
 
 @dataclass(frozen=True, kw_only=True)
 class TextSettings:
-    """How a pair becomes tokens (``text``)."""
+    """The template, and the lengths that texts are cut to (``text``)."""
 
     template: str
     turn: str
@@ -80,7 +80,7 @@ class LoraSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class OptimisationSettings:
-    """What ``training`` and ``post_pretrain`` of a model have in common."""
+    """The settings that ``training`` and ``post_pretrain`` of a model share."""
 
     learning_rate: float
     max_steps: int | None
@@ -161,7 +161,7 @@ class EmaSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class DistillationSettings:
-    """What a student learns from, and its loss (``distillation``)."""
+    """The targets that a student learns from, and its loss (``distillation``)."""
 
     weights: LossWeights
     temperature: float
@@ -175,10 +175,16 @@ class DistillationSettings:
 
     @property
     def judges_rows(self) -> bool:
-        """Whether teachers that left a row out weigh it."""
+        """Tell whether rows are weighed by teachers that were not trained on them."""
         return self.sample_weights.beta != 0
 
     def keeps_dev_clean(self, teachers: Collection[str]) -> bool:
-        """Return whether no teacher was trained on the dev rows of its student."""
+        """Tell whether no teacher was trained on the dev rows of its student.
+
+        Args:
+            teachers: Names of the student's teachers.
+        """
+        # Out-of-fold logits come from teachers of other folds, which were trained on
+        # this fold's dev rows.
         saw_dev = self.labels == "out_of_fold" or self.judges_rows
         return not (teachers and saw_dev)
