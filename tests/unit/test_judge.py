@@ -192,7 +192,7 @@ def test_what_is_no_pair_is_one_line(judge, pair, message):
 
 
 def test_a_folder_that_is_no_judge_is_one_line(folder, tmp_path, tiny_model_folder):
-    with pytest.raises(UserError, match=r"has no judge\.json, so it is no finished"):
+    with pytest.raises(UserError, match=r"has no judge\.json, so it is not a finished"):
         Judge.load(tiny_model_folder("gemma2"))
     copy = tmp_path / "judge"
     shutil.copytree(folder, copy)

@@ -1,8 +1,9 @@
-"""Hold settings as classes, read once from the validated configuration.
+"""Define the settings as classes, and read them from the validated configuration.
 
-The field names are the keys of ``workflow/schemas/config.schema.yaml``, where each key
-is described, in the same order. The schema checks values and fills in defaults, so
-nothing is checked again here, except that a mapping has the keys of its class.
+Fields have the names and the order of the keys of
+``workflow/schemas/config.schema.yaml``, which describes each key, checks its value and
+has its default. Nothing is checked again here, except that a mapping has the keys of
+its class.
 """
 
 from collections.abc import Collection, Mapping
@@ -11,10 +12,10 @@ from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 Kind = TypeVar("Kind")
 
-# Files below this folder are the simulator's: made by the workflow, not given.
+# Files below this folder are simulated by the workflow.
 SIMULATED_FOLDER = "results/simulated/"
 
-# Keys that decide how a job runs, not what comes out: a change reruns nothing.
+# These settings change how a job runs, not its result: editing them reruns nothing.
 RUN_TIME_KEYS = frozenset(
     {"token_budget", "recompute", "compile", "checkpoint_steps", "progress_batches"}
 )
@@ -25,7 +26,7 @@ def read(kind: type[Kind], mapping: Mapping[str, Any]) -> Kind:
 
     Args:
         kind: A class of this module.
-        mapping: Its keys and values, nested as the classes are; lists become tuples.
+        mapping: Keys and values, nested like the classes; lists become tuples.
             Only keys whose field has a default may be missing.
 
     Raises:
@@ -59,13 +60,13 @@ def _value(kind: Any, value: Any) -> Any:
 
 
 def result_settings(settings: Any) -> dict[str, Any]:
-    """Return the settings that decide a result, without those of how a job runs.
+    """Return the settings that decide a result, without those that say how a job runs.
 
     Args:
         settings: A class of this module, or a mapping with the same keys.
 
     Returns:
-        Plain values with sorted keys, for the identity of a job.
+        Plain values with sorted keys, for a job's identity.
     """
     values = asdict(settings) if is_dataclass(settings) else settings
     return {key: values[key] for key in sorted(values) if key not in RUN_TIME_KEYS}
@@ -150,7 +151,7 @@ class FoldSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class TextSettings:
-    """Template and lengths of a row's text (``text``)."""
+    """The template, and the lengths that texts are cut to (``text``)."""
 
     template: str
     turn: str
@@ -191,7 +192,7 @@ class LoraSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class OptimisationSettings:
-    """Keys that ``training`` and ``post_pretrain`` of a model share."""
+    """The settings that ``training`` and ``post_pretrain`` of a model share."""
 
     learning_rate: float
     max_steps: int | None
@@ -318,7 +319,7 @@ class EmaSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class DistillationSettings:
-    """Labels, rows and loss of a student (``distillation``)."""
+    """The targets that a student learns from, and its loss (``distillation``)."""
 
     weights: LossWeights
     temperature: float
@@ -336,7 +337,13 @@ class DistillationSettings:
         return self.sample_weights.beta != 0
 
     def keeps_dev_clean(self, teachers: Collection[str]) -> bool:
-        """Return whether no teacher was trained on the dev rows of its student."""
+        """Tell whether no teacher was trained on the dev rows of its student.
+
+        Args:
+            teachers: Names of the student's teachers.
+        """
+        # Out-of-fold logits come from teachers of other folds, which were trained on
+        # this fold's dev rows.
         saw_dev = self.labels == "out_of_fold" or self.judges_rows
         return not (teachers and saw_dev)
 
