@@ -1,4 +1,4 @@
-"""Measure packing's gain on the CPU and what a job's start costs: `make bench-cpu`.
+"""Measure packing's gain on the CPU and the cost of a job's start: `make bench-cpu`.
 
     python -m benchmarks.cpu               # all three tables; minutes on one core
     python -m benchmarks.cpu --only start  # what a job costs before it works
@@ -31,14 +31,14 @@ SCRIPTS = ROOT / "workflow/scripts"
 PARTS = ("packing", "start", "demo")
 N_STARTS = 5
 TINY = Amount(pairs=16, shorten=4, token_budget=2048, infer_budget=4096)
-# About the demo's rows; the larger shape gets fewer.
+# Rows about as long as the demo's; the larger shape gets fewer.
 PACKING = {
     "tiny-llama": TINY,
     "tiny-gemma2": TINY,
     "smollm2-135m": replace(TINY, pairs=8, repeats=2),
 }
 
-# Which scripts' imports stand for a kind of job, and what they import only later.
+# By kind of job: a script whose imports are typical, and its later imports.
 KINDS = {
     "data": ("make_folds.py", ""),
     "model": (
@@ -124,7 +124,7 @@ def compare_packing() -> list[Row]:
 
 
 def packing_table(rows: list[Row]) -> str:
-    """Put padded and packed side by side; rows come in such pairs."""
+    """Write padded and packed rows, which come in pairs, side by side."""
     lines = [
         (
             *(packed["model"], packed["mode"]),
@@ -172,7 +172,7 @@ def _median_of_starts(code: str) -> float:
 
 
 def start_costs() -> dict[str, float]:
-    """Measure CPU seconds before a job works, by kind, and of load and first step."""
+    """Measure CPU seconds before a job's work, by kind, and of load and first step."""
     costs = {"interpreter": _median_of_starts("pass")}
     for kind, (script, later) in KINDS.items():
         lines = import_lines(SCRIPTS / script)

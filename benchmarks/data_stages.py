@@ -3,8 +3,8 @@
     python -m benchmarks.data_stages                  # 10k, 100k, 1M pairs; minutes
     python -m benchmarks.data_stages --pairs 1000
 
-Each stage runs in a process of its own. Prints a Markdown table of seconds, and the
-largest memory of the three stages.
+Each stage runs in its own process. The result is a Markdown table of seconds and of the
+peak memory of the three stages.
 """
 
 import argparse
@@ -49,7 +49,7 @@ main(Path("clean.parquet"), [Path(f"fold{k}.parquet") for k in range(3)],
 
 
 def run_stage(stage: str, n_pairs: int, folder: Path) -> tuple[float, float]:
-    """Run one stage; return its seconds, start-up included, and largest resident GB."""
+    """Run one stage; return its seconds with start-up, and peak resident GB."""
     code = f"from pathlib import Path\nN = {n_pairs}\n{STAGES[stage]}"
     started = time.monotonic()
     process = subprocess.Popen(

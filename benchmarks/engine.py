@@ -1,22 +1,22 @@
-"""Time the public recipe and this engine at the same work, in one run: `make bench`.
+"""Time the public recipe and this engine on the same work, in one run: `make bench`.
 
 Models of real shapes with random weights train LoRA adapters and score rows of real
-lengths. The recipe does it as the public notebooks do (variant `recipe`: plain
-transformers and PEFT, an NF4 base, eager attention, checkpointing, padded batches).
-Then this engine does it on bases of bf16, NF4 and fp8. Each result prints one line and
-stores one row.
+lengths. The variant `recipe` follows the public notebooks: plain transformers and PEFT,
+an NF4 base, eager attention, checkpointing, padded batches. The variant `engine` is
+this project, on bases of bf16, NF4 and fp8. Each result is one printed line and one
+stored row.
 
     python -m benchmarks.engine --models gemma-2-9b --lengths data/train.csv
     python -m benchmarks.engine --modes train --variants engine --bases bf16 --profile
     python -m benchmarks.engine --gpus 2 --variants engine
     python -m benchmarks.engine --tiny                # tiny shapes, CPU, seconds
 
-Useful tokens are those of all whole rows, without padding, even where a prompt is
-computed once for both orders of a pair. Useful operations are theirs, without
-recomputation and without the adapter's own products. Compilation and other warm-up come
-before the timed part. `first_step_s` is the time from nothing to the end of the first
-step, the making of the random weights included. A case that fails is stored with its
-error, the other cases go on, and the exit status is 1.
+Useful tokens are all tokens of all rows, without padding; a prompt that is computed
+once for both orders of a pair counts twice. Useful operations are those of useful
+tokens, without recomputation and without the adapter's own products. Compilation and
+warm-up are not timed. `first_step_s` is the time until the end of the first step,
+including the random weights. A case that fails is stored with its error, the other
+cases continue, and the exit status is 1.
 """
 
 import argparse
@@ -63,12 +63,12 @@ PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "triton")
 
 
 class Unsupported(Exception):
-    """The engine or the machine has no such base."""
+    """Raised if the engine or the machine has no such base."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """Name the work of one row."""
+    """The work of one row: model, mode, base and variant."""
 
     model: str
     mode: str
@@ -94,23 +94,23 @@ class Case:
 
 @dataclass(frozen=True)
 class Amount:
-    """Say how much work is timed, and how it is split.
+    """The amount of work that is timed, and how it is split.
 
     Attributes:
-        pairs: Of a training step, each in both orders.
-        repeats: Timed steps, each on other pairs; scoring does all their pairs at
-            once, as often.
-        seconds: The recipe, and scoring, leave out further repeats after so long, but
-            not the second.
-        max_length: Longest row.
+        pairs: Pairs of a training step, each in both orders.
+        repeats: Timed steps, each on other pairs. Scoring repeats all their pairs as
+            often.
+        seconds: Time after which the recipe and scoring stop repeating, once they have
+            done two repeats.
+        max_length: Longest row in tokens.
         shorten: Divisor of all lengths, for the CPU.
         lengths_from: A CSV file, or None for simulated lengths.
         token_budget: Tokens in the engine's training passes.
         infer_budget: Tokens in its scoring passes.
         recompute: As in a configuration's ``training.recompute``.
-        attention: The recipe's.
+        attention: The recipe's attention.
         checkpointing: Whether the recipe recomputes activations in training.
-        profile: Whether to time nothing but print the kernels of one repeat.
+        profile: Whether to print the kernels of one repeat instead of timing.
     """
 
     pairs: int = 32
@@ -141,7 +141,7 @@ def configuration(shape: dict[str, Any]) -> Any:
 
 
 def random_weight(name: str, size: Any, device: Any, dtype: Any) -> Any:
-    """Draw a weight, seeded by its name: norms as they begin, else N(0, 0.02²)."""
+    """Draw a weight, seeded by its name: initial norms, else N(0, 0.02²)."""
     import torch
 
     values = torch.empty(size, device=device, dtype=dtype)
@@ -169,7 +169,7 @@ def build_engine(case: Case, device: Any) -> Any:
     from prefdistill.models.lora import add_adapter
     from prefdistill.models.sharding import empty_model
 
-    engine.COMPILE_FLOP = 0.0  # short as the work is here
+    engine.COMPILE_FLOP = 0.0  # compile even for this short work, as a real run does
     register()
     dtype = compute_dtype(device)
     config = configuration(case.shape)
@@ -199,12 +199,10 @@ def fill(model: Any, base: str, dtype: Any, device: Any) -> None:
 
 
 def build_recipe(case: Case, amount: Amount, device: Any) -> Any:
-    """Build the recipe's judge: plain transformers, bitsandbytes and PEFT.
-
-    Norms and embedding stay in bf16, and layers below the lowest adapter get no
-    backward pass: the notebooks' `prepare_model_for_kbit_training` would widen the
-    first and ask for the second, which costs time and memory.
-    """
+    """Build the recipe's judge: plain transformers, bitsandbytes and PEFT."""
+    # The notebooks call `prepare_model_for_kbit_training`, which upcasts the norms and
+    # the embedding and forces a backward pass below the lowest adapter. Both cost time
+    # and memory, so leaving them out favours the recipe.
     import torch
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForSequenceClassification
@@ -262,15 +260,15 @@ def _store_in_nf4(model: Any, dtype: Any, device: Any) -> None:
 
 
 class Clock:
-    """Record when repeats began, with the device idle, and the tokens until then.
+    """A clock that records when repeats begin, and the tokens until then.
 
-    ``tick`` belongs before each repeat and after the last. With a profiler, the first
-    repeat after the warm ones is recorded.
+    Call ``tick`` before each repeat and after the last. A profiler records the first
+    repeat after the warm-up.
 
     Args:
-        model: Tokens are counted where they enter its embedding; padding is token 0.
+        model: The model; tokens are counted at its embedding, where 0 is padding.
         n_warm: Repeats that are not timed.
-        profiler: Of torch, or None.
+        profiler: A profiler of torch, or None.
     """
 
     def __init__(self, model: Any, n_warm: int, profiler: Any = None) -> None:
@@ -291,7 +289,7 @@ class Clock:
         self._seen.append((tokens.numel(), (tokens == 0).sum()))
 
     def tick(self) -> None:
-        """End a repeat and begin another."""
+        """End a repeat and begin another, with the device idle."""
         synchronise()
         if self.profiler and len(self.times) == self.n_warm:
             self.profiler.start()
@@ -512,11 +510,12 @@ WORK: dict[tuple[str, bool], Callable[..., list]] = {
 
 
 def measure(case: Case, amount: Amount, device: Any) -> Row:
-    """Build a model, do the work, and describe it; fails as ``attempt`` catches.
+    """Build a model, do the work, and describe it as a row.
 
     Returns:
-        ``useful_tokens_per_s`` and ``useful_tflops`` are medians over the repeats,
-        ``spread`` the least and most tokens/s; ``peak_gib`` leaves out the building.
+        The row. ``useful_tokens_per_s`` and ``useful_tflops`` are medians over the
+        repeats, ``spread`` is the lowest and highest tokens/s, and ``peak_gib`` is the
+        peak memory after the model was built.
     """
     import torch
 
@@ -596,7 +595,7 @@ def measure(case: Case, amount: Amount, device: Any) -> Row:
 
 
 def matrix_peaks(device: Any) -> dict[str, float]:
-    """Measure TFLOP/s of large products: bf16 (CPU: fp32), and fp8 if there is any."""
+    """Measure TFLOP/s of large products: bf16 (CPU: fp32), and fp8 if possible."""
     import torch
 
     cuda = device.type == "cuda"
@@ -676,7 +675,7 @@ def _profiler(cuda: bool) -> Any:
 
 
 def describe_kernels(profiler: Any, cuda: bool, n_kernels: int = 25) -> str:
-    """List the kernels that took most of a repeat: milliseconds, share, calls, name."""
+    """List the longest kernels of a repeat: milliseconds, share, calls, name."""
     key = "self_device_time_total" if cuda else "self_cpu_time_total"
     totals = [
         (getattr(event, key) / 1e3, event.count, event.key)
@@ -700,7 +699,7 @@ def plan_cases(
     models: list[str], modes: list[str], bases: list[str], variants: list[str],
     recipe_base: str,
 ) -> list[Case]:  # fmt: skip
-    """List what to measure, each model's recipe first, without impossible variants."""
+    """List the possible cases, with each model's recipe first."""
     cases = []
     for model in models:
         for mode in modes:
@@ -717,10 +716,10 @@ def plan_cases(
 
 
 def attempt(case: Case, amount: Amount, device: Any, gpus: int) -> Row | None:
-    """Measure a case on a clean device; None if it cannot be, its error if it failed.
+    """Measure a case on a clean device.
 
-    Processes that share a case cannot go on without each other, so there a failure
-    ends the run.
+    Returns:
+        A row, which holds the error if the case failed; None if it is unsupported.
     """
     import torch
 
@@ -734,7 +733,7 @@ def attempt(case: Case, amount: Amount, device: Any, gpus: int) -> Row | None:
         error = "out of memory"
     except Exception as failure:
         if gpus > 1:
-            raise
+            raise  # the processes of a case cannot continue without each other
         text = " ".join(str(failure).split())[:200]
         error = "out of memory" if "out of memory" in text else text
         if error != "out of memory":
@@ -771,7 +770,7 @@ def say(row: Row) -> str:
 
 
 def run(arguments: argparse.Namespace) -> bool:
-    """Measure all cases that time allows, and return whether none failed."""
+    """Measure all cases that time allows; return True if none failed."""
     import torch
 
     from prefdistill.running.processes import connect, disconnect, is_first
@@ -810,7 +809,7 @@ def run(arguments: argparse.Namespace) -> bool:
 
 
 def read_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
-    """Read the command line, and make ``cases`` and ``amount`` of it."""
+    """Read the command line into ``cases`` and ``amount``."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -820,18 +819,18 @@ def read_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--bases", nargs="+", choices=BASES, default=list(BASES))
     parser.add_argument(
         "--variants", nargs="+", choices=VARIANTS, default=["recipe", "engine"],
-        help="dropout: LoRA with it; upper: LoRA r 16 on q, k, v of the upper layers; "
-        "adapter: scoring with an unmerged one of r 64",
+        help="dropout: LoRA with dropout; upper: LoRA r 16 on q, k, v of the upper "
+        "layers; adapter: scoring with an unmerged adapter of r 64",
     )  # fmt: skip
-    parser.add_argument("--gpus", type=int, default=1, help="processes, one a GPU")
+    parser.add_argument("--gpus", type=int, default=1, help="processes, one per GPU")
     parser.add_argument("--minutes", type=float, default=float("inf"))
     parser.add_argument("--out", type=Path, help="benchmarks/results/GPU.json")
     parser.add_argument("--lengths", type=Path, help="a CSV file of pairs")
-    parser.add_argument("--pairs", type=int, help="of a training step")
+    parser.add_argument("--pairs", type=int, help="pairs of a training step")
     parser.add_argument("--repeats", type=int, help="timed steps, or scorings")
     parser.add_argument("--seconds", type=float, default=default.seconds)
-    parser.add_argument("--token-budget", type=int, help="of training passes")
-    parser.add_argument("--infer-budget", type=int, help="of scoring passes")
+    parser.add_argument("--token-budget", type=int, help="tokens in training passes")
+    parser.add_argument("--infer-budget", type=int, help="tokens in scoring passes")
     parser.add_argument(
         "--recompute", default="auto", choices=["auto", "none", "selective", "full"]
     )
@@ -857,12 +856,13 @@ def read_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     read.amount = amount
     models = read.models or list(workload.TINY if read.tiny else workload.PUBLISHED)
     variants = read.variants
-    if read.gpus > 1:  # the recipe knows one
+    if read.gpus > 1:  # the recipe uses one GPU
         variants = [name for name in variants if "recipe" not in name]
     has_nf4 = importlib.util.find_spec("bitsandbytes") is not None
     if not has_nf4:
         print(
-            "no bitsandbytes here: the recipe's base is bf16, none is NF4", flush=True
+            "no bitsandbytes: the recipe's base is bf16, and NF4 is left out",
+            flush=True,
         )
         read.bases = [base for base in read.bases if base != "nf4"]
     recipe_base = "nf4" if has_nf4 else "bf16"

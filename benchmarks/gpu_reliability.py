@@ -1,7 +1,7 @@
 """Check resume and out-of-memory on a real GPU: `python -m benchmarks.gpu_reliability`.
 
-Trains a random 0.5B model of Llama's shape for some steps: whole, interrupted and
-resumed, and short of memory. Prints one JSON line for each. Downloads nothing.
+A random 0.5B model of Llama's shape trains for some steps: uninterrupted, interrupted
+and resumed, and short of memory. Each prints one JSON line. Nothing is downloaded.
 """
 
 import json

@@ -1,24 +1,27 @@
 """Check on a GPU that the engine computes what it should.
 
-Small models of the three architectures with random weights, on bases of bf16, fp16, NF4
-and fp8, give logits and gradients of their adapter. The engine computes them in several
-ways: packed, a row at a time, with half the token budget, many short rows at once, in
-two batches, with common prefixes computed once, with each kind of recomputation, and in
-inference mode. Transformers and PEFT compute them too. (Neither has fp8; linear layers
-that follow its definition take their place.) Then the trainer takes a few steps with
-the fused optimiser of GPUs, beside steps of an ordinary optimiser through transformers
-and PEFT. Each comparison prints a JSON line with the norm of the difference over the
-norm of what is compared. The exit status is 1 if one exceeds its tolerance.
+The models are small, with random weights, of three architectures and on bases of bf16,
+fp16, NF4 and fp8. Two things are compared:
+
+- Logits and adapter gradients. The engine computes them packed, row by row, with half
+  the token budget, with many short rows, in two batches, with shared prefixes, with
+  each kind of recomputation, and in inference mode. The reference is transformers with
+  PEFT, or for fp8, which they lack, linear layers that follow its definition.
+- A few training steps: the trainer with its fused optimiser, against an ordinary
+  optimiser with transformers and PEFT.
+
+Each comparison prints a JSON line with the relative error: the norm of the difference
+over the norm of the reference. The exit status is 1 if one exceeds its tolerance.
 
     python -m benchmarks.gpu_sameness               # each base in a process of its own
     python -m benchmarks.gpu_sameness --curves      # also train on each base
     python -m benchmarks.gpu_sameness --curves --model models/smollm2 --data train.csv
     python -m benchmarks.gpu_sameness --tiny --curves   # tiny shapes, CPU, float32
 
-All curves start from the same weights and see the same pairs in the same order. The
-pairs come from a CSV file in the competition's columns and the model from a folder. By
-default the pairs are random tokens, one of which tells the label, and the model is
-small and random.
+All curves start from the same weights and see the same pairs in the same order. With
+`--data` the pairs come from a CSV file in the competition's columns, with `--model` the
+model comes from a folder. By default the model is small and random, and the pairs are
+random tokens of which one tells the label.
 """
 
 import argparse
@@ -50,13 +53,13 @@ from prefdistill.settings import OptimisationSettings, TextSettings, read
 
 ARCHITECTURES = ("gemma2", "llama", "qwen2")
 BASES = ("bf16", "fp16", "nf4", "fp8")
-# Relative errors of logits and of gradients: of the engine against itself, where sums
-# are ordered and fused otherwise, and against transformers and PEFT, which round in
-# other places. Tiny shapes in these dtypes on a CPU give half of each or less; in fp8,
-# where the last bit of bf16 moves a value to the next of e4m3, two thirds. On an H100,
-# eight seeds each of Llama and Qwen2 gave 0.066 and 0.073 at most in fp8 packed and a
-# row at a time, 0.114 and 0.114 beside its definition; two runs of that whose
-# embeddings differ by about the last bit of bf16 are 0.165 and 0.119 apart at most.
+# Relative errors of logits and of gradients. "itself": the engine with another order
+# and fusion of sums. "others": transformers and PEFT, which round in other places. On a
+# CPU, tiny shapes give at most half of each tolerance, in fp8 two thirds: there the
+# last bit of bf16 can move a value to the next one of e4m3. On an H100, eight seeds
+# each of Llama and Qwen2 in fp8 gave at most 0.066 and 0.073 for packed against row by
+# row, and 0.114 and 0.114 against the definition. Two runs of the definition whose
+# embeddings differ by about the last bit of bf16 differ by at most 0.165 and 0.119.
 TOLERANCES = {
     "bf16": {"itself": (0.02, 0.03), "others": (0.03, 0.04)},
     "nf4": {"itself": (0.02, 0.03), "others": (0.03, 0.04)},
@@ -64,14 +67,15 @@ TOLERANCES = {
     "fp8": {"itself": (0.10, 0.10), "others": (0.12, 0.15)},
 }
 EXACT = (1e-4, 1e-4)  # in float32
-# Of the losses of a few steps, relative to their fall, and of the logits after them,
-# relative to their change. An engine that keeps the B it began with is 0.8 and 1 off,
-# one whose gradients in fp8 see an old B 0.15 and 0.37 at least. In bf16, fp16 and NF4
-# they were two fifths of each tolerance or less on a CPU and on an H200. In fp8 eight
-# seeds of Llama and seven of Qwen2 gave 0.019 and 0.076 at most on an H200, as two runs
-# of its definition do whose embeddings differ by about the last bit of bf16 (0.026 and
-# 0.067); on a CPU both gave 0.029 and 0.078 at most. Products with fast sums, which the
-# engine had, gave 0.061 and 0.156 on the H200 with the seed taken here.
+# Errors of the losses of a few steps, relative to their fall, and of the logits after
+# them, relative to their change. An engine that never updates its B has errors of 0.8
+# and 1; one whose fp8 gradients see an old B has at least 0.15 and 0.37. Measured in
+# bf16, fp16 and NF4 on a CPU and an H200: at most two fifths of each tolerance.
+# Measured in fp8 on an H200, with eight seeds of Llama and seven of Qwen2: at most
+# 0.019 and 0.076. Two runs of the definition whose embeddings differ by about the last
+# bit of bf16 give 0.026 and 0.067; on a CPU both comparisons gave at most 0.029 and
+# 0.078. Products with fast sums, an earlier version, gave 0.061 and 0.156 on the H200
+# with this seed.
 STEP_TOLERANCES = {
     "bf16": (0.05, 0.1),
     "nf4": (0.05, 0.1),
@@ -80,11 +84,11 @@ STEP_TOLERANCES = {
 }
 LEAST_FALL = 0.05  # nats
 N_STEPS, STEP_PAIRS = 6, 8
-CURVE_TOLERANCE = 0.02  # nats, besides two standard errors
-LAST_STEPS = 30
+CURVE_TOLERANCE = 0.02  # nats, in addition to two standard errors
+LAST_STEPS = 30  # whose mean loss the curves are compared by
 LENGTHS = (700, 33, 150, 1, 257, 420)
 N_SHORT = 140  # rows; so many last tokens attend with all others, half of them alone
-# Of four of these rows, made by `begin_alike`: tokens that the row before begins with.
+# For four of these rows, the number of first tokens that the previous row shares.
 SHARED = (0, 450, 0, 40)
 TRAINING = workload.STEADY | {
     "learning_rate": 1e-3,
@@ -116,7 +120,7 @@ def unsupported(options: argparse.Namespace, base: str) -> str | None:
 
 
 def batch_shape(options: argparse.Namespace) -> int:
-    """Return the tokens of a batch (curves aside): one shape, compiled once."""
+    """Compute the tokens of a batch, except for curves: one shape, compiled once."""
     return -(-sum(scaled(options, length) for length in LENGTHS) // 256) * 256
 
 
@@ -125,7 +129,7 @@ def begin_alike(
 ) -> tuple[list[np.ndarray], np.ndarray]:
     """Make two pairs of rows with a common prefix, and ``shared`` of ``collate``.
 
-    The first pair's is longer than Gemma-2's window.
+    The prefix of the first pair is longer than Gemma-2's window.
     """
     shared = np.array([scaled(options, n) if n else 0 for n in SHARED])
     (one, other), (two, another) = (rows[0], rows[5]), (rows[2], rows[1])
@@ -470,7 +474,7 @@ def compare_curves(curves: dict[str, list[float | None]]) -> Iterator[dict[str, 
 
 
 def work(options: argparse.Namespace, base: str) -> None:
-    """Print what one base gives, a JSON line each."""
+    """Print the comparisons of one base, one JSON line each."""
     hide_unused_imports("gptqmodel", "optimum", "torchao", "sklearn")
     warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)
     if options.device == "cpu":
@@ -489,7 +493,7 @@ def work(options: argparse.Namespace, base: str) -> None:
 
 
 def run_base(base: str, arguments: list[str]) -> list[dict[str, Any]]:
-    """Work on a base in a process of its own, and pass on what it prints."""
+    """Test a base in a separate process, and print what it prints."""
     command = [sys.executable, "-m", "benchmarks.gpu_sameness"]
     command += [*arguments, "--worker", base]
     lines = []

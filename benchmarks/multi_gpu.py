@@ -1,9 +1,9 @@
 """Train and score on one GPU and on two, with random weights of real shapes.
 
-An 8B Llama (bf16 and NF4; whole in both processes, and NF4 in parts) takes a few steps
-on one repeated batch, on one GPU and then on two: the losses must agree. A 70B Llama in
-NF4 then does so in parts over both. Prints one JSON line per result; a result with
-``"ok": false`` makes the exit status 1.
+An 8B Llama takes a few steps on one repeated batch, on one GPU and then on two, and the
+losses must agree. It runs in bf16 and NF4, whole in both processes, and in NF4 sharded.
+Then a 70B Llama in NF4 runs sharded over both. Each result prints one JSON line; a
+result with ``"ok": false`` makes the exit status 1.
 
     python -m benchmarks.multi_gpu             # starts two processes
     torchrun --nproc-per-node 2 -m benchmarks.multi_gpu   # the same
@@ -30,9 +30,9 @@ from prefdistill.running.workers import run_workers
 
 N_PROCESSES = 2
 N_STEPS, N_WARM = 6, 2
-# One process or two: the same rows in other bins, summed in another order, in bf16.
+# Two processes pack the rows in other bins and sum in another order, in bf16 on a GPU.
 LOSS_TOLERANCE = {"cuda": 5e-3, "cpu": 1e-5}
-# With a prompt of an eighth, which both orders share, two pairs fill a bin of 3840.
+# An eighth of a row is its prompt, which both orders share; two pairs fill 3840 tokens.
 ROW_LENGTHS = [1536, 512, 1024, 1024]
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 SHAPES = {

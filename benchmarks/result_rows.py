@@ -16,13 +16,13 @@ def read_rows(path: Path) -> list[Row]:
 
 
 def merge_rows(old: Sequence[Row], new: Sequence[Row]) -> list[Row]:
-    """Merge rows in order of their keys; a new row replaces that of its key."""
+    """Merge rows in order of their keys; a new row replaces the old one of its key."""
     merged = {tuple(row[key] for key in KEY): row for row in [*old, *new]}
     return [merged[key] for key in sorted(merged)]
 
 
 def store_row(path: Path, row: Row) -> None:
-    """Put a row into a file, in place of that of its key."""
+    """Store a row in a file; it replaces the old one of its key."""
     path.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps(merge_rows(read_rows(path), [row]), indent=1)
     part = path.with_suffix(".part")

@@ -1,4 +1,4 @@
-"""The small models that `gpu_sameness` compares, and fp8 by its definition."""
+"""Build the small models that `gpu_sameness` compares, and fp8 by its definition."""
 
 import argparse
 import zlib
@@ -78,7 +78,7 @@ def build(options: argparse.Namespace, architecture: str, base: str) -> torch.nn
 def adapt(
     model: torch.nn.Module, *, rank: int, lowest_layer: int, fresh: bool
 ) -> torch.nn.Module:
-    """Add an adapter, as it begins or with random B."""
+    """Add an adapter, with B as it is initialised or random."""
     from prefdistill.models.lora import add_adapter
     from prefdistill.settings import LoraSettings, read
 
@@ -94,7 +94,7 @@ def adapt(
 
 
 class Fp8Product(torch.autograd.Function):
-    """Compute a linear layer as fp8 is defined, with products in float32."""
+    """A linear layer that follows the definition of fp8, with products in float32."""
 
     @staticmethod
     def forward(ctx, x, weight, bias):
@@ -118,7 +118,7 @@ def rounded(x: torch.Tensor) -> torch.Tensor:
 
 
 def define_fp8(core: torch.nn.Module) -> None:
-    """Let the linear layers of an fp8 base compute without the engine."""
+    """Make the linear layers of an fp8 base compute without the engine."""
     for module in core.modules():
         if hasattr(module, "fp8_weight"):
             weight = module.fp8_weight.float() * module.fp8_scale

@@ -23,7 +23,7 @@ STEADY: dict[str, Any] = {
     "compile": "auto",
 }
 
-# Shapes as in the models' own config.json; the weights of a benchmark are random.
+# Shapes from the models' config.json; the weights of a benchmark are random.
 SHAPES: dict[str, dict[str, Any]] = {
     "gemma-2-9b": {
         "model_type": "gemma2",
@@ -111,11 +111,11 @@ TINY = ("tiny-gemma2", "tiny-llama", "tiny-qwen2")
 
 ATTENTION_PROJECTIONS = ("q_proj", "k_proj", "v_proj")
 PROJECTIONS = (*ATTENTION_PROJECTIONS, "o_proj", "gate_proj", "up_proj", "down_proj")
-# Of Gemma-2's 42 layers, the widely copied notebooks adapt those from the 17th on.
+# The widely copied notebooks adapt Gemma-2's layers from the 17th of 42 on.
 UPPER_FROM = 16 / 42
 
-# Rows of the LMSYS competition, about: tokens at the median, the log's deviation, and
-# what of a row comes before its first answer.
+# An approximation of the LMSYS competition's rows: median tokens, standard deviation of
+# their logarithm, shortest row, and the share of a row before its first answer.
 MEDIAN, SIGMA, SHORTEST, PREFIX_SHARE = 650, 0.75, 48, 0.13
 CHARACTERS_PER_TOKEN, TEMPLATE_TOKENS, PREFIX_TEMPLATE_TOKENS = 4, 24, 12
 TEXT_COLUMNS = ("prompt", "response_a", "response_b")
@@ -124,11 +124,15 @@ TEXT_COLUMNS = ("prompt", "response_a", "response_b")
 def lora_settings(variant: str, mode: str, n_layers: int) -> dict[str, Any] | None:
     """Return a variant's adapter, for ``add_adapter``; None for a bare base.
 
-    Training adapts all linear layers at rank 64, in a variant that ends in ``dropout``
-    with dropout, or, in one that ends in ``upper``, query, key and value of the upper
-    layers at rank 16. Scoring has the
-    first of these adapters in a variant that ends in ``adapter``, else none, as after
-    a merge.
+    ======== ========= ==========================================================
+    mode     ends in   adapter
+    ======== ========= ==========================================================
+    train    (nothing) rank 64 on all linear layers
+    train    dropout   the same, with dropout
+    train    upper     rank 16 on query, key and value of the upper layers
+    infer    (nothing) none, as after a merge
+    infer    adapter   rank 64 on all linear layers
+    ======== ========= ==========================================================
 
     Raises:
         ValueError: If there is no such variant in the mode.
@@ -151,7 +155,7 @@ def lora_settings(variant: str, mode: str, n_layers: int) -> dict[str, Any] | No
 
 
 def linear_parameters(shape: dict[str, Any]) -> int:
-    """Count weights of the decoder's products: no embedding, no norm, no head."""
+    """Count the weights of the decoder's linear layers, without embedding and head."""
     heads = shape["num_attention_heads"] + shape["num_key_value_heads"]
     attention = 2 * shape["hidden_size"] * shape["head_dim"] * heads
     mlp = 3 * shape["hidden_size"] * shape["intermediate_size"]
@@ -161,15 +165,15 @@ def linear_parameters(shape: dict[str, Any]) -> int:
 def useful_flops(
     shape: dict[str, Any], lengths: np.ndarray, *, train: bool, lowest_layer: int = 0
 ) -> float:
-    """Count floating-point operations that the work needs, however it is done.
+    """Count the floating-point operations that the work needs.
 
-    Forward, two a weight and token, and the causal half of the attention products.
-    Backward, once more the same two (a frozen weight has no gradient) and twice the
-    attention, from the lowest adapted layer up. Padding and recomputation do not
-    count, nor do the adapter's own products.
+    The forward pass has two per weight and token, and the causal half of the attention
+    products. The backward pass, from the lowest adapted layer up, has two per weight
+    and token again, because a frozen weight has no gradient, and twice the attention.
+    Padding, recomputation and the adapter's own products do not count.
 
     Args:
-        shape: Of the model, as in ``SHAPES``.
+        shape: The model, as in ``SHAPES``.
         lengths: ``(n_rows,)`` tokens of each row.
         train: Whether there is a backward pass.
         lowest_layer: The lowest adapted layer.
@@ -186,11 +190,11 @@ def useful_flops(
 
 
 def csv_lengths(path: Path, max_length: int) -> tuple[np.ndarray, np.ndarray]:
-    """Estimate tokens of a file's pairs from characters, and those before an answer.
+    """Estimate a file's tokens per pair, and those before an answer, from characters.
 
     Args:
         path: A CSV file in the competition's columns, each text a JSON list of turns.
-        max_length: Longest row after trimming, which takes from all parts alike.
+        max_length: Longest row after trimming, which shortens all parts alike.
 
     Returns:
         Two ``(n,)`` int64 arrays.
@@ -227,11 +231,11 @@ def lognormal_lengths(n: int, max_length: int, seed: int = 0) -> np.ndarray:
 def draw_lengths(
     n: int, max_length: int, path: Path | None, seed: int = 0
 ) -> tuple[np.ndarray, np.ndarray, str]:
-    """Draw lengths of ``n`` pairs, from a file if one is given, and say whence.
+    """Draw lengths of ``n`` pairs, from a file if given, else log-normal.
 
     Returns:
-        ``(n,)`` int64 tokens of a row and of its part before the first answer, which
-        both orders begin with; the word.
+        ``(n,)`` int64 tokens of a row; ``(n,)`` int64 tokens before its first answer,
+        which both orders share; a description of the source.
     """
     if path is None:
         lengths = lognormal_lengths(n, max_length, seed)
@@ -252,10 +256,10 @@ def random_pairs(
     """Make pairs of random tokens as ``EncodedPairs``.
 
     Args:
-        lengths: ``(n,)`` tokens of each pair, the same in both orders; at least 2.
-        prefixes: ``(n,)`` of them before the first answer; at least 1 is.
+        lengths: ``(n,)`` tokens of each pair, equal in both orders; at least 2.
+        prefixes: ``(n,)`` tokens before the first answer; at least 1 is used.
         vocabulary: Tokens are drawn from 5 up to this.
-        seed: Of the draw.
+        seed: Seed of the draw.
     """
     from prefdistill.data.prompts import FIELDS, EncodedPairs
 
@@ -281,7 +285,7 @@ def random_pairs(
 def padded_batches(
     lengths: np.ndarray, batch_rows: int, *, by_length: bool
 ) -> list[np.ndarray]:
-    """Split rows into batches, in the order given or the longest first."""
+    """Split rows into batches, in the given order or longest first."""
     order = np.arange(len(lengths))
     if by_length:
         order = np.argsort(-np.asarray(lengths), kind="stable")

@@ -41,14 +41,14 @@ PUBLISHED_PAIRS = {
     "n_ultra": 60_000,
     "n_test": 25_000,
 }
-# What `gpu_tflops` is in the column of the cost model: about what an H100 sustains.
+# `gpu_tflops` in the cost model's column: about the speed that an H100 sustains.
 MODELLED_TFLOPS = 400
 
 
 def published() -> tuple[Settings, Pairs]:
     """Read the published configuration with its defaults, and its numbers of pairs.
 
-    Its files need not be here: simulated ones of as many pairs stand for them.
+    Its files may be absent, so simulated files with as many pairs replace them.
     """
     schema = (ROOT / "workflow/schemas/config.schema.yaml").read_text("utf-8")
     config = yaml.safe_load((ROOT / "config/config.yaml").read_text("utf-8"))

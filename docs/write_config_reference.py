@@ -24,12 +24,12 @@ written as paths; `<name>` stands for a name of your choice. Unknown keys are er
 | file | what it runs |
 | --- | --- |
 | `config.yaml` | the published run: Llama-3.1-8B and Qwen2.5-7B teach Gemma-2-9B |
-| `demo.yaml` | the embedded default: simulated pairs and tiny models, CPU minutes |
+| `demo.yaml` | the default: simulated pairs and tiny models, minutes on a CPU |
 | `plan.yaml` | the original plan: one teacher, short jobs on 32 GB cards, 4 bit |
 | `small.yaml` | real small weights: SmolLM2-135M teaches itself |
 
-Overlays combine from left to right: `--configfile config/demo.yaml mine.yaml`. A key of
-the first survives unless a later file sets it (to `null` to take it away).
+Files combine from left to right: `--configfile config/demo.yaml mine.yaml`. A key of an
+earlier file holds unless a later file sets it; `null` removes it.
 
 | key | type | default | effect |
 | --- | --- | --- | --- |
@@ -44,7 +44,7 @@ def resolve(schema: dict[str, Any], root: dict[str, Any]) -> dict[str, Any]:
 
 
 def describe_type(schema: dict[str, Any], root: dict[str, Any]) -> str:
-    """A short text for what a value may be."""
+    """Describe the allowed values in a short text."""
     schema = resolve(schema, root)
     if "anyOf" in schema:
         return " or ".join(describe_type(each, root) for each in schema["anyOf"])
@@ -92,7 +92,7 @@ def rows(
 
 
 def render() -> str:
-    """The whole reference as markdown."""
+    """Write the whole reference as Markdown."""
     schema = yaml.safe_load(SCHEMA.read_text(encoding="utf-8"))
     lines = []
     for key, kind, default, text in rows(schema, schema):

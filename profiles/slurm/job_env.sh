@@ -1,7 +1,7 @@
-# What a job does on its node before anything else, in plain sh: the place for modules,
-# conda and node-local settings of your site. The driver's environment is there already
-# (sbatch --export=ALL), and jobs use the driver's Python, so most sites need nothing.
-# A failing last command fails the job. Examples; remove the # and adapt:
+# A job sources this file on its node before anything else, in plain sh: for modules,
+# conda and node-local settings of your site. The driver's environment is already set
+# (sbatch --export=ALL) and jobs use the driver's Python, so most sites need nothing here.
+# If the last command fails, the job fails. Examples; remove the # and adapt:
 
 # module purge && module load cuda/12.8
 # . "$HOME/miniforge3/etc/profile.d/conda.sh" && conda activate prefdistill

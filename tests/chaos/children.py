@@ -1,7 +1,7 @@
-"""Forked children of a warm process, and ways to kill them at a chosen place.
+"""Fork children of a warm process, and kill them at a chosen place.
 
-torch is imported once, by the parent; a child is a process of its own and differs from
-a job's only in that its imports are done.
+The parent imports torch once. A child differs from a job's process only in that its
+imports are done.
 """
 
 import json
@@ -28,25 +28,22 @@ from prefdistill.running.job import set_threads
 ROOT = Path(__file__).resolve().parents[2]
 
 CHILD_LIMIT_S = 300
-MAX_DRAWS = 30  # kills that come too late are drawn again
+MAX_DRAWS = 30  # a kill that comes too late is drawn again
 KILLED = (-signal.SIGKILL, -signal.SIGXFSZ)
 
 
 def prepare() -> None:
-    """Have all children compute alike; call before torch is imported.
-
-    After a fork torch makes its thread pool anew, and fails if two threads, as of the
-    loader of a model, need it first. So every child asks for it at once.
-    """
+    """Make all children compute alike; call this before torch is imported."""
     set_threads(1)
     hide_unused_imports()
     os.environ["HF_HUB_OFFLINE"] = os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    for name in ("models", "bases"):
-        logging.getLogger(f"prefdistill.{name}").setLevel(logging.WARNING)
+    logging.getLogger("prefdistill.models").setLevel(logging.WARNING)
     import torch
 
     torch.set_num_threads(1)
+    # After a fork, torch creates its thread pool again, which fails if two threads of a
+    # model's loader need it first. So every child creates it at once.
     os.register_at_fork(after_in_child=lambda: torch.set_num_threads(1))
 
 
@@ -54,7 +51,7 @@ class Child:
     """A forked process that runs ``body`` and ends with its exit status.
 
     Args:
-        body: What to do; its ``SystemExit`` is the child's.
+        body: The work; its ``SystemExit`` is the child's exit status.
         log: Receives all output of the child.
     """
 
@@ -85,7 +82,7 @@ class Child:
         os.kill(self.pid, number)
 
     def wait(self) -> int:
-        """The exit status; minus the signal's number if one ended the child."""
+        """Wait for the exit status; a signal that ended the child is negative."""
         if self.code is None:
             self.code = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
         return self.code
@@ -100,8 +97,8 @@ class Place:
         name: Name of the function.
         call: Which call, counted from 1.
         when: ``before`` or ``after``.
-        file_limit: If given, the process is not killed there, but files can grow no
-            further than so many bytes from there on: it dies in the middle of a write.
+        file_limit: Bytes, or None. With a limit the process is not killed there. From
+            there on files cannot grow beyond the limit, so it dies within a write.
     """
 
     owner: Any
@@ -111,7 +108,7 @@ class Place:
     file_limit: int | None = None
 
     def arm(self) -> None:
-        """Have this process die there."""
+        """Make this process die there."""
         if self.file_limit is not None:
             signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
         watch(self.owner, self.name, self._called)
@@ -126,7 +123,7 @@ class Place:
 
 
 def watch(owner: Any, name: str, called: Callable[[int, str], None]) -> None:
-    """Have ``called(n, "before" or "after")`` called around the n-th call."""
+    """Call ``called(n, "before" or "after")`` around the n-th call of a function."""
     real, n_calls = getattr(owner, name), 0
 
     def watched(*arguments: Any, **named: Any) -> Any:
@@ -142,7 +139,7 @@ def watch(owner: Any, name: str, called: Callable[[int, str], None]) -> None:
 
 
 def count_calls(calls: dict[str, tuple[Any, str]]) -> dict[str, int]:
-    """Count, from now on, the calls of functions given by owner and name."""
+    """Count the calls of functions, given by owner and name, from now on."""
     counts = dict.fromkeys(calls, 0)
 
     def counter(kind: str) -> Callable[[int, str], None]:
@@ -167,14 +164,14 @@ def draw_place(
     largest_file: int,
     rng: np.random.Generator,
 ) -> Place:
-    """A random place of a kind.
+    """Draw a random place of a kind.
 
     Args:
-        kind: Of ``calls``, or ``in a write``.
+        kind: A key of ``calls``, or ``in a write``.
         calls: Owner and name of the function of each kind.
         counts: How often an undisturbed run calls each.
-        largest_file: Bytes; a write is cut off somewhere before.
-        rng: Where chance comes from.
+        largest_file: Bytes of the largest file; a write is cut off before them.
+        rng: Random generator.
     """
     if kind == "in a write":
         call = int(rng.integers(1, max(2, counts["at an fsync"])))
@@ -185,9 +182,9 @@ def draw_place(
 
 
 def contents(folder: Path) -> dict[str, Any]:
-    """Every file below a folder: bytes, or a curve's records without their seconds.
+    """Read every file below a folder: bytes, or a curve's records without seconds.
 
-    Files in temporary folders may be half-written and are taken as they are.
+    Files in temporary folders may be half-written and are read as bytes.
     """
     found = {}
     for path in sorted(folder.rglob("*")):
@@ -203,13 +200,13 @@ def contents(folder: Path) -> dict[str, Any]:
 
 
 def differing(found: dict[str, Any], expected: dict[str, Any]) -> list[str]:
-    """Names of files that are missing, too many, or of other content."""
+    """List the files that are missing, unexpected, or of other content."""
     names = sorted(found.keys() | expected.keys())
     return [name for name in names if found.get(name) != expected.get(name)]
 
 
 class Tally:
-    """How many trials of a kind held, and what went wrong in the others."""
+    """The number of trials that held, and the failures of the others."""
 
     def __init__(self) -> None:
         self.n_held, self.failures = 0, []
@@ -236,7 +233,7 @@ class Tally:
 
 @contextmanager
 def working_folder() -> Iterator[Path]:
-    """A temporary folder, removed with all trials in it."""
+    """Make a temporary folder, which is removed with all trials in it."""
     folder = Path(tempfile.mkdtemp(prefix="chaos-"))
     try:
         yield folder

@@ -1,8 +1,8 @@
-"""Kill the driver at random instants; the same command must recover, each time.
+"""Kill the driver at random instants; the same command must recover each time.
 
-Each trial starts the import, the cleaning and the folds in an empty folder, kills the
-driver (SIGKILL, its jobs go on as orphans), starts the same command once more, and
-compares every result with those of an undisturbed run.
+Each trial starts the import, the cleaning and the folds in an empty folder and kills
+the driver with SIGKILL, while its jobs continue as orphans. Then it starts the same
+command again and compares every result with an undisturbed run.
 """
 
 import argparse
@@ -33,7 +33,7 @@ def run(folder: Path) -> float:
 
 
 def killed_driver(folder: Path, instant_s: float) -> bool:
-    """Kill a driver after so many seconds; False if it had ended before."""
+    """Kill a driver after some seconds; return False if it ended before."""
     driver = Driver(folder, TARGET)
     if driver.wait(instant_s):
         return False
@@ -43,7 +43,7 @@ def killed_driver(folder: Path, instant_s: float) -> bool:
 
 
 def recovery(folder: Path, expected: dict[str, str]) -> str:
-    """Start the same command once more, and say how it went."""
+    """Start the same command again, and say whether it recovered."""
     driver = Driver(folder, TARGET)
     driver.wait()
     driver.wait_for_orphans()

@@ -1,4 +1,4 @@
-"""Start `make run`'s command, find its processes, and account for all of them."""
+"""Start the command of `make run`, find its processes, and measure their CPU time."""
 
 import contextlib
 import ctypes
@@ -20,14 +20,14 @@ PR_SET_CHILD_SUBREAPER = 36
 def adopt_orphans() -> None:
     """Become the parent of descendants whose own parent is killed (Linux).
 
-    So they can be found, waited for, and their CPU time be counted.
+    Then they can be found and waited for, and their CPU time is counted.
     """
     if ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0):
         raise OSError("prctl refused PR_SET_CHILD_SUBREAPER")
 
 
 def cpu_seconds() -> float:
-    """CPU time of all descendants of this process, those that have ended included."""
+    """Sum the CPU time of all descendants of this process, ended ones included."""
     usage = resource.getrusage(resource.RUSAGE_CHILDREN)
     total_s = usage.ru_utime + usage.ru_stime
     for process in psutil.Process().children(recursive=True):
@@ -42,8 +42,8 @@ class Driver:
     """The command of `make run`, as a process group of its own.
 
     Args:
-        folder: Where it works; its terminal output is appended to ``terminal.txt``.
-        target: What it makes.
+        folder: Its working folder; ``terminal.txt`` there gets its terminal output.
+        target: The target to make.
     """
 
     def __init__(self, folder: Path, target: str) -> None:
@@ -63,7 +63,7 @@ class Driver:
         self.exit_code: int | None = None
 
     def runs(self) -> bool:
-        """Whether it has not ended; orphans that have are waited for as well."""
+        """Return whether it still runs, and reap orphans that have ended."""
         while True:
             try:
                 pid, status = os.waitpid(-1, os.WNOHANG)
@@ -77,7 +77,7 @@ class Driver:
         return self.exit_code is None
 
     def wait(self, seconds: float = float("inf")) -> bool:
-        """Wait for its end, not longer than so many seconds; False if it still runs."""
+        """Wait for its end up to some seconds; return False if it still runs."""
         deadline = time.monotonic() + seconds
         while self.runs():
             if time.monotonic() > deadline:
@@ -100,7 +100,7 @@ def end_all() -> None:
 
 
 def jobs() -> list[psutil.Process]:
-    """The running Python processes of jobs, orphaned ones included."""
+    """Find the running Python processes of jobs, orphaned ones included."""
     found = []
     for process in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.Error):  # it may have ended just now
@@ -110,7 +110,7 @@ def jobs() -> list[psutil.Process]:
 
 
 def digests(folder: Path, *patterns: str) -> dict[str, str]:
-    """SHA-256 of the files of a run that match a pattern, by relative path."""
+    """Compute the SHA-256 of a run's files that match a pattern, by relative path."""
     return {
         str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
         for pattern in patterns
@@ -119,6 +119,6 @@ def digests(folder: Path, *patterns: str) -> dict[str, str]:
 
 
 def clock(seconds: float) -> str:
-    """A duration as h:mm:ss."""
+    """Format a duration as h:mm:ss."""
     seconds = int(seconds)
     return f"{seconds // 3600}:{seconds // 60 % 60:02d}:{seconds % 60:02d}"

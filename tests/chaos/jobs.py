@@ -2,14 +2,15 @@
 
     python tests/chaos/jobs.py --kills 50 --races 50 --seed 0
 
-The reduced demo is run once (or a finished one given with ``--run``). The script that
-Snakemake made for a job is kept there; a trial executes it again in a copy of the
+The reduced demo is run once, or ``--run`` names a finished one. It keeps the script
+that Snakemake made for each job. A trial executes such a script again in a copy of the
 finished run, in a process that is killed.
 
-A killed job must leave each of its targets absent or whole; run again, it must leave
-the files of the undisturbed run, byte for byte (but for the ``seconds`` of a training
-step), and no others. Of two copies one must publish all outputs, whatever happens to
-the other and whenever Snakemake deletes the outputs for the second one's start.
+A killed job must leave each of its targets absent or whole. When it runs again, its
+files must equal those of the undisturbed run, byte for byte (except the ``seconds`` of
+a training step), with no others beside them. Of two copies, one must publish all
+outputs, whatever happens to the other and whenever Snakemake deletes the outputs
+because the second one starts.
 """
 
 import argparse
@@ -65,7 +66,7 @@ RULES = (
     "merge_adapter",
     "predict_logits",
 )
-# Jobs with checkpoints or several outputs have more to lose: half of the trials.
+# Jobs with checkpoints or several outputs can fail in more ways: half of the trials.
 OFTEN = ("train_teacher", "distill_student", "infer_logits", "merge_adapter")
 SMALLER = {"teachers": {"qwen": None}, "folds": {"n": 2}}
 RUN_TARGETS = (
@@ -81,7 +82,7 @@ class Job:
     """A job of the finished run.
 
     Attributes:
-        script: What Snakemake executed for it.
+        script: The script that Snakemake executed for it.
         rule: Its rule.
         outputs: Declared targets, relative to the run's folder.
         files: Content of ``results/`` after an undisturbed run of the job.
@@ -100,14 +101,14 @@ class Job:
 
     @classmethod
     def read(cls, script: Path) -> "Job":
-        """Take rule and outputs from the ``snakemake`` object in the preamble."""
+        """Read rule and outputs from the ``snakemake`` object in the preamble."""
         space: dict[str, Any] = {"__file__": str(script)}
         exec(script.read_text().partition(PREAMBLE_END)[0], space)
         job = space["snakemake"]
         return cls(script, job.rule, list(map(str, job.output)))
 
     def run(self, folder: Path) -> None:
-        """Execute the script as Snakemake does; for a child."""
+        """Execute the script as Snakemake does; call this in a child."""
         os.chdir(folder)
         runpy.run_path(str(self.script), run_name="__main__")
 
@@ -117,7 +118,7 @@ class Job:
             (folder / name).unlink(missing_ok=True)
 
     def measure(self, finished: Path, folder: Path) -> None:
-        """Make the reference: an undisturbed run in a child, its calls counted."""
+        """Make the reference: run undisturbed in a child, and count its calls."""
         fresh_copy(finished, folder)
         self.forget(folder)
         counts_path = folder / "counts"
@@ -141,14 +142,14 @@ class Job:
 
 
 def fresh_copy(finished: Path, folder: Path) -> None:
-    """The finished run's results alone, in an empty folder."""
+    """Copy only the results of the finished run to an empty folder."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     shutil.copytree(finished / "results", folder / "results", symlinks=True)
 
 
 def read_jobs(finished: Path) -> list[Job]:
-    """One job of each rule."""
+    """Read one job of each rule."""
     scripts = (finished / ".snakemake/scripts").glob("*.py")
     known = [path for path in scripts if path.name.split(".")[1] in RULES]
     found: dict[str, Job] = {}
@@ -176,10 +177,10 @@ class Trials:
     """Trials over all jobs, one after another.
 
     Attributes:
-        jobs: What is run.
+        jobs: The jobs to run.
         finished: The finished run.
-        folder: Where the trials are.
-        rng: Where chance comes from.
+        folder: The trials' folder.
+        rng: Random generator.
     """
 
     jobs: list[Job]
@@ -188,7 +189,7 @@ class Trials:
     rng: np.random.Generator
 
     def kill(self, number: int, tally: Tally) -> str | None:
-        """Kill a job, look at its targets, run it again; returns what went wrong."""
+        """Kill a job, check its targets, run it again; return what went wrong."""
         job = self._job(number)
         kind = ("at any instant", "in a write", *FILE_CALLS)[number % 5]
         for _ in range(MAX_DRAWS):
@@ -237,7 +238,7 @@ class Trials:
         return code
 
     def race(self, number: int, tally: Tally) -> str | None:
-        """Start two copies of a job; returns what went wrong, if anything."""
+        """Start two copies of a job; return what went wrong, if anything."""
         job = self._job(number)
         folder = self._start_afresh(job, f"race{number}")
         delay = self.rng.uniform(0, 1.2 * job.seconds)
@@ -269,7 +270,7 @@ class Trials:
         return problem or self._difference(job, folder)
 
     def _copy(self, job: Job, folder: Path) -> Child:
-        """Start a copy that notes in ``notes`` when it works, and its renames."""
+        """Start a copy that logs its start, end and renames in ``notes``."""
 
         def body() -> None:
             flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
@@ -300,11 +301,11 @@ class Trials:
     def _who_worked(
         self, job: Job, folder: Path, killed: int | None, tally: Tally
     ) -> str | None:
-        """Check that one copy published all outputs, and that no two worked at once.
+        """Check that one copy published all outputs, and that copies worked in turn.
 
         Args:
             job: The job.
-            folder: Where it ran twice.
+            folder: The folder in which it ran twice.
             killed: Process number of a copy that was killed.
             tally: Counts copies that worked, and that waited.
         """
@@ -344,7 +345,7 @@ class Trials:
         return folder
 
     def _difference(self, job: Job, folder: Path) -> str | None:
-        """How the files of a trial differ from the reference; None if they do not."""
+        """Describe how a trial's files differ from the reference; None if equal."""
         wrong = differing(contents(folder / "results"), job.files)
         wrong += [str(path) for path in (folder / "scratch").rglob("*-step-*")]
         if wrong:
@@ -369,7 +370,7 @@ def run_demo(folder: Path) -> Path:
 def run_trials(
     finished: Path | None, n_kills: int, n_races: int, seed: int
 ) -> tuple[Tally, Tally]:
-    """All trials; prints counts by kind and returns the two tallies."""
+    """Run all trials, print counts by kind, and return the two tallies."""
     kills, races = Tally(), Tally()
     with working_folder() as folder:
         finished = finished or run_demo(folder)

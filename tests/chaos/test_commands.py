@@ -1,4 +1,4 @@
-"""The chaos commands themselves, with few kills: every run ends as it must."""
+"""Run the chaos commands with few kills; every run must end as it should."""
 
 import os
 import subprocess

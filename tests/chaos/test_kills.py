@@ -1,4 +1,4 @@
-"""A share of the kills and signals, in a process of its own."""
+"""Run a share of the kills and signals, in a process of its own."""
 
 import os
 import subprocess

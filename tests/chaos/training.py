@@ -2,10 +2,10 @@
 
     python tests/chaos/training.py --kills 200 --signals 50 --seed 0
 
-Each trial runs tiny models through the real training loop or scorer in a process that
-is killed one to three times and started again. In the end every output must be, byte
-for byte, that of the undisturbed run (but for the ``seconds`` of a step), and no kill
-may cost more steps than lie between two checkpoints.
+Each trial runs tiny models through the real training loop or scorer, in a process that
+is killed one to three times and started again. In the end every output must equal that
+of the undisturbed run, byte for byte (except the ``seconds`` of a step). A kill may
+cost no more steps than lie between two checkpoints.
 """
 
 import argparse
@@ -114,9 +114,9 @@ SCORING_CALLS = FILE_CALLS | {
 class Shared:
     """Four numbers that parent and children share.
 
-    ``step``: the last step that was done; ``start``: the step that the last process
-    began with, -1 before; ``longest``: seconds of the longest step; ``ready``: whether
-    the child's signal handlers are in place.
+    ``step``: the last finished step; ``start``: the first step of the last process, or
+    -1; ``longest``: seconds of the longest step; ``ready``: whether the child's signal
+    handlers are in place.
     """
 
     NAMES = ("step", "start", "longest", "ready")
@@ -133,7 +133,7 @@ class Shared:
 
 @dataclass
 class Case:
-    """A model to train, or to score with, and what an undisturbed run gives.
+    """A model to train, or to score with, and the results of an undisturbed run.
 
     Attributes:
         name: For messages.
@@ -159,11 +159,11 @@ class Case:
 
     @property
     def calls(self) -> dict[str, tuple[Any, str]]:
-        """The functions at which a run can be killed."""
+        """Return the functions at which a run can be killed."""
         return SCORING_CALLS if self.scores else TRAINING_CALLS
 
     def run(self, folder: Path, shared: Shared) -> None:
-        """The work of a job: resume, go on to the end, publish, clean up."""
+        """Do the work of a job: resume, continue to the end, publish, clean up."""
         kept = Checkpoints(folder / "scratch", self.name)
         if self.scores:
             self._score(folder, kept, shared)
@@ -215,7 +215,7 @@ class Case:
         kept.remove()
 
     def measure(self, folder: Path) -> None:
-        """Make the reference: an undisturbed run in a child, its calls counted."""
+        """Make the reference: run undisturbed in a child, and count its calls."""
         folder.mkdir()
         sizes = folder / "sizes"
 
@@ -243,7 +243,7 @@ class Case:
 
 
 def make_cases(folder: Path) -> list[Case]:
-    """Tiny models of the three architectures, plain and NF4, to train and to score."""
+    """Make cases of the three architectures, plain and NF4, to train and to score."""
     _, table = draw_pairs(0, N_PAIRS)
     models = {}
     for architecture in ("llama", "qwen2", "gemma2"):
@@ -273,12 +273,12 @@ class Trials:
     """Trials over all cases, one after another.
 
     Attributes:
-        cases: What is run.
-        folder: Where; the files of trials that failed stay until the end.
-        rng: Where chance comes from.
-        n_kills, n_again: Kills, and steps done again after them.
-        n_published: Kills after the last output was in place, while the state was being
-            removed: nothing was left to do, and what is done again does not count.
+        cases: The cases to run.
+        folder: The trials' folder; the files of failed trials stay until the end.
+        rng: Random generator.
+        n_kills, n_again: Kills, and steps repeated after them.
+        n_published: Kills after the last output was published, while the checkpoints
+            were being removed. No work was left then, so repeated steps do not count.
         most_again: Most steps that one kill cost.
         longest_exit: Seconds from a signal to the process's end, at most.
     """
@@ -293,7 +293,7 @@ class Trials:
     longest_exit: float = 0.0
 
     def kill(self, number: int, tally: Tally) -> str | None:
-        """One trial with one to three kills; returns what went wrong, if anything."""
+        """Run a trial with one to three kills; return what went wrong, if anything."""
         # Every fifth trial scores.
         scoring = [case for case in self.cases if case.scores == (number % 5 == 4)]
         case = scoring[number % len(scoring)]
@@ -327,13 +327,13 @@ class Trials:
         return f"{case.name}: no kill came in time"
 
     def _draw_kind(self, case: Case) -> str:
-        """Any instant in a third of the draws, else a chosen place."""
+        """Draw any instant with probability 1/3, else a chosen place."""
         if self.rng.random() < 1 / 3:
             return "at any instant"
         return str(self.rng.choice(["in a write", *case.calls]))
 
     def _run(self, case: Case, folder: Path, shared: Shared, kind: str | None) -> int:
-        """Run a case in a child that is killed in the given way, if any."""
+        """Run a case in a child, and kill it in the given way, if any."""
         place: Place | None = None
         if kind not in (None, "at any instant"):
             place = draw_place(
@@ -352,7 +352,7 @@ class Trials:
         return child.wait()
 
     def stop(self, number: int, tally: Tally) -> str | None:
-        """One trial with a signal; returns what went wrong, if anything."""
+        """Run a trial with a signal; return what went wrong, if anything."""
         case = self.cases[number % len(self.cases)]
         kind = (signal.SIGTERM, signal.SIGUSR1)[number % 2]
         for _ in range(MAX_DRAWS):
@@ -408,7 +408,7 @@ class Trials:
 
 
 def difference(case: Case, folder: Path) -> str | None:
-    """How the files of a trial differ from the reference; None if they do not."""
+    """Describe how a trial's files differ from the reference; None if equal."""
     wrong = differing(contents(folder), case.outputs)
     if wrong:
         return f"{case.name}: {', '.join(wrong)} differ"
@@ -417,7 +417,7 @@ def difference(case: Case, folder: Path) -> str | None:
 
 
 def run_trials(n_kills: int, n_signals: int, seed: int) -> tuple[Tally, Tally]:
-    """All trials; prints counts by kind and returns the two tallies."""
+    """Run all trials, print counts by kind, and return the two tallies."""
     kills, signals = Tally(), Tally()
     with working_folder() as folder:
         trials = Trials(make_cases(folder), folder, np.random.default_rng(seed))

@@ -1,11 +1,11 @@
 """Kill drivers and jobs at random while the whole workflow runs; compare the results.
 
-Each run goes through the reduced DAG in an empty folder, by the command of `make run`
-and its profile, in which a failed job is not tried again. At random instants the driver
-or a job gets SIGKILL or SIGTERM, or all of them SIGKILL at once. Whenever the driver
-has ended with an error the same command is started again, until it succeeds.
-``submission.csv`` and every adapter must then be those of an undisturbed run, byte for
-byte. Wasted work is the CPU time of all processes above that of the undisturbed run.
+Each run makes the reduced DAG in an empty folder with the command of `make run` and its
+profile, which does not retry failed jobs. At random instants the driver or a job gets
+SIGKILL or SIGTERM, or all get SIGKILL at once. If the driver ends with an error, the
+same command is started again until it succeeds. Then ``submission.csv`` and every
+adapter must equal those of an undisturbed run, byte for byte. Wasted work is the CPU
+time of all processes beyond that of the undisturbed run.
 """
 
 import argparse
@@ -34,13 +34,13 @@ KINDS = {
     "job SIGTERM": signal.SIGTERM,
     "all SIGKILL": signal.SIGKILL,
 }
-# Ends of the driver with an error that no kill since its start explains, in a row.
+# Errors of the driver in a row that no kill since its start explains.
 MAX_FAILURES = 3
 
 
 @dataclass
 class Outcome:
-    """What a run came to."""
+    """The result of a run."""
 
     folder: Path
     seconds: float = 0.0
@@ -53,7 +53,7 @@ class Outcome:
 
 
 def kill(kind: str, driver: Driver, rng: random.Random) -> bool:
-    """Send the signal of a kind; False if there is no process to send it to."""
+    """Send the signal of a kind; return False if there is no process for it."""
     victims = sorted(job.pid for job in jobs())
     if kind.startswith("job"):
         victims = [rng.choice(victims)] if victims else []
@@ -68,10 +68,8 @@ def kill(kind: str, driver: Driver, rng: random.Random) -> bool:
 
 
 def run(folder: Path, seed: int, gaps_s: list[float]) -> Outcome:
-    """Go through the DAG with a kill after each gap, in CPU seconds of all processes.
-
-    On a clock that counts work the kills are spread alike, however busy the machine.
-    """
+    """Make the DAG with a kill after each gap, in CPU seconds of all processes."""
+    # CPU seconds spread the kills over the work, however busy the machine is.
     adopt_orphans()
     outcome = Outcome(folder)
     started, cpu_before_s = time.monotonic(), cpu_seconds()
@@ -87,7 +85,7 @@ def run(folder: Path, seed: int, gaps_s: list[float]) -> Outcome:
 
 
 def disturb(outcome: Outcome, rng: random.Random, instants: list[float]) -> None:
-    """Start the command, and again whenever it has failed; kill at the instants."""
+    """Start the command, and again after each failure; kill at the instants."""
     failures_in_a_row = 0
     while True:
         driver, explained = Driver(outcome.folder, TARGET), False
@@ -110,7 +108,7 @@ def disturb(outcome: Outcome, rng: random.Random, instants: list[float]) -> None
 
 
 def difference(outcome: Outcome, expected: dict[str, str]) -> str | None:
-    """What a run did wrong, or None."""
+    """Describe what a run did wrong; None if nothing."""
     if outcome.problem:
         return outcome.problem
     files = expected.keys() | outcome.digests.keys()
@@ -119,7 +117,7 @@ def difference(outcome: Outcome, expected: dict[str, str]) -> str | None:
 
 
 def summary(outcomes: list[Outcome], undisturbed_s: float) -> str:
-    """Counts of kills and starts, and the wasted work, in words."""
+    """Write the counts of kills and starts, and the wasted work."""
     kills = sum((outcome.kills for outcome in outcomes), Counter())
     wasted = [outcome.cpu_s / undisturbed_s - 1 for outcome in outcomes]
     per_kill_s = sum(wasted) * undisturbed_s / max(1, kills.total())
@@ -129,14 +127,14 @@ def summary(outcomes: list[Outcome], undisturbed_s: float) -> str:
         + f"); starts: {sum(o.n_starts for o in outcomes)}; failures with no kill: "
         f"{sum(o.n_failures for o in outcomes)}\n"
         f"wasted work: median {statistics.median(wasted):.0%}, most {max(wasted):.0%} "
-        f"of {undisturbed_s:.0f} CPU seconds; {per_kill_s:.1f} CPU seconds a kill"
+        f"of {undisturbed_s:.0f} CPU seconds; {per_kill_s:.1f} CPU seconds per kill"
     )
 
 
 def undisturbed_runs(
     pool: ProcessPoolExecutor, folder: Path, n_runs: int
 ) -> tuple[dict[str, str], float]:
-    """Digests and mean CPU seconds of runs without a kill, as many as run at a time."""
+    """Run undisturbed, as many at a time as the trials; return digests, CPU seconds."""
     todo = [pool.submit(run, folder / f"undisturbed{k}", 0, []) for k in range(n_runs)]
     outcomes = [done.result() for done in todo]
     expected = outcomes[0].digests
@@ -154,7 +152,7 @@ def undisturbed_runs(
 
 
 def main() -> int:
-    """Do the runs, and print how many ended as the undisturbed one."""
+    """Do the runs, and print how many gave the results of the undisturbed one."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=int, default=30)
     parser.add_argument("--seed", type=int, default=0)

@@ -1,4 +1,4 @@
-"""The writers' inputs, made once, and the count of faults that held."""
+"""Make the writers' inputs once, and count the faults that held."""
 
 import os
 from collections import Counter
@@ -12,7 +12,7 @@ COUNTS = Counter()
 
 @pytest.fixture(scope="session")
 def world(tmp_path_factory, tiny_tokenizer):
-    """Inputs of every writer."""
+    """Make the inputs of every writer."""
     from writers import World
 
     return World.make(tmp_path_factory.mktemp("world"), tiny_tokenizer)
@@ -20,7 +20,7 @@ def world(tmp_path_factory, tiny_tokenizer):
 
 @pytest.fixture
 def quick_folder(tmp_path):
-    """A folder in memory where there is one, as thousands of fsyncs take minutes."""
+    """Make a folder in memory if possible, as thousands of fsyncs take minutes."""
     memory = Path("/dev/shm")
     if not os.access(memory, os.W_OK):
         yield tmp_path
@@ -31,7 +31,7 @@ def quick_folder(tmp_path):
 
 @pytest.fixture(scope="session")
 def counts():
-    """Counts of writers, of faults injected, and of those that did no harm."""
+    """Count writers, injected faults, and faults that did no harm."""
     return COUNTS
 
 

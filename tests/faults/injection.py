@@ -1,8 +1,8 @@
 """Run a writer in a forked child while a write, fsync, rename or folder call fails.
 
-A write is failed by a limit on the size of files (RLIMIT_FSIZE), which holds for
-whatever library writes: with SIGXFSZ ignored the write fails as on a full disk, with
-its default the process dies in the middle of it. Calls of ``os`` are replaced.
+A write fails by a limit on the size of files (RLIMIT_FSIZE), which applies to every
+library. If SIGXFSZ is ignored, the write fails as on a full disk; by default the
+process dies within the write. Calls of ``os`` are replaced.
 """
 
 import errno
@@ -27,12 +27,12 @@ DONE, SAID_IN_ONE_LINE, SAID_BADLY = 0, 3, 4
 
 @dataclass(frozen=True)
 class Trace:
-    """What an undisturbed writer did.
+    """The calls and files of an undisturbed writer.
 
     Attributes:
         n_calls: Number of calls of each of ``CALLS``.
-        sizes: Bytes of each file that was renamed, in the order of their temporary
-            folders; of a folder from which nothing was renamed those of the largest.
+        sizes: Bytes of each renamed file, by temporary folder in their order. A folder
+            without a renamed file has the size of the largest.
     """
 
     n_calls: dict[str, int]
@@ -41,7 +41,7 @@ class Trace:
 
 @dataclass(frozen=True)
 class FailedCall:
-    """The n-th call of an ``os`` function raises, or kills before or after it."""
+    """A fault at the n-th call of an ``os`` function: an error, or a kill around it."""
 
     name: str
     number: int
@@ -50,7 +50,7 @@ class FailedCall:
 
 @dataclass(frozen=True)
 class FailedWrite:
-    """Files cannot grow beyond a size, from the n-th temporary folder on."""
+    """A limit on the size of files, from the n-th temporary folder on."""
 
     number: int
     n_bytes: int
@@ -61,7 +61,7 @@ Fault = FailedCall | FailedWrite
 
 
 def faults_of(trace: Trace) -> Iterator[Fault]:
-    """A fault at every call, and at sizes spread over every file."""
+    """Yield a fault at every call, and at sizes spread over every file."""
     error = cycle(ERRORS)
     for name, n_calls in trace.n_calls.items():
         for number in range(n_calls):
@@ -76,7 +76,7 @@ def faults_of(trace: Trace) -> Iterator[Fault]:
 
 
 class _Calls:
-    """Counts the calls of a child, and fails the one that it is told to."""
+    """Count the calls of a child, and make the chosen one fail."""
 
     def __init__(self, fault: Fault | None) -> None:
         self.fault, self.n_calls = fault, Counter()
@@ -88,7 +88,7 @@ class _Calls:
         self.token_hex, secrets.token_hex = secrets.token_hex, self._new_folder
 
     def _new_folder(self, n_bytes: int) -> str:
-        """The random part of a temporary folder's name: a new file begins."""
+        """Draw the random part of a temporary folder's name: a new file begins."""
         fault = self.fault
         if isinstance(fault, FailedWrite) and fault.number == len(self.folders):
             action = signal.SIG_DFL if fault.deadly else signal.SIG_IGN
@@ -121,7 +121,7 @@ class _Calls:
         return call
 
     def trace(self) -> dict:
-        """The fields of ``Trace``."""
+        """Return the fields of ``Trace``."""
         largest = max(self.size_of.values(), default=0)
         sizes = [
             next((n for name, n in self.size_of.items() if random in name), largest)
@@ -136,8 +136,8 @@ def in_child(
     """Run a writer in a forked child.
 
     Returns:
-        Its exit status (negative: the signal that ended it) and, if it ended well,
-        what it did. A failure with a good line gives ``SAID_IN_ONE_LINE``.
+        Its exit status (negative: the signal that ended it) and, if it succeeded, its
+        trace. A failure with a correct line gives ``SAID_IN_ONE_LINE``.
     """
     receive, send = os.pipe()
     child = os.fork()

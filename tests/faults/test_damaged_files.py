@@ -1,4 +1,4 @@
-"""Readers refuse damaged files, and writers refuse NaN, in one line with the path."""
+"""Check that readers refuse damaged files, and writers NaN, in one line."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from prefdistill.models.adapter_files import read_adapter, write_adapter
 from prefdistill.models.loading import load_classifier, load_tokenizer
 from prefdistill.models.lora import load_adapter, save_adapter
 from prefdistill.models.manifests import base_folder, tensor_header, write_manifest
-from prefdistill.report.tables import read_curve, read_rows
+from prefdistill.report.markdown_tables import read_curve, read_rows
 from prefdistill.scores.metrics import read_labels
 from prefdistill.storage.logits import Logits, read_logits, write_logits
 from prefdistill.storage.records import read_json, write_json
@@ -117,7 +117,7 @@ def test_a_missing_file_is_not_called_damaged(read, tmp_path):
 
 @pytest.mark.filterwarnings("ignore:overflow")
 def test_no_writer_writes_nan(world, tmp_path):
-    """Each writer of numbers, given NaN or infinity, says where and writes nothing."""
+    """Check that a writer of NaN or infinity names the place and writes nothing."""
     ids, split = np.array(["train:1"]), np.array(["dev"])
     scores = Logits(ids, split, np.zeros((1, 1, 3)), {"views": ["AB"]})
     scores.logits[0, 0, 0] = 1e300  # not finite once it is float32
@@ -157,7 +157,7 @@ def bad_tensor():
 
 
 def write_manifest_of(folder, tensors):
-    """A base model with one NaN among its weights."""
+    """Make a base model with one NaN among its weights."""
     from safetensors.torch import save_file
 
     tensors["model.norm.weight"][0] = torch.nan

@@ -1,4 +1,4 @@
-"""A full, read-only, forbidden or vanished disk is one line, and harms nothing."""
+"""Check that a full, read-only, forbidden or vanished disk gives one line, no harm."""
 
 import os
 import resource
@@ -23,12 +23,12 @@ NOBODY = 65534
 
 
 def stand_in(log):
-    """What a job asks of a script's ``snakemake`` object."""
+    """Make what a job needs of a script's ``snakemake`` object."""
     return SimpleNamespace(log=[log], threads=1, input=[], output=[], params={})
 
 
 def job(body, log, before=lambda: None):
-    """Run a body as a job in a forked child: its exit status and terminal output."""
+    """Run a body as a job in a child; return its exit status and terminal output."""
     receive, send = os.pipe()
     child = os.fork()
     if not child:
@@ -80,7 +80,7 @@ def save(folder, step, n_values):
 
 @pytest.fixture
 def disk(tmp_path):
-    """A file system of 256 KB, for root only."""
+    """Mount a file system of 256 KB; only root can."""
     folder = tmp_path / "disk"
     folder.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(folder)]
@@ -101,7 +101,7 @@ def test_a_file_larger_than_allowed(tmp_path):
 
 
 def test_a_checkpoint_larger_than_allowed(tmp_path):
-    """safetensors reports the system's error in the text of an exception of its own."""
+    """Check an error that safetensors reports in the text of its own exception."""
     folder = tmp_path / "scratch"
     save(folder, 1, 10)
     outcome = job(lambda: save(folder, 2, 9000), tmp_path / "log", small_files)

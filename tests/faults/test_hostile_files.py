@@ -1,10 +1,9 @@
-"""Hostile and wrong files between stages: no code runs, one line names file and rule.
+"""Check that hostile and wrong files run no code and give a line with file and rule.
 
-Each case puts a file in the place of one that a rule made, and reads it as the next
-rule does.
+Each case replaces a file that a rule made and reads it as the next rule does.
 """
 
-# A table reads best with one case a line.
+# The tables below have one case per line, however long.
 # ruff: noqa: E501
 
 import json
@@ -39,7 +38,7 @@ from prefdistill.scores.fold_weights import read_weights
 from prefdistill.scores.metrics import read_labels
 from prefdistill.scores.scaling import read_scaling
 from prefdistill.scores.views import SYMMETRISED_SCHEMA
-from prefdistill.settings import TextSettings
+from prefdistill.settings import ScalingSettings, TextSettings
 from prefdistill.storage import whole_files as files
 from prefdistill.storage.digests import file_digest
 from prefdistill.storage.logits import read_logits
@@ -66,7 +65,7 @@ WEIGHTS, SCALING = "results/ensemble/weights.json", f"{MODEL}/calibration.json"
 
 
 class Payload:
-    """What leaves a canary when it is unpickled."""
+    """An object that creates a canary when it is unpickled."""
 
     def __reduce__(self):
         return (os.mkdir, (str(CANARY),))
@@ -84,7 +83,7 @@ def torch_pickle(path):
 
 
 def archive_of(**changes):
-    """Writes an npz like that of logits, with some of its arrays changed."""
+    """Write an npz like that of logits, with some arrays changed."""
 
     def write(path):
         meta = {"text": text_digest(TEXT), "max_length": 64, "views": ["AB", "BA"]}
@@ -114,7 +113,7 @@ def with_numbers(values):
 
 
 def tensors_of(change):
-    """Changes the tensors of a safetensors file, in place."""
+    """Change the tensors of a safetensors file."""
 
     def write(path):
         tensors = read_tensors(path)
@@ -149,7 +148,7 @@ def extra(tensors):
 
 
 def json_with(**changes):
-    """Sets keys of a JSON file; a value of None removes one."""
+    """Set keys of a JSON file; a value of None removes the key."""
 
     def write(path):
         content = json.loads(path.read_text()) | changes
@@ -174,7 +173,7 @@ def files_of_manifest(**changes):
 
 
 def table_of(change):
-    """Changes the columns of a parquet file."""
+    """Change the columns of a parquet file."""
 
     def write(path):
         table = pq.read_table(path)
@@ -186,7 +185,7 @@ def table_of(change):
 
 
 def repeated(path):
-    """Many rows of one long text, in a dictionary: a few kilobytes that become 2 GB."""
+    """Write many rows of one long text as a dictionary: kilobytes that become 2 GB."""
     text = pa.array(["x" * 200_000])
     rows = pa.DictionaryArray.from_arrays(pa.array(np.zeros(10_000, np.int32)), text)
     columns = {name: rows for name in ("id", "source")}
@@ -194,12 +193,12 @@ def repeated(path):
 
 
 def zeros(path):
-    """An npz of 8 MB of zeros in a few kilobytes; the limit is lowered in its test."""
+    """Write an npz with 8 MB of zeros in kilobytes; its test lowers the limit."""
     archive_of(logits=np.zeros((333_333, 2, 3), np.float32))(path)
 
 
 def linked(path):
-    """Moves a file out of the results and leaves a link to it."""
+    """Move a file out of the results and leave a link to it."""
     outside = Path("outside") / path.name
     outside.parent.mkdir()
     path.rename(outside)
@@ -213,7 +212,7 @@ def linked_folder(path):
 
 
 def custom_code(path):
-    """A model whose settings name code beside them."""
+    """Write a model whose settings name code in their folder."""
     (path.parent / "evil.py").write_text(CODE)
     names = {"AutoConfig": "evil.C", "AutoModelForSequenceClassification": "evil.M"}
     json_with(model_type="evil", auto_map=names)(path)
@@ -227,7 +226,7 @@ def custom_tokenizer(path):
 
 
 def index_of(name):
-    """A sharded model's index with one file name, in place of the weights."""
+    """Write the index of a sharded model in place of the weights."""
 
     def write(path):
         (path.parent / "model.safetensors").unlink()
@@ -290,7 +289,7 @@ def calibration(path):
         Path(FOLD),
         out,
         out.with_suffix(".json"),
-        {"method": "none", "tied": True},
+        ScalingSettings(method="none", tied=True),
     )
 
 
@@ -392,7 +391,7 @@ CASES = NO_PICKLE | SHAPES | NOT_FINITE | FINGERPRINTS | PLACES | BOMBS
 
 @pytest.fixture
 def results(world, tmp_path, monkeypatch):
-    """A folder with results of several rules, in which the test then works."""
+    """Make a working folder with results of several rules."""
     monkeypatch.chdir(tmp_path)
     Path(TEACHER).parent.mkdir(parents=True)
     shutil.copytree(world.folder / "adapter", TEACHER)
@@ -468,7 +467,7 @@ def test_results_may_be_a_link_as_a_whole(results):
 
 
 def test_a_base_outside_results_may_have_links(results):
-    """As the hub's cache has them."""
+    """Check links as the hub's cache has them."""
     Path("cache").mkdir()
     for file in Path(BASE).iterdir():
         (Path("cache") / file.name).symlink_to(file.resolve())
@@ -505,7 +504,7 @@ def test_the_documentation_counts_them():
 
 
 def test_adapters_of_different_ranks_are_averaged_exactly(results):
-    """Alpha over r differs too: the mean is that of the deltas."""
+    """Check adapters that also differ in alpha over r: deltas are averaged."""
     one = read_adapter(Path(TEACHER))
     other = Path("other")
     shutil.copytree(TEACHER, other)

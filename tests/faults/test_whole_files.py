@@ -1,4 +1,4 @@
-"""Whatever fails or dies, a target is absent, its former self, or whole."""
+"""Check that after any fault a target is absent, unchanged or whole."""
 
 import os
 import signal
@@ -19,7 +19,7 @@ FORMER = b"what an earlier run left"
 
 
 def contents(folder):
-    """The files below a folder by their relative names, hidden ones included."""
+    """Read the files below a folder by relative name, hidden ones included."""
     return {
         path.relative_to(folder).as_posix(): path.read_bytes()
         for path in folder.rglob("*")
@@ -28,7 +28,7 @@ def contents(folder):
 
 
 def check_status(status, fault, writer):
-    """The fault must have struck, and if the writer lives on, in one line."""
+    """Check that the fault occurred, and that a surviving writer reported one line."""
     if isinstance(fault, FailedWrite) and fault.deadly:
         assert status == -signal.SIGXFSZ
     elif isinstance(fault, FailedCall) and isinstance(fault.how, str):
@@ -40,7 +40,7 @@ def check_status(status, fault, writer):
 
 
 def check_targets(folder, status, writer, former, new):
-    """Each target is its former self or whole; the proof only beside whole ones."""
+    """Check that each target is unchanged or whole; the proof only if all are whole."""
     found = contents(folder)
     for name in writer.targets:
         assert found.get(name) in (former, new[name]), name

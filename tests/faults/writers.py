@@ -1,4 +1,4 @@
-"""The workflow's own writers on tiny contents, each with the files that it makes."""
+"""Call the workflow's writers with tiny contents, and name the files they make."""
 
 import csv
 import zipfile
@@ -38,8 +38,8 @@ from prefdistill.models.manifests import (
 from prefdistill.pipeline.code_digests import code_digest
 from prefdistill.predict import write_scores
 from prefdistill.report.figures import save_figure
+from prefdistill.report.markdown_tables import read_rows
 from prefdistill.report.score_table import SCORE_COLUMNS
-from prefdistill.report.tables import read_rows
 from prefdistill.scores.views import SYMMETRISED_SCHEMA
 from prefdistill.settings import LoraSettings
 from prefdistill.simulation.simulated_files import write_simulation
@@ -65,12 +65,12 @@ ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 
 @dataclass(frozen=True)
 class Writer:
-    """A writer and what it leaves.
+    """A writer and the files that it makes.
 
     Attributes:
         write: Writes into the folder given.
         targets: The files that it makes there.
-        read: Reads them by the workflow's own reader, and raises if it cannot.
+        read: Reads them with the workflow's reader, and raises if it cannot.
         ordered: Whether the last target is the proof that all others are there.
         prepare: Puts what the writer expects into the folder.
         check: What must hold after a fault, besides.
@@ -255,7 +255,7 @@ def merged_model(world: World) -> Writer:
 
 
 def quantised_model(world: World) -> Writer:
-    """The real publication of what a stand-in for GPTQModel leaves in scratch."""
+    """Publish the output of a stand-in for GPTQModel with the real code."""
     packed = {
         "model.layers.0.mlp.up_proj.qweight": torch.ones(4, 64, dtype=torch.int32),
         "model.layers.0.mlp.up_proj.qzeros": torch.ones(1, 8, dtype=torch.int32),
@@ -295,7 +295,7 @@ def quantised_model(world: World) -> Writer:
 
 
 def checkpoint(world: World) -> Writer:
-    """The third generation of three; afterwards the first is gone."""
+    """Write a third checkpoint, after which the first is removed."""
 
     def save(folder: Path, step: int) -> None:
         tensors = {"weight": torch.full((200,), float(step))}
@@ -442,7 +442,7 @@ def imported_pairs(world: World) -> Writer:
 
 
 def fold_files(world: World) -> Writer:
-    """Three files that are written side by side."""
+    """Write three files side by side."""
     names = ("fold0.parquet", "fold1.parquet", "unlabelled.parquet")
 
     def write(folder: Path) -> None:

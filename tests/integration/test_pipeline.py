@@ -228,7 +228,11 @@ def test_the_report_is_one_file_that_needs_no_other(finished, tmp_path):
     assert not re.search(r"<(script|img|iframe|link)[^>]*(src|href)=.?https?:", text)
     shown = set(re.findall(r'"what": "([^"]+)"', text))
     assert len(shown) >= 11
-    assert {"2 waterfall of the log loss", "3 reliability", "2 loss curves"} <= shown
+    assert {
+        "2 log loss by stage",
+        "3 accuracy against confidence",
+        "2 training loss",
+    } <= shown
     page = (finished / "results/report/run.html").read_text()
     rules = re.findall(r"<tr>\n<td>(\w+)</td>\n<td[^>]*>\d+</td>", page)
     assert {"train_teacher", "infer_logits", "quantise_model", "all"} <= set(rules)

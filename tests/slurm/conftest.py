@@ -1,4 +1,4 @@
-"""Folders on the toy Slurm of `make slurm-test`: a finished run, and copies of it."""
+"""Make folders for `make slurm-test` on a toy Slurm: a finished run, and copies."""
 
 import json
 import os
@@ -12,7 +12,7 @@ import pytest
 from running import checkout, snakemake
 from toy import REDUCED, TEACHER, Driver
 
-# The long job of these tests: many quick steps, and a checkpoint now and then.
+# The long job of these tests: many quick steps, a checkpoint every 50.
 LONG = """
 teachers:
   llama:
@@ -20,7 +20,7 @@ teachers:
 """
 N_STEPS = 400
 MORE_THAN_A_MINUTE_S = 110
-# What the site's hook does here.
+# The site's hook in these tests records that it ran.
 HOOK = 'echo "$SLURM_JOB_ID" >> hook.txt\n'
 CONFIGS = ("config/demo.yaml", "reduced.yaml")
 
@@ -35,7 +35,7 @@ def pytest_collection_modifyitems(items) -> None:
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory) -> Driver:
-    """The reduced workflow, run to its end by `snakemake --profile slurm all`."""
+    """Run the reduced workflow to its end by `snakemake --profile slurm all`."""
     folder = checkout(tmp_path_factory.mktemp("whole"))
     (folder / "profiles/slurm/job_env.sh").write_text(HOOK)
     shutil.copy(REDUCED, folder / "reduced.yaml")
@@ -45,18 +45,18 @@ def finished(tmp_path_factory) -> Driver:
 
 
 def copied(finished: Driver, folder: Path) -> Path:
-    """A finished run that a test may go on from, without its logs."""
+    """Copy the finished run, without its logs, for a test to continue from."""
     logs = shutil.ignore_patterns("logs")
     return Path(shutil.copytree(finished.folder, folder, symlinks=True, ignore=logs))
 
 
 @pytest.fixture
 def start(finished, tmp_path):
-    """Function that starts the long training job in a copy of the finished run.
+    """Return a function that starts the long training job in a copy of the run.
 
-    Its arguments are Driver's, the number of its steps, a text of the profile with
-    another in its place, and an input to spoil; called again it starts another driver
-    there.
+    Its arguments are those of Driver, the number of steps, a text of the profile with
+    its replacement, and an input to damage. A second call starts another driver in the
+    same folder.
     """
     drivers = []
 
@@ -88,7 +88,7 @@ def start(finished, tmp_path):
 
 @pytest.fixture(scope="session")
 def alone(finished, tmp_path_factory) -> Callable[[int], Path]:
-    """Function that gives the long job's adapter, made without Slurm and in one go."""
+    """Return a function that makes the long job's adapter without Slurm or a stop."""
 
     @cache
     def make(n_steps: int) -> Path:
@@ -107,13 +107,13 @@ def alone(finished, tmp_path_factory) -> Callable[[int], Path]:
 
 @pytest.fixture(scope="session")
 def expected(alone) -> Callable[[int], bytes]:
-    """Function that gives the bytes of that adapter."""
+    """Return a function that gives the bytes of that adapter."""
     return lambda n_steps=N_STEPS: alone(n_steps).read_bytes()
 
 
 @pytest.fixture(scope="session")
 def minutes_of_steps(alone) -> int:
-    """Steps that take this machine more than a minute, the least limit of a job."""
+    """Estimate the steps that take longer than a minute, a job's shortest limit."""
     curve = (alone(N_STEPS).parent / "train.jsonl").read_text().splitlines()
     seconds = statistics.median(json.loads(line)["seconds"] for line in curve)
     return round(MORE_THAN_A_MINUTE_S / seconds)

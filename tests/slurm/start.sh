@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Bring up a one-node Slurm with two fake GPUs on a bare Debian 12, as root, without
-# systemd: start.sh FOLDER. Its state lies in FOLDER; stop.sh FOLDER ends it.
+# systemd: start.sh FOLDER. Its state is in FOLDER; stop.sh FOLDER ends it.
 set -euo pipefail
 folder=$(mkdir -p "$1" && cd "$1" && pwd)
 host=$(hostname -s)
@@ -18,7 +18,7 @@ fi
 getent hosts "$host" >/dev/null || echo "127.0.0.1 $host" >>/etc/hosts
 mkdir -p "$folder"/{state,spool,log,run}
 
-# Munge signs every message; a daemon that runs already is used as it is.
+# Munge signs every message. A daemon that already runs is used.
 mkdir -p /run/munge /var/lib/munge /var/log/munge
 [ -s /etc/munge/munge.key ] ||
     head -c 1024 /dev/urandom >/etc/munge/munge.key
@@ -31,9 +31,9 @@ if ! munge -n </dev/null 2>/dev/null | unmunge >/dev/null 2>&1; then
     cp /run/munge/munged.pid "$folder/run/munged.pid"
 fi
 
-# The partitions are those of profiles/slurm; `scavenge` lends GPUs that `gpu` takes back,
-# and jobs of `short` have one minute. Ended jobs are remembered for a day, as the tests
-# read them. The node claims four CPUs, whatever it has, so that no job waits for one.
+# The partitions are those of profiles/slurm. `gpu` preempts jobs of `scavenge`; jobs of
+# `short` have one minute. Ended jobs are remembered for a day because the tests read
+# them. The node claims four CPUs, whatever it has, so that no job waits for one.
 cat >/etc/slurm/slurm.conf <<CONF
 ClusterName=toy
 SlurmctldHost=$host(127.0.0.1)
@@ -73,7 +73,7 @@ PartitionName=gpu Nodes=$host MaxTime=1-00:00:00 PriorityTier=2 PreemptMode=OFF 
 PartitionName=scavenge Nodes=$host MaxTime=1-00:00:00 PriorityTier=1 PreemptMode=REQUEUE State=UP
 PartitionName=short Nodes=$host MaxTime=1 PriorityTier=2 PreemptMode=OFF State=UP
 CONF
-# A gpu wants a character device; these are copies of /dev/null.
+# A GPU must be a character device; these are copies of /dev/null.
 echo "AutoDetect=off" >/etc/slurm/gres.conf
 for ((gpu = 0; gpu < n_gpus; gpu++)); do
     device=$folder/run/fakegpu$gpu

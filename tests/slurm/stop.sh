@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# End the daemons that start.sh FOLDER has started, by the process numbers it left.
+# End the daemons that start.sh FOLDER started, by the process numbers that it stored.
 folder=$1
 scancel --user root --signal KILL --full >/dev/null 2>&1
 scancel --user root >/dev/null 2>&1

@@ -1,4 +1,4 @@
-"""The Slurm profile on a real Slurm: what jobs get, and what they survive."""
+"""Test the Slurm profile on a real Slurm: resources of jobs, and interruptions."""
 
 import os
 import re
@@ -17,12 +17,12 @@ RULE = "train_teacher"
 
 
 def option(name: str, value: object) -> tuple[str, str]:
-    """The long job's resource on the command line."""
+    """Set a resource of the long job on the command line."""
     return ("--set-resources", f"{RULE}:{name}={value}")
 
 
 def resources(text: str) -> dict[str, list[dict[str, str]]]:
-    """The resources of each rule's jobs, as the driver printed them."""
+    """Parse the resources of each rule's jobs from the driver's output."""
     found: dict[str, list[dict[str, str]]] = {}
     for rule, block in re.findall(
         r"^rule (\w+):\n(.*?)(?=^\S|\Z)", text, flags=re.MULTILINE | re.DOTALL
@@ -40,7 +40,7 @@ def minutes(limit: str) -> int:
 
 
 def running(driver):
-    """The record of the long job, once it has trained for a while."""
+    """Wait until the long job trains, and return its record."""
     scratch = driver.folder / "scratch/train_teacher/llama_0"
     wait_until(lambda: list(scratch.glob("*.json")), "the job trains")
     return jobs(driver.folder, RULE)[-1]
@@ -52,7 +52,7 @@ def trained_as_expected(driver, expected):
 
 
 def test_every_job_gets_what_its_rule_asks_for(finished):
-    """The whole reduced workflow, by Slurm's own records."""
+    """Check the whole reduced workflow against Slurm's records."""
     assert (finished.folder / "results/submission.csv").exists()
     asked = resources(finished.text)
     on_gpus = set(yaml.safe_load(PROFILE.read_text())["set-resources"])
@@ -95,7 +95,7 @@ def test_gpu_jobs_see_their_gpus_and_no_others(finished):
 
 
 def test_a_partition_shorter_than_the_work(start, expected, minutes_of_steps):
-    """The job saves, queues itself again and goes on, and no retry is used up."""
+    """Check that the job saves, queues itself again and resumes, without a retry."""
     arguments = (*option("slurm_partition", "short"), f"{RULE}:runtime=1")
     adapter = expected(minutes_of_steps)
     driver = start(*arguments, "--retries", "0", n_steps=minutes_of_steps)
@@ -111,7 +111,7 @@ def test_a_partition_shorter_than_the_work(start, expected, minutes_of_steps):
 def test_a_time_limit_where_jobs_are_not_queued_again(
     start, expected, minutes_of_steps
 ):
-    """Slurm ends the job at its limit; the retry has more time and goes on."""
+    """Check that a job ended at its limit resumes in a retry with more time."""
     arguments = (*option("slurm_partition", "gpu"), f"{RULE}:runtime=1 * attempt")
     profile = ("slurm-requeue", "slurm-no-requeue")
     adapter = expected(minutes_of_steps)
@@ -189,7 +189,7 @@ def test_a_job_that_fails_is_one_line_with_its_log(start):
 
 
 def test_a_killed_driver(start, expected):
-    """The same command takes over: the dead one's job saves and ends, and goes on."""
+    """Check that the same command takes over the job of a dead driver."""
     command = (sys.executable, "-m", "prefdistill", "run")
     driver = start(command=command)
     orphan = running(driver)["JobId"]

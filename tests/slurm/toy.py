@@ -1,4 +1,4 @@
-"""A toy cluster for the tests: its records, its jobs, and a driver on it."""
+"""Use a toy cluster: read its records and jobs, and start a driver on it."""
 
 import os
 import re
@@ -13,14 +13,14 @@ TEACHER = "results/teacher/llama/fold0/adapter_model.safetensors"
 
 
 def slurm(*command: str) -> str:
-    """The output of one of Slurm's commands."""
+    """Run one of Slurm's commands and return its output."""
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, (command, done.stderr)
     return done.stdout
 
 
 def jobs(folder: Path, rule: str = "") -> list[dict[str, str]]:
-    """Slurm's records of a folder's jobs, oldest first; of one rule, if given."""
+    """Read Slurm's records of a folder's jobs, or of one rule's, oldest first."""
     found = []
     for line in slurm("scontrol", "show", "job", "--oneliner").splitlines():
         record = dict(re.findall(r"(\w+(?:/\w+)?)=(\S*)", line))
@@ -75,11 +75,11 @@ class Driver:
 
     @property
     def text(self) -> str:
-        """All that it has printed."""
+        """Read everything that it has printed."""
         return self.log_path.read_text()
 
     def finish(self, timeout_s: float = 900) -> int:
-        """Wait for its end; a job that is queued again starts at once here."""
+        """Wait for its end; let jobs that are queued again start at once."""
         end = time.monotonic() + timeout_s
         while self.process.poll() is None:
             assert time.monotonic() < end, self.text[-4000:]
@@ -93,6 +93,6 @@ class Driver:
 
 
 def job_log(folder: Path) -> str:
-    """The logs of all runs of the long training job."""
+    """Read the logs of all runs of the long training job."""
     paths = (folder / "logs/train_teacher").glob("llama.fold0.*log")
     return "".join(path.read_text() for path in sorted(paths))

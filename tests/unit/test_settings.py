@@ -10,11 +10,14 @@ from configurations import SCHEMA, configured, shipped
 from prefdistill.pipeline.config_schema import fill_defaults, validate_config
 from prefdistill.settings import (
     RUN_TIME_KEYS,
+    AdvantageSettings,
     DistillationSettings,
+    EvaluationSettings,
     HubData,
     InferenceSettings,
     LoraSettings,
     PostPretrainSettings,
+    ScalingSettings,
     Settings,
     TextSettings,
     TrainingSettings,
@@ -25,6 +28,8 @@ from prefdistill.settings import (
 SECTIONS = {
     TextSettings: SCHEMA["properties"]["text"],
     DistillationSettings: SCHEMA["properties"]["distillation"],
+    AdvantageSettings: SCHEMA["properties"]["ensemble"]["properties"]["advantage"],
+    EvaluationSettings: SCHEMA["properties"]["evaluation"],
     LoraSettings: SCHEMA["$defs"]["lora"],
     TrainingSettings: SCHEMA["$defs"]["training"],
     PostPretrainSettings: SCHEMA["$defs"]["post_pretrain"],
@@ -107,6 +112,11 @@ def test_the_values_are_those_of_the_configuration(kind):
     as_lists = {k: list(v) if isinstance(v, tuple) else v for k, v in plain.items()}
     assert as_lists == result_settings(given)
     assert not RUN_TIME_KEYS & plain.keys()
+
+
+def test_the_scaling_of_teachers_is_the_calibration_without_the_judge():
+    keys = set(SCHEMA["properties"]["calibration"]["properties"])
+    assert {field.name for field in fields(ScalingSettings)} == keys - {"judge"}
 
 
 def test_nested_sections_are_classes_and_frozen():

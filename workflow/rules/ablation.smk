@@ -134,7 +134,6 @@ rule compare_arms:
         comparisons=STUDENTS.comparisons,
         changes=STUDENTS.compared_changes,
         unclean=STUDENTS.unclean_arms,
-        n_seeds=len(config["ablation"]["seeds"]),
         evaluation=config["evaluation"],
         code=code_digest("compare_arms.py"),
     script:

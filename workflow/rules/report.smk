@@ -1,6 +1,6 @@
 """Report baselines, scores of every stage, steps between them, figures and pages.
 
-`make report` puts what is marked with report() into one file, results/report.html.
+`make report` collects every output marked with report() in results/report.html.
 """
 
 
@@ -8,7 +8,7 @@ report: "../report/workflow.rst"
 
 
 rule fit_baselines:
-    """Fit the class prior, a length model and surface-feature trees."""
+    """Fit the baselines: class prior, a length model and surface-feature trees."""
     input:
         folds=expand("<results>/folds/fold{fold}.parquet", fold=FOLDS),
         unlabelled=["<results>/folds/unlabelled.parquet"] if TREES_WEIGHT else [],
@@ -32,24 +32,26 @@ rule fit_baselines:
 
 
 rule evaluate:
-    """Score every stage with intervals, and the paired differences between stages."""
+    """Score every stage, and compare stages pair by pair, with intervals."""
     input:
         folds=expand("<results>/folds/fold{fold}.parquet", fold=FOLDS),
         baselines="<results>/predictions/baselines.parquet",
-        logits=expand(
+        teacher_logits=expand(
             "<results>/teacher/{teacher}/fold{fold}/logits.npz",
             teacher=TEACHERS,
             fold=FOLDS,
         ),
-        calibrated=expand(
+        teacher_calibrated=expand(
             "<results>/teacher/{teacher}/fold{fold}/calibrated.npz",
             teacher=TEACHERS,
             fold=FOLDS,
         ),
-        students=expand("<results>/predictions/fold{fold}_bf16/logits.npz", fold=FOLDS),
+        student_logits=expand(
+            "<results>/predictions/fold{fold}_bf16/logits.npz", fold=FOLDS
+        ),
         labels_only=labels_only_predictions,
         weights="<results>/ensemble/weights.json",
-        judges=expand("<results>/predictions/{model}/logits.npz", model=JUDGES),
+        judge_logits=expand("<results>/predictions/{model}/logits.npz", model=JUDGES),
         judge_calibrations=map(calibration_of, JUDGES),
         final=f"<results>/predictions/{FINAL}/symmetrised.parquet",
         final_logits=f"<results>/predictions/{FINAL}/logits.npz",
@@ -82,9 +84,9 @@ rule evaluate:
     params:
         teachers=TEACHERS,
         judges=JUDGES,
-        final=FINAL,
+        final_model=FINAL,
         trees_weight=TREES_WEIGHT,
-        calibration=TEACHER_SCALING,
+        scaling=TEACHER_SCALING,
         evaluation=config["evaluation"],
         code=code_digest("evaluate.py"),
     script:
@@ -92,16 +94,16 @@ rule evaluate:
 
 
 rule plot_report:
-    """Draw the stages' predictions, loss curves, and weights of folds and rows."""
+    """Draw figures of predictions, training curves and fold weights."""
     input:
         scores="<results>/report/scores.csv",
         folds=expand("<results>/folds/fold{fold}.parquet", fold=FOLDS),
-        logits=expand(
+        teacher_logits=expand(
             "<results>/teacher/{teacher}/fold{fold}/logits.npz",
             teacher=TEACHERS,
             fold=FOLDS,
         ),
-        calibrated=expand(
+        teacher_calibrated=expand(
             "<results>/teacher/{teacher}/fold{fold}/calibrated.npz",
             teacher=TEACHERS,
             fold=FOLDS,
@@ -122,13 +124,13 @@ rule plot_report:
             "<results>/report/stages.svg",
             caption="../report/stages.rst",
             category="1 Scores",
-            labels={"what": "2 waterfall of the log loss"},
+            labels={"what": "2 log loss by stage"},
         ),
         reliability=report(
             "<results>/report/reliability.svg",
             caption="../report/reliability.rst",
             category="1 Scores",
-            labels={"what": "3 reliability"},
+            labels={"what": "3 accuracy against confidence"},
         ),
         confusion=report(
             "<results>/report/confusion.svg",
@@ -140,13 +142,13 @@ rule plot_report:
             "<results>/report/swap.svg",
             caption="../report/swap.rst",
             category="1 Scores",
-            labels={"what": "5 swap agreement"},
+            labels={"what": "5 agreement between both orders"},
         ),
         curves=report(
             "<results>/report/curves.svg",
             caption="../report/curves.rst",
             category="3 Training",
-            labels={"what": "2 loss curves"},
+            labels={"what": "2 training loss"},
         ),
         weights=report(
             "<results>/report/weights.svg",
@@ -175,7 +177,7 @@ rule plot_report:
 
 
 rule measure_lengths:
-    """Count each row's tokens before truncation, and those that it removes."""
+    """Count tokens per row before the cut, and the tokens that the cut removes."""
     input:
         fold="<results>/folds/fold0.parquet",
         base=base_manifest,
@@ -185,7 +187,7 @@ rule measure_lengths:
             "<results>/report/lengths.svg",
             caption="../report/lengths.rst",
             category="2 Data",
-            labels={"what": "2 tokens a row"},
+            labels={"what": "2 tokens per row"},
         ),
     log:
         "<logs>/measure_lengths/all.log",
@@ -274,7 +276,7 @@ rule write_pages:
             "<results>/report/scores.html",
             caption="../report/scores_page.rst",
             category="1 Scores",
-            labels={"what": "1 scores and steps (tables)"},
+            labels={"what": "1 scores and differences (tables)"},
         ),
         data=report(
             "<results>/report/data.html",

@@ -20,9 +20,9 @@ def main(
     Args:
         students: The logits of each fold's student.
         weights: The ensemble's ``weights.json``.
-        select: A fold file; if given, only the fold that is best on its select rows
-            is used.
-        logits: The mean.
+        select: A fold file, or None. With a file, only the fold that is best on its
+            select rows is used.
+        logits: Where the mean goes.
         folds: The folds of ``students``.
     """
     from prefdistill.scores.fold_weights import best_fold, read_weights
@@ -39,11 +39,4 @@ def main(
 
 
 if __name__ == "__main__":
-    with run_job(snakemake):
-        main(
-            students=[Path(path) for path in snakemake.input.students],
-            weights=Path(snakemake.input.weights),
-            select=next(map(Path, snakemake.input.select), None),
-            logits=Path(snakemake.output.logits),
-            folds=list(snakemake.params.folds),
-        )
+    run_job(snakemake, main)

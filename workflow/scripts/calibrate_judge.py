@@ -1,14 +1,15 @@
 """Fit a judge's own tied scaling on the split select.
 
-A judge that is a folder of its own (merged, GPTQ) gets ``judge.json`` as well, after
-which the folder can be used by itself: see ``judge_settings``.
+A judge that is a folder of its own (merged, GPTQ) gets ``judge.json`` as well. Then the
+folder can be used by itself: see ``export.judge_settings``.
 """
 
 import logging
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from prefdistill.running.job import run_job
+from prefdistill.settings import TextSettings
 
 logger = logging.getLogger(__name__)
 
@@ -18,16 +19,17 @@ def main(
     fold: Path,
     calibration: Path,
     method: str,
-    text: dict[str, Any] | None = None,
+    text: TextSettings | None = None,
 ) -> None:
     """Read a judge's logits, fit on select, write the scaling and its effect.
 
     Args:
-        logits: The judge's.
-        fold: Has the labels of select.
-        calibration: Gets the scaling.
+        logits: The judge's logits.
+        fold: The fold file that holds the labels of select.
+        calibration: Where ``calibration.json`` goes.
         method: ``calibration.judge``.
-        text: The ``text`` settings, where ``judge.json`` is wanted beside the scaling.
+        text: How pairs become tokens, where ``judge.json`` is wanted beside the
+            scaling.
     """
     from prefdistill.export.judge_settings import write_judge_settings
     from prefdistill.scores.calibration import calibrate_judge
@@ -43,15 +45,8 @@ def main(
     )  # fmt: skip
     write_json(calibration, record)
     if text:
-        write_judge_settings(calibration.parent, text, scores.views)
+        write_judge_settings(calibration.parent, asdict(text), scores.views)
 
 
 if __name__ == "__main__":
-    with run_job(snakemake):
-        main(
-            logits=Path(snakemake.input.logits),
-            fold=Path(snakemake.input.fold),
-            calibration=Path(snakemake.output.calibration),
-            method=snakemake.params.method,
-            text=snakemake.params.text,
-        )
+    run_job(snakemake, main)

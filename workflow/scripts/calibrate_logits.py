@@ -2,10 +2,10 @@
 
 import logging
 from pathlib import Path
-from typing import Any
 
 from prefdistill.errors import DamagedFile
 from prefdistill.running.job import run_job
+from prefdistill.settings import ScalingSettings
 
 logger = logging.getLogger(__name__)
 
@@ -16,7 +16,7 @@ def main(
     fold: Path,
     calibrated: Path,
     record: Path,
-    scaling: dict[str, Any],
+    scaling: ScalingSettings,
 ) -> None:
     """Read logits and labels, fit, write calibrated logits and the record.
 
@@ -26,7 +26,7 @@ def main(
         fold: The fold's rows, with labels.
         calibrated: Where the calibrated logits go.
         record: Where the record of the fit goes.
-        scaling: ``method`` and ``tied``, see ``calibration.calibrate_teacher``.
+        scaling: How the logits are scaled.
 
     Raises:
         DamagedFile: If the logits are of another adapter.
@@ -40,7 +40,7 @@ def main(
     scores = read_logits(logits)
     if scores.meta.get("adapter") != file_digest(adapter):
         raise DamagedFile(logits, f"its logits are of another adapter than {adapter}")
-    fit, effect = calibrate_teacher(scores, read_labels(fold), **scaling)
+    fit, effect = calibrate_teacher(scores, read_labels(fold), scaling)
     gate = effect["gate"]
     logger.info(
         "log loss %.4f -> %.4f, ECE %.4f -> %.4f, information gain %.4f (%.4f to %.4f)",

@@ -16,40 +16,19 @@ def main(
     Args:
         folds: The fold files.
         unlabelled: Pairs to predict, scored as select and test are; or None.
-        baselines: ``baselines.parquet``.
+        baselines: Where ``baselines.parquet`` goes.
         seed: Seed of the trees.
     """
-    import numpy as np
     import pyarrow as pa
 
-    from prefdistill.scores.baselines import (
-        BASELINES_SCHEMA,
-        baseline_table,
-        fit_baselines,
-        pair_features,
-    )
-    from prefdistill.scores.metrics import labels_of, null_rows, with_unlabelled
+    from prefdistill.scores.baselines import BASELINES_SCHEMA, score_fold
     from prefdistill.storage.tables import FOLD_SCHEMA, read_table, write_table
 
+    others = None if unlabelled is None else read_table(unlabelled, FOLD_SCHEMA)
     tables = []
     for fold, path in enumerate(folds):
-        table = read_table(path, FOLD_SCHEMA)
-        labels = labels_of(table)
-        used = null_rows(labels) | (labels.split != "train")
-        table, labels = table.filter(pa.array(used)), labels.rows(used)
-        if fold == 0 and unlabelled is not None:
-            others = read_table(unlabelled, FOLD_SCHEMA)
-            table = pa.concat_tables([table, others])
-            labels = with_unlabelled(labels, others)
-        features = pair_features(table)
-        parts = [(fold, labels.split == "train", labels.split == "dev")]
-        if fold == 0:
-            kept_aside = ~np.isin(labels.split, ["train", "dev"])
-            parts.append((-1, ~kept_aside, kept_aside))
-        for number, train, scored in parts:
-            probs = fit_baselines(features, labels, train, scored, seed)
-            tables.append(baseline_table(number, labels.rows(scored), probs))
-        logger.info("fold %d: %d rows, baselines fitted", fold, len(labels.ids))
+        tables.append(score_fold(fold, read_table(path, FOLD_SCHEMA), others, seed))
+        logger.info("fold %d: baselines fitted", fold)
     write_table(baselines, pa.concat_tables(tables), BASELINES_SCHEMA)
 
 

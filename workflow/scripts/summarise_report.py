@@ -1,26 +1,13 @@
 """Write the report's summary: scores, steps, cleaning, gates, calibrations, paths."""
 
-from dataclasses import dataclass
 from pathlib import Path
 
+from prefdistill.report.inputs import SummaryFiles
 from prefdistill.running.job import run_job
 
 
-@dataclass(frozen=True)
-class Inputs:
-    """What the summary shows, and the files that it points at."""
-
-    scores: Path
-    steps: Path
-    cleaning: Path
-    teacher_calibrations: list[Path]  # by teacher and fold
-    judge_calibrations: list[Path]
-    figures: list[Path]
-    submission: Path | None
-
-
 def main(
-    inputs: Inputs,
+    inputs: SummaryFiles,
     summary: Path,
     judges: list[str],
     teachers: list[str],
@@ -35,7 +22,12 @@ def main(
         teachers: The name of each teacher's fold.
         teacher_gate: What the gate does: refuse, warn or off.
     """
-    from prefdistill.report.tables import read_rows, rows_on_test, summary_text
+    from prefdistill.report.markdown_tables import (
+        read_records,
+        read_rows,
+        rows_on_test,
+        summary_text,
+    )
     from prefdistill.storage.records import read_json
     from prefdistill.storage.whole_files import write_text
 
@@ -43,8 +35,8 @@ def main(
         rows_on_test(read_rows(inputs.scores), judges),
         read_rows(inputs.steps),
         read_json(inputs.cleaning),
-        dict(zip(teachers, map(read_json, inputs.teacher_calibrations), strict=True)),
-        dict(zip(judges, map(read_json, inputs.judge_calibrations), strict=True)),
+        read_records(teachers, inputs.teacher_calibrations),
+        read_records(judges, inputs.judge_calibrations),
         teacher_gate,
         {
             "submission": str(inputs.submission or "none, as data.test is null"),

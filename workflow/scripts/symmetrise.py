@@ -15,17 +15,17 @@ def main(
     """Average calibrated and raw probabilities over the views, write both.
 
     Args:
-        logits: The judge's, in all views.
+        logits: The judge's logits in all views.
         calibration: The judge's own scaling.
         trees: ``baselines.parquet``, whose trees are pooled with the calibrated
             probabilities; or None.
-        symmetrised: ``symmetrised.parquet``.
+        symmetrised: Where ``symmetrised.parquet`` goes.
         trees_weight: ``predict.trees_weight``, the share of the trees.
     """
     import numpy as np
     import pyarrow as pa
 
-    from prefdistill.report.stages import trees_probabilities
+    from prefdistill.report.predictions import trees_probabilities
     from prefdistill.scores.scaling import read_scaling
     from prefdistill.scores.views import SYMMETRISED_SCHEMA, pool_opinions, symmetrise
     from prefdistill.storage.logits import read_logits
@@ -44,11 +44,4 @@ def main(
 
 
 if __name__ == "__main__":
-    with run_job(snakemake):
-        main(
-            logits=Path(snakemake.input.logits),
-            calibration=Path(snakemake.input.calibration),
-            trees=next(map(Path, snakemake.input.trees), None),
-            symmetrised=Path(snakemake.output.symmetrised),
-            trees_weight=snakemake.params.trees_weight,
-        )
+    run_job(snakemake, main)

@@ -34,7 +34,7 @@ def main(
     from prefdistill.export.card import CardFacts, card_text
     from prefdistill.export.judge_settings import CALIBRATION_FILE, SETTINGS_FILE
     from prefdistill.export.release import write_release
-    from prefdistill.report.tables import read_rows, rows_on_test
+    from prefdistill.report.markdown_tables import read_rows, rows_on_test
     from prefdistill.storage.records import read_json
 
     source, target = model.parent, card.parent

@@ -1,4 +1,4 @@
-"""The data stages run one after the other on a few pairs."""
+"""Run the data stages one after the other on a few pairs."""
 
 from benchmarks.data_stages import STAGES, run_stage
 

@@ -1,13 +1,11 @@
-"""Tables of the benchmarks: predicted hours, the document, the CPU's costs."""
-
 from dataclasses import replace
 
 import pytest
 
-from benchmarks import cpu, write_tables
+from benchmarks import write_tables
 from benchmarks.result_rows import read_rows
 from benchmarks.workload import SHAPES, useful_flops
-from benchmarks.write_tables import DOCUMENT, RESULTS, ROOT
+from benchmarks.write_tables import DOCUMENT, RESULTS
 
 MEASURED = [row for path in RESULTS.values() for row in read_rows(path)]
 
@@ -55,7 +53,7 @@ def test_hours_follow_from_speeds():
 
 @pytest.mark.parametrize("row", MEASURED, ids=lambda row: row["variant"])
 def test_the_cost_model_agrees_with_what_was_measured(row):
-    """Hours at the TFLOP/s of a row are within a quarter of those at its tokens/s."""
+    """Check that hours at a row's TFLOP/s are within 25 % of those at its tokens/s."""
     config, pairs = write_tables.published()
     for each in write_tables.list_work(config, pairs):
         if each["shape"] != row["model"] or each["mode"] != row["mode"]:
@@ -67,7 +65,7 @@ def test_the_cost_model_agrees_with_what_was_measured(row):
 
 
 def test_the_hours_of_a_configuration_agree_with_the_speeds_of_its_models():
-    """One `gpu_tflops` for all models and stages, each of which has its own speed."""
+    """Check one `gpu_tflops` for all models and stages, which have their own speeds."""
     config, pairs = write_tables.published()
     rows = speeds()
     for row in rows:
@@ -94,35 +92,3 @@ def test_fill_in_wants_one_place_a_table():
     assert filled == text.replace("old", r"new \1")
     with pytest.raises(ValueError, match="0 places"):
         write_tables.fill_in(text, {"y": ""})
-
-
-def test_import_lines_are_those_that_run():
-    lines = cpu.import_lines(ROOT / "workflow/scripts/train_teacher.py")
-    assert "from prefdistill.training.trainer import choose_rows, train_rows" in lines
-    assert not [line for line in lines if "snakemake" in line]
-
-
-def test_share_of_the_start_in_a_demo(tmp_path):
-    jobs = {
-        "make_folds/make_folds.tsv": 0.5,
-        "train_teacher/llama.fold0.tsv": 10.0,
-        "predict_logits/gptq4.tsv": 8.0,
-        "calibrate_judge/gptq4.tsv": 2.0,
-    }
-    for name, seconds in jobs.items():
-        path = tmp_path / name
-        path.parent.mkdir(exist_ok=True)
-        path.write_text(f"s\tcpu_time\n99\t{seconds}\n")
-    costs = {"data": 1.0, "model": 3.0, "GPTQ": 6.0, "load tiny-llama": 0.5}
-    assert cpu.demo_share(tmp_path, costs) == [
-        ("data", "2", "3", "2", "67 %"),
-        ("model", "1", "10", "4", "35 %"),
-        ("GPTQ", "1", "8", "6", "75 %"),
-        ("all", "4", "21", "12", "55 %"),
-    ]
-
-
-def test_packing_table():
-    row = {"model": "m", "mode": "train", "useful_tokens_per_s": 10.0, "fill": 0.5}
-    table = cpu.packing_table([row, row | {"ratio_to_recipe": 1.5}])
-    assert table.splitlines()[-1] == "| m | train | 10 | 0.50 | 10 | 1.50 |"

@@ -6,6 +6,7 @@ from configurations import SCHEMA, configured, shipped
 from prefdistill.pipeline.ablations import ABLATIONS
 from prefdistill.pipeline.config_schema import validate_config
 from prefdistill.pipeline.students import Students
+from prefdistill.settings import ScalingSettings, read
 
 
 class Wildcards(dict):
@@ -71,6 +72,13 @@ def test_an_arms_inputs_follow_its_settings():
         "results/teacher/qwen/fold1/calibrated.npz"
     )
     assert not students(distillation={"teacher_gate": "off"}).gates(arm("distilled"))
+
+
+def test_the_scalings_of_arms_are_settings_of_the_teachers():
+    own = students()
+    for name in own.scalings:
+        settings = own.calibration(Wildcards(scaling=name))
+        assert read(ScalingSettings, settings).method == name.partition("_")[0]
 
 
 def test_predictions_are_listed_arm_by_arm_seed_by_seed_fold_by_fold():

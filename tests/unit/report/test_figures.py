@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
+from toy_scores import SCORES
 
-from prefdistill.errors import UserError
 from prefdistill.report.figures import (
     draw_confusion,
     draw_curves,
@@ -13,41 +13,7 @@ from prefdistill.report.figures import (
     save_figure,
     smooth,
 )
-from prefdistill.report.tables import (
-    markdown_table,
-    one_per_stage,
-    read_curve,
-    read_rows,
-    rows_on_test,
-    stage_order,
-)
-
-
-def score(stage, loss, model="x", fold=None, split="test", views="AB+BA"):
-    return {
-        "stage": stage, "model": model, "fold": fold, "split": split, "views": views,
-        "log_loss": loss, "log_loss_low": loss - 0.02, "log_loss_high": loss + 0.02,
-        "swap_agreement": None if stage == "prior" else 0.9,
-    }  # fmt: skip
-
-
-SCORES = [
-    score("final", 0.9),
-    score("bayes", 0.8),
-    score("teacher", 1.0, "llama", fold=0.0),
-    score("teacher", 0.96, "llama"),
-    score("teacher", 0.95, "mean"),
-    score("teacher", 0.97, "mean", split="dev"),
-    score("final", 0.9, split="test"),
-    score("prior", 1.1),
-]
-
-
-def test_test_rows_are_in_the_order_of_the_pipeline():
-    rows = rows_on_test(SCORES, ["merged"])
-    stages = [row["stage"] for row in rows]
-    assert stages == ["prior", "teacher", "teacher", "final", "final", "bayes"]
-    assert [row["log_loss"] for row in one_per_stage(rows)] == [1.1, 0.95, 0.9, 0.8]
+from prefdistill.report.markdown_tables import one_per_stage, rows_on_test, stage_order
 
 
 def test_stages_figure_shows_every_stage_and_bayes():
@@ -142,26 +108,3 @@ def test_a_figure_is_the_same_bytes_each_time(tmp_path, suffix):
     for path in paths:
         save_figure(draw_curves({"m/0": [(1, 1.0), (2, 0.5)]}), path)
     assert paths[0].read_bytes() == paths[1].read_bytes()
-
-
-def test_markdown_table_is_aligned():
-    text = markdown_table(["name", "loss"], [["a", 1.23456], ["long name", None]])
-    lines = text.splitlines()
-    assert len({len(line) for line in lines}) == 1
-    assert lines[1].endswith("-: |")
-    assert "| 1.2346 |" in lines[2]
-
-
-def test_a_column_of_one_digit_is_still_markdown():
-    assert markdown_table(["n"], [[1]]).splitlines()[1] == "| -: |"
-
-
-def test_reading_scores_and_curves(tmp_path):
-    path = tmp_path / "scores.csv"
-    path.write_text("stage,fold,log_loss\nprior,,1.5\n")
-    assert read_rows(path) == [{"stage": "prior", "fold": None, "log_loss": 1.5}]
-    path.write_text("")
-    with pytest.raises(UserError, match="not a whole CSV file"):
-        read_rows(path)
-    path.write_text('{"step": 1, "loss": 2.0}\n{"step": 2, "loss": null}\n')
-    assert read_curve(path) == [(1, 2.0)]

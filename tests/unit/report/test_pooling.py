@@ -1,4 +1,4 @@
-"""Runs that each test one part of the rows, pooled; the losses are known."""
+"""Pool runs that each test one part of the rows; the losses are known."""
 
 import numpy as np
 import pytest
@@ -13,27 +13,27 @@ from prefdistill.report.pooling import (
     pooled_steps,
     print_tables,
 )
-from prefdistill.report.score_table import (
+from prefdistill.report.predictions import (
     PREDICTIONS_SCHEMA,
-    over_folds,
+    Predictions,
     predictions_table,
-    read_predictions_table,
 )
-from prefdistill.report.stages import Predictions
+from prefdistill.report.score_table import over_folds
 from prefdistill.scores.metrics import Labels, log_loss, row_log_loss
 from prefdistill.scores.scaling import read_scaling
+from prefdistill.settings import EvaluationSettings
 from prefdistill.storage.logits import Logits, write_logits
 from prefdistill.storage.records import read_json
 from prefdistill.storage.tables import write_table
 
 N_ROWS, N_PARTS, N_FOLDS = 120, 3, 2
-SETTINGS = {"n_bootstrap": 200, "seed": 0}
+SETTINGS = EvaluationSettings(n_bootstrap=200, seed=0, n_bins=15, labels_only=False)
 LABEL = np.random.default_rng(0).integers(3, size=N_ROWS)
 IDS = np.array([f"train:{i}" for i in range(N_ROWS)])
 
 
 def probs_of(rows, noise, seed):
-    """Probabilities that lean to the label, the more the less noise there is."""
+    """Draw probabilities around the label; less noise means more certainty."""
     logits = np.random.default_rng(seed).normal(0, noise, (N_ROWS, 3))
     logits[np.arange(N_ROWS), LABEL] += 1
     probs = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
@@ -52,7 +52,7 @@ def steps_of(predictions, labels):
 
 
 def write_part(folder, part, noise=1.0, stages=("student", "merged")):
-    """A run that tests every third row; one dev row stands for the others."""
+    """Write a run that tests every third row and has one dev row."""
     test = np.arange(part, N_ROWS, N_PARTS)
     dev = np.setdiff1d(np.arange(N_ROWS), test)[:1]
     split = np.full(N_ROWS, "dev")
@@ -91,23 +91,6 @@ def parts(tmp_path):
     for part, folder in enumerate(folders):
         write_part(folder, part)
     return folders
-
-
-def test_the_table_gives_back_the_predictions(tmp_path):
-    wrote, labels = write_part(tmp_path, 0)
-    found, known = read_predictions_table(tmp_path / TABLE)
-    assert len(found) == len(wrote)
-    for one, other in zip(wrote, found, strict=True):
-        assert (one.stage, one.model, one.fold, one.split) == (
-            other.stage, other.model, other.fold, other.split,
-        )  # fmt: skip
-        assert one.ids.tolist() == other.ids.tolist()
-        assert list(one.probs) == list(other.probs)
-        for view, probs in one.probs.items():
-            assert np.array_equal(probs, other.probs[view])
-    own = labels.of(known.ids)
-    assert np.array_equal(own.label, known.label)
-    assert own.group.tolist() == known.group.tolist()
 
 
 def test_parts_together_score_every_row_once(parts):
@@ -175,7 +158,7 @@ def test_parts_of_different_configurations_are_refused(parts, tmp_path):
 
 
 def test_the_tables_are_printed_and_kept(parts, tmp_path, capsys):
-    print_tables(parts, parts, tmp_path / "out", n_bootstrap=100)
+    print_tables(parts, parts, tmp_path / "out", evaluation=SETTINGS)
     shown = capsys.readouterr().out
     assert f"| trees | final | test | {N_ROWS} |" in shown
     assert f"| final | merged | AB+BA | {N_ROWS} |" in shown
@@ -185,7 +168,7 @@ def test_the_tables_are_printed_and_kept(parts, tmp_path, capsys):
 
 def test_the_judge_is_scaled_by_the_rows_of_all_parts(parts, tmp_path, capsys):
     path = tmp_path / "calibration.json"
-    print_tables(parts, [], None, path, **SETTINGS)
+    print_tables(parts, [], None, path, SETTINGS)
     record = read_json(path)
     assert record["n_select"] == N_ROWS
     assert f"{path}: fitted on {N_ROWS} rows" in capsys.readouterr().out

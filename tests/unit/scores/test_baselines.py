@@ -20,7 +20,7 @@ def text(rng, n_words):
 
 
 def fold_table(n=400, seed=0):
-    """Pairs whose longer answer wins, ties where they are about as long."""
+    """Make pairs whose longer answer wins, or ties if they are about as long."""
     rng = np.random.default_rng(seed)
     columns = {field.name: [] for field in FOLD_SCHEMA}
     for i in range(n):

@@ -21,6 +21,7 @@ from prefdistill.scores.calibration import (
 )
 from prefdistill.scores.metrics import Labels, log_loss
 from prefdistill.scores.views import as_answers, symmetrise
+from prefdistill.settings import ScalingSettings
 from prefdistill.storage.digests import file_digest
 from prefdistill.storage.logits import Logits, read_logits, write_logits
 from prefdistill.storage.records import read_json
@@ -28,6 +29,7 @@ from prefdistill.storage.tables import FOLD_SCHEMA, write_table
 
 VIEWS = ["AB", "BA"]
 META = {"base": "x", "views": VIEWS}
+VECTOR = ScalingSettings(method="vector", tied=True)
 
 
 def draw(probs, rng):
@@ -35,14 +37,14 @@ def draw(probs, rng):
 
 
 def plain(n=20_000, a=(0.5, 0.5, 1.5), b=(-0.1, -0.1, 0.2), seed=0):
-    """One view of logits whose labels follow softmax(a * z + b)."""
+    """Draw one view of logits whose labels follow softmax(a * z + b)."""
     rng = np.random.default_rng(seed)
     logits = rng.normal(scale=2, size=(n, 1, 3))
     return logits, draw(softmax(np.array(a) * logits[:, 0] + np.array(b), axis=1), rng)
 
 
 def teacher(n=1200, sharpness=1.0, gain=1.0, seed=0):
-    """A swap-equivariant teacher with some noise of its own in each view."""
+    """Draw a swap-equivariant teacher with separate noise in each view."""
     rng = np.random.default_rng(seed)
     truth = gain * rng.normal(size=(n, 3))
     labels = draw(softmax(truth, axis=1), rng)
@@ -161,7 +163,7 @@ def test_cross_fit_does_not_see_its_own_group():
 
 def test_an_overconfident_teacher_is_repaired():
     scores, labels = teacher(sharpness=5)
-    fit, record = calibrate_teacher(scores, labels, method="vector", tied=True)
+    fit, record = calibrate_teacher(scores, labels, VECTOR)
     assert record["nll_difference"]["high"] < 0
     assert record["ece_after"] < record["ece_before"] / 3
     assert record["n_dev"] == 600
@@ -172,7 +174,7 @@ def test_an_overconfident_teacher_is_repaired():
 
 def test_a_calibrated_teacher_gets_no_worse():
     scores, labels = teacher(sharpness=1, seed=4)
-    _, record = calibrate_teacher(scores, labels, method="vector", tied=True)
+    _, record = calibrate_teacher(scores, labels, VECTOR)
     assert record["nll_difference"]["low"] < 0.005
     assert abs(record["nll_after"] - record["nll_before"]) < 0.01
 
@@ -181,7 +183,7 @@ def test_gate_stops_a_teacher_of_chance():
     scores, labels = teacher(seed=1)
     shuffled = np.random.default_rng(0).permutation(labels.label)
     chance = Labels(labels.ids, labels.split, shuffled, labels.group, labels.source)
-    _, record = calibrate_teacher(scores, chance, method="vector", tied=True)
+    _, record = calibrate_teacher(scores, chance, VECTOR)
     assert not record["gate"]["passed"]
     assert record["gate"]["low"] <= 0
 
@@ -199,7 +201,7 @@ def test_a_teacher_without_dev_rows_is_refused():
     scores, labels = teacher(40)
     train = scores.select(scores.split == "train")
     with pytest.raises(UserError, match="no dev row"):
-        calibrate_teacher(train, labels, method="vector", tied=True)
+        calibrate_teacher(train, labels, VECTOR)
 
 
 @pytest.mark.parametrize("views", [["AB", "BA"], ["BA"]])
@@ -263,7 +265,7 @@ def test_script(tmp_path, method):
         tmp_path / "fold0.parquet",
         tmp_path / "calibrated.npz",
         tmp_path / "calibration.json",
-        {"method": method, "tied": True},
+        ScalingSettings(method=method, tied=True),
     )
     record = read_json(tmp_path / "calibration.json")
     calibrated = read_logits(tmp_path / "calibrated.npz")

@@ -1,27 +1,18 @@
 from dataclasses import replace
 
 import numpy as np
-import pyarrow as pa
 import pytest
 from scipy.special import softmax
-from symmetrise import main as symmetrise_script
 
 from prefdistill.classes import swap_classes
 from prefdistill.errors import UserError
-from prefdistill.scores.baselines import BASELINES_SCHEMA
-from prefdistill.scores.calibration import Scaling
 from prefdistill.scores.views import (
-    PROBABILITY_COLUMNS,
-    RAW_COLUMNS,
     as_answers,
     average_logits,
-    columns_of,
     pool_opinions,
     symmetrise,
 )
-from prefdistill.storage.logits import Logits, write_logits
-from prefdistill.storage.records import write_json
-from prefdistill.storage.tables import read_table, write_table
+from prefdistill.storage.logits import Logits
 
 VIEWS = ["AB", "BA"]
 META = {"views": VIEWS}
@@ -90,36 +81,3 @@ def test_opinions_are_pooled_by_hand():
     sure = pool_opinions(np.array([[1.0, 0.0, 0.0]]), others, 0.3)
     assert np.isfinite(sure).all()
     assert sure.sum() == pytest.approx(1)
-
-
-def test_symmetrise_pools_with_the_trees_by_id(tmp_path):
-    ids = np.array(["a", "b", "c"])
-    rng = np.random.default_rng(0)
-    logits = rng.normal(size=(3, 2, 3)).astype(np.float32)
-    split = np.array(["select", "test", "unlabelled"])
-    write_logits(tmp_path / "logits.npz", Logits(ids, split, logits, META))
-    write_json(tmp_path / "c.json", Scaling("none", True))
-    trees = rng.dirichlet([1, 1, 1], 3)
-    rows = [("trees", -1, "test", i, *p) for i, p in zip(ids, trees, strict=True)][::-1]
-    rows += [
-        ("trees", 0, "dev", "a", 1.0, 0.0, 0.0),
-        ("prior", -1, "test", "a", *trees[1]),
-    ]
-    table = pa.Table.from_pylist(
-        [dict(zip(BASELINES_SCHEMA.names, row, strict=True)) for row in rows]
-    )
-    write_table(tmp_path / "baselines.parquet", table, BASELINES_SCHEMA)
-    output = tmp_path / "out.parquet"
-    files = {
-        "logits": tmp_path / "logits.npz", "calibration": tmp_path / "c.json",
-        "trees": tmp_path / "baselines.parquet", "symmetrised": output,
-    }  # fmt: skip
-    symmetrise_script(**files, trees_weight=0.25)
-    found = read_table(output)
-    own = symmetrise(logits, VIEWS)
-    pooled = pool_opinions(own, trees, 0.25)
-    assert columns_of(found, PROBABILITY_COLUMNS) == pytest.approx(pooled)
-    assert columns_of(found, RAW_COLUMNS) == pytest.approx(own)
-    write_table(tmp_path / "baselines.parquet", table.slice(1), BASELINES_SCHEMA)
-    with pytest.raises(UserError, match="the trees lack row id c"):
-        symmetrise_script(**files, trees_weight=0.25)

@@ -349,17 +349,23 @@ class DistillationSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CalibrationSettings:
-    """Scaling of the teachers' and the judges' logits (``calibration``)."""
+class ScalingSettings:
+    """How a teacher's logits are scaled (``calibration`` without ``judge``)."""
 
     method: str
     tied: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class CalibrationSettings(ScalingSettings):
+    """How the teachers' and the judges' logits are scaled (``calibration``)."""
+
     judge: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class AdvantageSettings:
-    """Weights of folds by their students' rewards (``ensemble.advantage``)."""
+    """How rewards become weights of the folds (``ensemble.advantage``)."""
 
     temperature: float
     baseline: str

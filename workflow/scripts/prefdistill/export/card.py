@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from prefdistill.export.release import EXAMPLE
-from prefdistill.report.tables import markdown_table, score_table
+from prefdistill.report.markdown_tables import markdown_table, score_table
 from prefdistill.version import __version__
 
 NULL_STAGES = ("prior", "length", "trees")
@@ -42,7 +42,7 @@ class CardFacts:
         student: Settings of the student's base model.
         teachers: Settings of each teacher's base model, by the teacher's name.
         settings: Content of ``judge.json``.
-        scores: Rows of ``scores.csv`` on test, see ``report.tables.rows_on_test``.
+        scores: Rows of ``scores.csv`` on test, see ``markdown_tables.rows_on_test``.
         calibration: Content of ``calibration.json``.
         imported: Content of ``import.json``.
         folds: Content of ``folds.json``.

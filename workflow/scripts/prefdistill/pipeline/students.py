@@ -164,8 +164,9 @@ class Students:
         ]
 
     def calibration(self, wildcards: Any) -> dict[str, Any]:
-        """Return the calibration settings of a scaling that arms need."""
-        return asdict(self.scalings[wildcards.scaling])
+        """Return how the teachers' logits are scaled under one name of ``scalings``."""
+        scaling = self.scalings[wildcards.scaling]
+        return {"method": scaling.method, "tied": scaling.tied}
 
     def predictions(self, arm: str, seed: int) -> list[str]:
         """List an arm's predictions with one seed, fold by fold."""

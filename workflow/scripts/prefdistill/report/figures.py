@@ -1,4 +1,4 @@
-"""The report's figures, drawn by matplotlib without a display."""
+"""Draw the report's figures with matplotlib, without a display."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,9 +14,10 @@ from prefdistill.classes import VERDICTS
 from prefdistill.scores.metrics import ece, reliability
 from prefdistill.storage.whole_files import atomic_path
 
-# Told apart by people who do not tell red from green, too (Okabe and Ito 2008).
+# Safe for red-green colour blindness (Okabe and Ito 2008).
 BLUE, ORANGE, GREY, BLACK = "#0072b2", "#d55e00", "#767676", "#1a1a1a"
-# Text stays text in SVG, and ids do not change from run to run.
+# Text stays text in SVG, so that it can be searched. A fixed salt keeps the ids, and
+# so the bytes, equal from run to run.
 STYLE = {
     "svg.fonttype": "none",
     "svg.hashsalt": "prefdistill",
@@ -33,7 +34,7 @@ STYLE = {
 
 
 def save_figure(figure: Figure, path: Path) -> None:
-    """Write a figure atomically; the same figure gives the same bytes."""
+    """Write a figure atomically; equal figures give equal bytes."""
     suffix = path.suffix.removeprefix(".")
     metadata = {"Date": None} if suffix == "svg" else {"Software": None}
     with atomic_path(path) as temporary, mpl.rc_context(STYLE):
@@ -50,23 +51,24 @@ def _words(name: str) -> str:
 
 
 def _name_rows(axes: Axes, names: Sequence[str]) -> None:
-    """Name places 0, 1, ... of the vertical axis, the first at the top."""
+    """Label positions 0, 1, ... of the vertical axis, the first at the top."""
     axes.set_yticks(range(len(names)), names)
     axes.set_ylim(len(names) - 0.5, -0.5)
 
 
 @mpl.rc_context(STYLE)
 def draw_stages(scores: Sequence[Mapping[str, Any]], stages: Sequence[str]) -> Figure:
-    """A waterfall of the log loss on test: a bar from each stage to the next.
+    """Draw the log loss on test by stage, and its change from stage to stage.
 
-    A dot is a stage's log loss with its interval; the bar beside it, and the number in
-    brackets, is what changed since the stage above, blue for a gain. The best possible
-    loss is a line, where it is known.
+    A dot is a stage's log loss with its interval. The bar beside it, and the number in
+    brackets, is the change since the stage above: blue is a gain. A dashed line marks
+    the best possible loss, if known.
 
     Args:
         scores: Rows of the score table: one per stage, with ``stage``, ``log_loss``,
             ``log_loss_low`` and ``log_loss_high`` (nats).
-        stages: The stages to draw, from the top down; those without a row are left out.
+        stages: The stages to draw, from the top down; a stage without a row is left
+            out.
     """
     rows = {row["stage"]: row for row in scores}
     shown = [rows[stage] for stage in stages if stage in rows and stage != "bayes"]
@@ -89,7 +91,7 @@ def draw_stages(scores: Sequence[Mapping[str, Any]], stages: Sequence[str]) -> F
     if "bayes" in rows:
         best = rows["bayes"]["log_loss"]
         axes.axvline(best, color=GREY, linestyle="--", linewidth=1)
-        axes.set_title(f"dashed: the best possible, {best:.3f}")
+        axes.set_title(f"dashed: the best possible log loss, {best:.3f}")
     _name_rows(axes, [_words(row["stage"]) for row in shown])
     axes.margins(x=0.16)
     axes.set_xlabel("log loss on test (nats; lower is better), with 95 % interval")
@@ -100,12 +102,12 @@ def draw_stages(scores: Sequence[Mapping[str, Any]], stages: Sequence[str]) -> F
 def draw_reliability(
     panels: Mapping[str, tuple[np.ndarray, np.ndarray, np.ndarray]], n_bins: int
 ) -> Figure:
-    """Accuracy against confidence before and after calibration, one panel a model.
+    """Draw accuracy against confidence before and after calibration, by model.
 
     Args:
         panels: For each title raw and calibrated probabilities, both ``(n, 3)``, and
             ``(n,)`` labels.
-        n_bins: Number of bins of confidence; empty ones are not drawn.
+        n_bins: Number of bins of confidence; empty bins are not drawn.
     """
     figure, all_axes = _axes(3.0 * len(panels), 3.2, len(panels))
     for axes, (title, (raw, calibrated, labels)) in zip(
@@ -128,6 +130,7 @@ def draw_reliability(
                 clip_on=False,
                 label=f"{name}, ECE {ece(probs, labels, n_bins):.3f}",
             )
+        # The largest of three probabilities is at least 1/3.
         axes.set(xlim=(0.3, 1), ylim=(0, 1), title=title, xlabel="confidence")
         axes.legend(frameon=False, loc="lower right")
     all_axes[0].set_ylabel("accuracy")
@@ -135,7 +138,7 @@ def draw_reliability(
 
 
 def smooth(values: np.ndarray, window: int) -> np.ndarray:
-    """Running mean over at most the last ``window`` values, as long as the input."""
+    """Average the last ``window`` values at each place, ``(n,)`` float64."""
     sums = np.cumsum(np.concatenate([[0.0], values]))
     end = np.arange(1, len(values) + 1)
     start = np.maximum(end - window, 0)
@@ -144,11 +147,11 @@ def smooth(values: np.ndarray, window: int) -> np.ndarray:
 
 @mpl.rc_context(STYLE)
 def draw_curves(curves: Mapping[str, Sequence[tuple[int, float]]]) -> Figure:
-    """Training loss against optimiser steps, one panel a model, one line a fold.
+    """Draw training loss against optimiser steps: a panel per model, a line per fold.
 
     Args:
-        curves: ``(step, loss)`` pairs by name, ``model/run``; smoothed over a tenth of
-            the run.
+        curves: ``(step, loss)`` pairs by name, ``model/run``. They are smoothed over a
+            tenth of the run.
     """
     models = list(dict.fromkeys(name.partition("/")[0] for name in curves))
     figure, all_axes = _axes(3.2 * len(models), 2.8, len(models))
@@ -169,13 +172,12 @@ def draw_curves(curves: Mapping[str, Sequence[tuple[int, float]]]) -> Figure:
 def draw_confusion(
     panels: Mapping[str, tuple[np.ndarray, np.ndarray, np.ndarray]],
 ) -> Figure:
-    """What the model says against what people said, one panel a model.
+    """Draw confusion matrices of human verdict and most probable class, by model.
 
-    A cell has its number of rows and its share of the row: of the pairs that people
-    gave to one class, how many the model gave to each.
+    A cell shows its number of pairs and their share of all pairs with that verdict.
 
     Args:
-        panels: As of ``draw_reliability``; the calibrated probabilities are used.
+        panels: As for ``draw_reliability``; the calibrated probabilities are used.
     """
     figure, all_axes = _axes(3.0 * len(panels), 3.4, len(panels))
     for axes, (title, (_, probs, labels)) in zip(all_axes, panels.items(), strict=True):
@@ -190,19 +192,19 @@ def draw_confusion(
                       color="white" if share > 0.55 else BLACK)  # fmt: skip
         axes.set_xticks(range(3), VERDICTS)
         axes.set_title(f"{title}, accuracy {np.trace(counts) / counts.sum():.3f}")
-        axes.set_xlabel("the model's most probable class")
+        axes.set_xlabel("most probable class of the model")
         _name_rows(axes, VERDICTS)
         axes.spines[:].set_visible(False)
-    all_axes[0].set_ylabel("people's verdict")
+    all_axes[0].set_ylabel("human verdict")
     return figure
 
 
 @mpl.rc_context(STYLE)
 def draw_swap(scores: Sequence[Mapping[str, Any]]) -> Figure:
-    """Share of test pairs with the same verdict in both orders, one bar a stage.
+    """Draw the share of test pairs with the same verdict in both orders, by stage.
 
     Args:
-        scores: Rows of the score table, one per stage; those without a
+        scores: Rows of the score table, one per stage; rows without a
             ``swap_agreement`` are left out.
     """
     shown = [row for row in scores if row["swap_agreement"] is not None]
@@ -222,14 +224,14 @@ def draw_swap(scores: Sequence[Mapping[str, Any]]) -> Figure:
 def draw_weights(
     record: Mapping[str, Any], sample_weights: Mapping[str, Mapping[str, float]]
 ) -> Figure:
-    """Weight of each fold's student in the ensemble, and of the rows that it saw.
+    """Draw the weight of each fold in the ensemble, and of the rows of each student.
 
     Args:
         record: Content of ``weights.json``: ``folds``, ``weights`` and ``method``, and
             for weights from advantages ``advantages`` (nats).
         sample_weights: For each student quantiles of its rows' weights, by share
-            ``"0.05"``, ``"0.25"``, ``"0.5"``, ``"0.75"``, ``"0.95"``; students whose
-            rows all count alike are left out, and with all of them the panel.
+            ``"0.05"``, ``"0.25"``, ``"0.5"``, ``"0.75"``, ``"0.95"``. Without students
+            the second panel is left out.
     """
     folds, weights = record["folds"], record["weights"]
     height = 1.3 + 0.35 * max(len(folds), len(sample_weights))
@@ -252,7 +254,7 @@ def draw_weights(
 
 
 def _draw_spread(axes: Axes, quantiles: Mapping[str, Mapping[str, float]]) -> None:
-    """A thin line over 90 % of the rows, a thick one over half, a dot at the median."""
+    """Draw a thin line over 90 % of the rows, a bar over half, a dot at the median."""
     for place, shares in enumerate(quantiles.values()):
         for low, high, width in (("0.05", "0.95", 1), ("0.25", "0.75", 6)):
             span = [shares[low], shares[high]]
@@ -262,20 +264,20 @@ def _draw_spread(axes: Axes, quantiles: Mapping[str, Mapping[str, float]]) -> No
     axes.set_title("line: 90 % of the rows, bar: half, dot: median")
     _name_rows(axes, list(quantiles))
     axes.margins(x=0.1)
-    axes.set_xlabel("weight of a row in training (mean 1)")
+    axes.set_xlabel("weight of a training row (mean 1)")
 
 
 @mpl.rc_context(STYLE)
 def draw_lengths(lengths: Mapping[str, np.ndarray], max_length: int) -> Figure:
-    """Tokens a row before the cut, one panel a split, with the longest allowed row.
+    """Draw histograms of the tokens per row before the cut, by split.
 
     Args:
-        lengths: For each split ``(n,)`` tokens of its rows before anything is cut.
-        max_length: ``text.max_length``.
+        lengths: For each split ``(n,)`` tokens of its rows before the cut.
+        max_length: ``text.max_length``, drawn as a line.
     """
     figure, all_axes = _axes(3.0 * len(lengths), 3.2, len(lengths))
     longest = max(int(values.max(initial=1)) for values in lengths.values())
-    # The longest hundredth would squeeze the rest of the rows into a few bars.
+    # The longest 1 % of the rows would squeeze all others into a few bars.
     end = max(1.1 * max_length, *(np.quantile(v, 0.99) for v in lengths.values()))
     bins = np.linspace(0, min(end, longest + 1), 41)
     for axes, (split, values) in zip(all_axes, lengths.items(), strict=True):
@@ -283,7 +285,7 @@ def draw_lengths(lengths: Mapping[str, np.ndarray], max_length: int) -> Figure:
         limit = axes.axvline(max_length, color=ORANGE, linestyle="--")
         cut = (values > max_length).mean()
         axes.set_title(f"{split}: {len(values):,} rows, {cut:.1%} cut")
-        axes.set_xlabel("tokens a row")
+        axes.set_xlabel("tokens per row")
     all_axes[0].set_ylabel("rows")
-    all_axes[0].legend([limit], [f"longest: {max_length:,}"], frameon=False)
+    all_axes[0].legend([limit], [f"max_length: {max_length:,}"], frameon=False)
     return figure

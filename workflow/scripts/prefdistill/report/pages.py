@@ -1,6 +1,6 @@
-"""The report's tables as HTML pages that need nothing beside them."""
+"""Write the report's tables as HTML pages that load no other file."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -8,6 +8,19 @@ from typing import Any
 import yaml
 from markdown_it import MarkdownIt
 
+from prefdistill.report.inputs import PageFiles
+from prefdistill.report.markdown_tables import (
+    calibration_table,
+    cleaning_table,
+    closed_gap,
+    gate_table,
+    markdown_table,
+    read_records,
+    read_rows,
+    rows_on_test,
+    score_table,
+    step_table,
+)
 from prefdistill.report.run_record import (
     RULE_COLUMNS,
     file_digests,
@@ -15,15 +28,7 @@ from prefdistill.report.run_record import (
     read_versions,
     rule_rows,
 )
-from prefdistill.report.tables import (
-    calibration_table,
-    cleaning_table,
-    closed_gap,
-    gate_table,
-    markdown_table,
-    score_table,
-    step_table,
-)
+from prefdistill.storage.records import read_json
 
 SHELL = """\
 <!doctype html>
@@ -48,38 +53,40 @@ code {{ overflow-wrap: anywhere; }}
 COLUMNS = """\
 How to read a row:
 
-- **log loss**: the mean of −log of the probability that the model gave to what people
-  said, in nats. Lower is better; guessing a third each gives 1.0986. It is what the
-  models are trained and compared by.
-- **95 % low, high**: the interval of the log loss over random draws of prompts. Two
-  stages whose intervals overlap may still differ: see the paired steps below.
-- **accuracy**: the share of rows whose most probable class is what people said.
-- **Brier**: the mean squared distance of the probabilities to the verdict, 0 to 2.
-- **ECE**: how far confidence and accuracy lie apart; 0 is perfectly calibrated.
-- **swap agr.**: the share of pairs with the same verdict when the answers change
-  places.
-- **views**: which orders of the answers were averaged, AB, BA or both.
+- **log loss**: the mean of −log p, where p is the probability that the model gave to
+  the human verdict, in nats. Lower is better. A third for each class gives 1.0986.
+  Models are trained on it and compared by it.
+- **95 % low, high**: the bootstrap interval of the log loss over prompts. Two stages
+  whose intervals overlap may still differ: see the paired differences below.
+- **accuracy**: the share of rows whose most probable class is the human verdict.
+- **Brier**: the mean squared distance from the probabilities to the verdict, 0 to 2.
+- **ECE**: expected calibration error, the mean distance between confidence and
+  accuracy; 0 is perfectly calibrated.
+- **swap agr.**: the share of pairs that get the same verdict in both orders of the
+  answers.
+- **views**: the orders of the answers whose probabilities were averaged: AB, BA or
+  both.
 """
 
 STAGES = {
-    "prior": "the shares of A, B and tie in the training rows, for every pair",
-    "length": "a model that sees nothing but the lengths of the answers",
-    "trees": "boosted trees on surface features; a language model has to beat these",
-    "teacher": "the large models, each fold's own",
-    "teacher_calibrated": "the same after their probabilities were set right on dev",
-    "student_labels_only": "small models trained on people's verdicts alone",
+    "prior": "baseline: the shares of A, B and tie in the training rows",
+    "length": "baseline: a model that sees only the lengths of the answers",
+    "trees": "baseline: boosted trees on surface features of the texts",
+    "teacher": "large models, one per fold",
+    "teacher_calibrated": "the same, calibrated on dev rows",
+    "student_labels_only": "small models trained on human verdicts alone, one per fold",
     "student": "small models trained on verdicts and the teachers' probabilities",
-    "adapters": "the students of all folds, their logits averaged",
-    "merged": "one model, the students' weight changes averaged into it",
-    "gptq8": "that model in 8 bits",
-    "gptq4": "that model in 4 bits",
-    "final": "what is predicted: the judge, calibrated, both orders averaged",
-    "bayes": "the simulated judge itself: nobody can do better",
+    "adapters": "the mean of the logits of all folds' students",
+    "merged": "one model: the base plus the mean of the students' weight changes",
+    "gptq8": "the merged model, quantised to 8 bits",
+    "gptq4": "the merged model, quantised to 4 bits",
+    "final": "the submission: a calibrated judge, both orders averaged",
+    "bayes": "the simulator's own probabilities: the best possible",
 }
 
 
 def html_page(title: str, markdown: str) -> str:
-    """A Markdown text with tables as a page with its own style and no links out."""
+    """Render Markdown as an HTML page with its own style and no link to other files."""
     body = MarkdownIt("commonmark").enable("table").render(f"# {title}\n\n{markdown}")
     return SHELL.format(title=escape(title), body=body)
 
@@ -87,7 +94,7 @@ def html_page(title: str, markdown: str) -> str:
 def scores_page(
     scores: Sequence[dict[str, Any]], steps: Sequence[dict[str, Any]]
 ) -> str:
-    """Every stage on test, what the columns and stages are, and the paired steps.
+    """Write the page of scores: every stage on test, and the paired differences.
 
     Args:
         scores: The test rows of the score table.
@@ -97,21 +104,20 @@ def scores_page(
     shown = {row["stage"]: None for row in scores}
     stages = [(name, STAGES[name]) for name in shown if name in STAGES]
     parts = [
-        f"{n_rows:,} test rows, which no model and no calibration has seen.",
+        f"{n_rows:,} test rows. No model and no calibration was fitted on them.",
         score_table(scores),
         *closed_gap(scores),
         COLUMNS,
         "## The stages",
         markdown_table(["stage", "what it is"], stages),
-        "A stage with `_calibrated` is the stage before with its probabilities set "
-        "right on rows of their own.",
-        "## What each step changes on test",
-        "The difference in log loss from one stage to the next on the same rows; "
-        "negative is a gain. Where the interval holds 0, the step may have changed "
-        "nothing.",
+        "`X_calibrated` is the stage X with its logits scaled by a fit on rows that X "
+        "was not trained on.",
+        "## Change in log loss from stage to stage on test",
+        "Differences on the same rows, in nats; negative is a gain. If the interval "
+        "holds 0, the step may have changed nothing.",
         step_table(steps, "test"),
         "## The same on dev",
-        "Each row by the model of the fold that did not train on it.",
+        "Each row is scored by the model of the fold that did not train on it.",
         step_table(steps, "dev"),
     ]
     return html_page("Scores", "\n\n".join(parts))
@@ -120,7 +126,7 @@ def scores_page(
 def data_page(
     cleaning: Mapping[str, Any], folds: Mapping[str, Any], lengths: Mapping[str, Any]
 ) -> str:
-    """What came in, what was dropped or repaired, the folds, and what was cut.
+    """Write the page of data: rows dropped or repaired, folds, and rows cut.
 
     Args:
         cleaning: Content of ``cleaning.json``.
@@ -128,24 +134,25 @@ def data_page(
         lengths: Content of ``lengths.json``.
     """
     repaired = list(cleaning["repaired"].items())
-    every = lengths["every"]
+    every = lengths["every"]  # a large fold is sampled
     rows = "the rows" if every == 1 else f"one in {every} rows"
     parts = [
         "## Cleaning",
-        "Rows by source. A row is dropped for the first reason that fits: `none_hot` "
-        "and `multi_hot` have no or several winners, `duplicate_contradictory` are "
-        "repeats with another verdict.",
+        "Rows by source. A row is dropped for the first reason that applies. "
+        "`none_hot` has no winner, `multi_hot` has several, `duplicate_contradictory` "
+        "repeats a pair with another verdict.",
         cleaning_table(cleaning),
-        "Repaired and kept, all sources together:",
-        markdown_table(["what", "rows"], repaired) if repaired else "nothing.",
+        "Rows that were repaired and kept, all sources together:",
+        markdown_table(["repair", "rows"], repaired) if repaired else "None.",
         "## Folds",
-        "Rows that share a prompt stay together. A fold's model trains on *train* and "
-        "is scored on *dev*; *select* and *test* are the same rows for every fold.",
+        "Rows that share a prompt are in the same split. A fold's model trains on "
+        "*train* and is scored on *dev*. *select* and *test* are the same rows for "
+        "every fold.",
         _fold_table(folds["folds"]),
         "## Lengths",
-        f"Tokens of {rows} of fold 0 by the student's tokenizer. Rows of more than "
-        f"{lengths['max_length']:,} tokens (`text.max_length`) are cut: both ends of a "
-        "long text stay, the longer answer is trimmed first.",
+        f"Tokens of {rows} of fold 0, counted by the student's tokenizer. Rows of more "
+        f"than {lengths['max_length']:,} tokens (`text.max_length`) are cut from the "
+        "middle of their longest texts.",
         _length_table(lengths["splits"]),
     ]
     return html_page("Data", "\n\n".join(parts))
@@ -188,7 +195,7 @@ def models_page(
     weights: Mapping[str, Any],
     teacher_gate: str,
 ) -> str:
-    """Gates, calibrations and fold weights.
+    """Write the page of models: gates, calibrations and fold weights.
 
     Args:
         teachers: ``calibration.json`` by teacher and fold.
@@ -199,15 +206,16 @@ def models_page(
     folds = zip(weights["folds"], map(float, weights["weights"]), strict=True)
     parts = [
         f"## Teachers (gate: {teacher_gate})",
-        "Information gain is how much better a teacher predicts the verdicts of dev "
-        "rows than the class shares do, in nats a row. One whose interval touches 0 "
-        "has nothing to teach.",
+        "Information gain is the log probability of the verdicts of dev rows minus "
+        "that under the class shares, in nats per row. A teacher passes the gate if "
+        "the whole interval is above 0.",
         gate_table(teachers),
         "## Calibrations",
-        "A calibration multiplies the logits by a and adds b. Its effect is measured "
-        "on rows that it was not fitted to: dev for teachers, select for judges.",
+        "A calibration multiplies the logits of each class by a scale a and adds a "
+        "shift b. Its effect is cross-fitted: each row is scaled by a fit on other "
+        "rows. Teachers use dev rows, judges use select rows.",
         calibration_table({**teachers, **exported}),
-        f"## Fold weights (method: {weights['method']})",
+        f"## Weights of the folds in the ensemble (method: {weights['method']})",
         markdown_table(["fold", "weight"], list(folds)),
     ]
     return html_page("Models", "\n\n".join(parts))
@@ -219,54 +227,69 @@ def run_page(
     digests: Mapping[str, str],
     config_text: str,
 ) -> str:
-    """Time by rule, versions, digests, and the configuration.
+    """Write the page of the run: time by rule, versions, digests, configuration.
 
     Args:
         times: Rows of ``RULE_COLUMNS``.
-        versions: By name.
+        versions: Version by package.
         digests: SHA-256 by path.
         config_text: The configuration with its defaults, as YAML.
     """
     digest_rows = [(name, f"`{value}`") for name, value in digests.items()]
     parts = [
         "## Time by rule",
-        "From the benchmark files of the jobs that have one here. A job that was "
-        "stopped and went on counts with its last part; GB is the largest job's "
-        "memory. GPU hours are hours times GPUs, for jobs whose model lay on a GPU.",
-        markdown_table(RULE_COLUMNS, times)
-        if times
-        else "No benchmark files were found.",
+        "From Snakemake's timing files, for the jobs that have one. A resumed job "
+        "counts only the time since it resumed. GPU hours are hours times GPUs, for "
+        "jobs whose model was on a GPU. GB is the peak memory of the largest job.",
+        markdown_table(RULE_COLUMNS, times) if times else "No timing files were found.",
         "## Versions",
-        markdown_table(["what", "version"], list(versions.items())),
+        markdown_table(["component", "version"], list(versions.items())),
         "## Fingerprints (SHA-256)",
-        "The same digests mean the same data, bases and weights, bit by bit.",
+        "Equal digests mean equal data, base models and weights, bit by bit.",
         markdown_table(["file", "digest"], digest_rows),
         "## Configuration",
-        "With every default written out.",
+        "All keys, with their defaults.",
         f"```yaml\n{config_text}```",
     ]
     return html_page("Run", "\n\n".join(parts))
 
 
-def record_page(
+def report_pages(
+    files: PageFiles,
+    judges: Sequence[str],
+    teachers: Sequence[str],
     config: Mapping[str, Any],
-    fingerprinted: Iterable[Path],
-    benchmarks: Path,
-    logs: Path,
-) -> str:
-    """Write the page of the run that lies here.
+    records: tuple[Path, Path],
+) -> dict[str, str]:
+    """Read the report's tables and the run's records; return four pages by name.
 
     Args:
+        files: The files of the pages.
+        judges: The name of each exported model.
+        teachers: The name of each teacher's fold.
         config: The configuration with its defaults.
-        fingerprinted: Files whose digests are shown.
-        benchmarks: Folder of the benchmark files.
-        logs: Folder of the jobs' logs.
+        records: Folders of Snakemake's timing files and of the jobs' logs.
     """
     gpus = {name: teacher["gpus"] for name, teacher in config["teachers"].items()}
     gpus["student"] = config["student"]["gpus"]
-    return run_page(
-        rule_rows(read_times(benchmarks, logs, gpus)),
-        read_versions(Path(__file__).parent),
-        file_digests(fingerprinted),
-        yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True),
-    )
+    scores = rows_on_test(read_rows(files.scores), judges)
+    return {
+        "scores": scores_page(scores, read_rows(files.steps)),
+        "data": data_page(
+            cleaning=read_json(files.cleaning),
+            folds=read_json(files.folds),
+            lengths=read_json(files.lengths),
+        ),
+        "models": models_page(
+            read_records(teachers, files.teacher_calibrations),
+            read_records(judges, files.judge_calibrations),
+            read_json(files.weights),
+            config["distillation"]["teacher_gate"],
+        ),
+        "run": run_page(
+            rule_rows(read_times(*records, gpus)),
+            read_versions(Path(__file__).parent),
+            file_digests(files.fingerprinted),
+            yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True),
+        ),
+    }

@@ -1,14 +1,12 @@
 """Pool runs that each test one part of the training rows: ``prefdistill pool``.
 
 With ``folds.test_part`` the m runs of a configuration test every training row once.
-Here their test predictions are laid end to end, and differences between stages are
-taken row by row, with intervals over prompt groups. Besides the pipeline's own steps,
-an average is compared with its members: the mean loss of single folds, or of single
-views, with the loss of their average.
+This module concatenates their test predictions and compares stages row by row. It also
+compares an average with its members: single folds or single views.
 """
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -16,18 +14,18 @@ from typing import Any
 import numpy as np
 
 from prefdistill.errors import UserError
+from prefdistill.report.predictions import Predictions, read_predictions_table
 from prefdistill.report.score_table import (
     MEAN_MODEL,
     SCORE_COLUMNS,
     STEP_COLUMNS,
     concatenate_folds,
-    read_predictions_table,
     score_rows,
     step_pairs,
 )
-from prefdistill.report.stages import Predictions
 from prefdistill.scores.calibration import calibrate_judge
 from prefdistill.scores.metrics import Labels, group_bootstrap, row_log_loss
+from prefdistill.settings import EvaluationSettings
 from prefdistill.storage.joining import find_rows
 from prefdistill.storage.logits import Logits, read_logits
 from prefdistill.storage.records import write_json
@@ -38,6 +36,10 @@ LOGITS = "results/predictions/{model}/logits.npz"
 ONE_FOLD, ONE_VIEW = "one fold of ", "one view of "
 SHOWN = [name for name in SCORE_COLUMNS if name not in ("fold", "split")]
 
+# The defaults of `evaluation`: pooling needs no configuration.
+EVALUATION = EvaluationSettings(n_bootstrap=1000, seed=0, n_bins=15, labels_only=False)
+
+# Row ids and the losses of these rows, in nats.
 Losses = tuple[np.ndarray, np.ndarray]
 
 
@@ -89,20 +91,20 @@ def pooled_scaling(
 ) -> dict[str, Any]:
     """Fit the final judge's vector scaling on the test rows of all parts.
 
-    These are as many as the training rows, where ``select`` is a tenth of them or less.
-    Another judge of the same settings, trained on all rows, may be scaled by it.
+    Together the parts test all training rows; ``select`` is a tenth of them or less. A
+    judge that is trained on all rows with the same settings can use this scaling.
 
     Args:
         folders: The runs' working folders.
-        predictions: Of ``pool_parts``.
-        labels: Of the same rows.
+        predictions: Predictions of ``pool_parts``.
+        labels: Labels of ``pool_parts``.
 
     Returns:
         A record for ``calibration.json``, with its cross-fitted effect.
 
     Raises:
-        UserError: If a run lacks the final model's logits, or that is no judge of its
-            own.
+        UserError: If a run lacks the final model's logits, or the final model has no
+            calibration of its own.
     """
     model = next(one.model for one in predictions if one.stage == "final")
     judge = [one for one in predictions if one.stage == f"{model}_calibrated"]
@@ -123,12 +125,15 @@ def pooled_scaling(
     return calibrate_judge(scores, labels, "vector", split="test")[1]
 
 
-def stage_losses(predictions: Sequence[Predictions], labels: Labels) -> dict:
+def stage_losses(
+    predictions: Sequence[Predictions], labels: Labels
+) -> dict[str, Losses]:
     """Compute row-wise log losses of every stage, by its name in the table.
 
     Returns:
-        Name to ``(ids, losses)``: a stage's own (with several teachers, their mean's),
-        ``one fold of`` it (mean over its folds), ``one view of`` it (mean over views).
+        Name to ``(ids, losses)``. Several teachers are represented by their mean. The
+        names ``one fold of X`` and ``one view of X`` hold the mean loss of the single
+        folds or views of stage X.
     """
     whole: dict[str, Predictions] = {}
     folds: dict[tuple[str, str], list[Predictions]] = {}
@@ -173,7 +178,7 @@ def pooled_pairs(predictions: Sequence[Predictions]) -> list[tuple[str, str]]:
 
 
 def _compare(
-    before: Losses, after: Losses, labels: Labels, evaluation: dict[str, int]
+    before: Losses, after: Losses, labels: Labels, evaluation: EvaluationSettings
 ) -> tuple[int, float, float, float]:
     """Compare common rows: their number, mean difference of losses, its interval."""
     ids = before[0][np.isin(before[0], after[0])]
@@ -181,19 +186,27 @@ def _compare(
     for own, losses in (before, after):
         values.append(losses[find_rows(own, ids)])
     groups = labels.of(ids).group
-    span = group_bootstrap(values[1] - values[0], groups, **evaluation)
+    span = group_bootstrap(
+        values[1] - values[0],
+        groups,
+        n_bootstrap=evaluation.n_bootstrap,
+        seed=evaluation.seed,
+    )
     return len(ids), span.mean, span.low, span.high
 
 
 def pooled_steps(
-    predictions: Sequence[Predictions], labels: Labels, evaluation: dict[str, int]
+    predictions: Sequence[Predictions], labels: Labels, evaluation: EvaluationSettings
 ) -> list[dict[str, Any]]:
     """Make a step table on the pooled test rows; a negative difference is a gain.
 
     Args:
-        predictions: Of ``pool_parts``.
-        labels: Of the same rows.
-        evaluation: ``n_bootstrap`` and ``seed``.
+        predictions: Predictions of ``pool_parts``.
+        labels: Labels of ``pool_parts``.
+        evaluation: Bootstrap draws and their seed.
+
+    Returns:
+        Rows with the keys ``STEP_COLUMNS``; losses in nats.
     """
     losses = stage_losses(predictions, labels)
     table = []
@@ -209,8 +222,7 @@ def compare_runs(
     before: Sequence[Predictions],
     after: Sequence[Predictions],
     labels: Labels,
-    evaluation: dict[str, int],
-    wanted: Callable[[str], bool] = lambda name: not name.startswith("one "),
+    evaluation: EvaluationSettings,
 ) -> list[dict[str, Any]]:
     """Compare with another configuration, stage by stage, on the same test rows.
 
@@ -218,16 +230,18 @@ def compare_runs(
         before: Predictions of one configuration, pooled.
         after: Those of another.
         labels: Labels of all rows.
-        evaluation: ``n_bootstrap`` and ``seed``.
-        wanted: Which stages.
+        evaluation: Bootstrap draws and their seed.
+
+    Returns:
+        Rows with the keys ``STEP_COLUMNS``; losses in nats.
 
     Raises:
         UserError: If the two share no row.
     """
     first, second = stage_losses(before, labels), stage_losses(after, labels)
     table = []
-    for stage in filter(wanted, first):
-        if stage in second:
+    for stage in first:
+        if stage in second and not stage.startswith((ONE_FOLD, ONE_VIEW)):
             if not np.isin(first[stage][0], second[stage][0]).any():
                 raise UserError("the two groups of runs test no row in common")
             values = _compare(first[stage], second[stage], labels, evaluation)
@@ -237,7 +251,7 @@ def compare_runs(
 
 
 def markdown(rows: list[dict], columns: list[str]) -> str:
-    """Write a Markdown table with four decimals and empty cells for None."""
+    """Write a Markdown table without padding, four decimals and empty for None."""
 
     def cell(value: object) -> str:
         if isinstance(value, float):
@@ -254,10 +268,7 @@ def print_tables(
     other: list[Path],
     out: Path | None,
     scaling: Path | None = None,
-    *,
-    n_bootstrap: int = 1000,
-    seed: int = 0,
-    n_bins: int = 15,
+    evaluation: EvaluationSettings = EVALUATION,
 ) -> None:
     """Print the pooled tables, and write what is asked for.
 
@@ -266,26 +277,23 @@ def print_tables(
         other: Those of another configuration on the same rows; may be empty.
         out: Folder for the tables as CSV files.
         scaling: File for a scaling of the final judge, fitted on all pooled rows.
-        n_bootstrap: Resamples behind an interval.
-        seed: Of the resamples.
-        n_bins: Of the calibration error.
+        evaluation: Bootstrap draws, their seed, bins of confidence.
 
     Raises:
         UserError: As ``pool_parts``, ``compare_runs`` and ``pooled_scaling``.
     """
-    settings = {"n_bootstrap": n_bootstrap, "seed": seed}
     predictions, labels = pool_parts(parts)
     whole = [one for one in predictions if one.fold is None]
-    scores = score_rows(whole, labels, n_bins=n_bins, **settings)
+    scores = score_rows(whole, labels, evaluation)
     tables = {"scores": (scores, SCORE_COLUMNS)}
-    tables["steps"] = pooled_steps(predictions, labels, settings), STEP_COLUMNS
+    tables["steps"] = pooled_steps(predictions, labels, evaluation), STEP_COLUMNS
     if other:
-        compared = compare_runs(pool_parts(other)[0], predictions, labels, settings)
+        compared = compare_runs(pool_parts(other)[0], predictions, labels, evaluation)
         tables["other"] = compared, STEP_COLUMNS
     for name, (rows, columns) in tables.items():
         if out is not None:
             write_csv(out / f"{name}.csv", rows, columns)
-        if name == "scores":
+        if name == "scores":  # the terminal shows only each stage's averaged views
             averaged = {one.stage: "+".join(one.probs) for one in whole}
             rows = [row for row in rows if row["views"] == averaged[row["stage"]]]
             columns = SHOWN

@@ -1,7 +1,7 @@
-"""What a run was: time and GPU-hours by rule, versions, and digests of its files.
+"""Record a run: time and GPU hours by rule, versions, and digests of its files.
 
-Times are Snakemake's benchmark files. They are records and no rule's input, so nothing
-reruns where they are deleted; the report then shows less.
+Times come from Snakemake's timing files. No rule reads them as input, so a deleted file
+makes no job run again; the report then shows less.
 """
 
 import csv
@@ -21,21 +21,21 @@ PACKAGES = (
     "safetensors", "tokenizers", "numpy", "scipy", "scikit-learn", "pyarrow",
     "snakemake", "snakemake-executor-plugin-slurm",
 )  # fmt: skip
-# What a job's log says once its model lies on a GPU (models.py).
+# A job's log has this line once its model is on a GPU (models/loading.py).
 ON_GPU = re.compile(r"computing in \S+ on cuda")
 RULE_COLUMNS = ("rule", "jobs", "hours", "longest job", "CPU hours", "GPU hours", "GB")
 
 
 @dataclass(frozen=True)
 class JobTime:
-    """A finished job as its benchmark file has it.
+    """The time and memory of a finished job, from its timing file.
 
     Attributes:
         rule: Its rule.
-        hours: By the clock, of its last run.
-        cpu_hours: Of all its processes.
-        gpu_hours: Hours times GPUs; 0 on the CPU.
-        peak_gb: Largest resident memory.
+        hours: Wall-clock hours of its last run.
+        cpu_hours: CPU hours of all its processes.
+        gpu_hours: Wall-clock hours times GPUs; 0 on the CPU.
+        peak_gb: Peak resident memory in GB.
     """
 
     rule: str
@@ -46,13 +46,13 @@ class JobTime:
 
 
 def read_times(benchmarks: Path, logs: Path, gpus: Mapping[str, int]) -> list[JobTime]:
-    """The benchmark files of all rules, sorted by path.
+    """Read the timing files of all rules, sorted by path.
 
     Args:
         benchmarks: Folder of ``{rule}/{job}.tsv``.
         logs: Folder of ``{rule}/{job}.log``, which say whether a GPU was used.
-        gpus: GPUs of a job by the model that its name begins with; other jobs with a
-            model are the student's.
+        gpus: Number of GPUs by model. A job's name begins with its teacher; a job with
+            another name is the student's.
     """
     times = []
     for path in sorted(benchmarks.glob("*/*.tsv")):
@@ -61,6 +61,7 @@ def read_times(benchmarks: Path, logs: Path, gpus: Mapping[str, int]) -> list[Jo
         if not rows:
             continue
         rule, row = path.parent.name, rows[-1]
+        # The timing file does not say whether a GPU was used, so ask the log.
         log = logs / rule / f"{path.stem}.log"
         used = log.exists() and ON_GPU.search(log.read_text("utf-8", "replace"))
         n_gpus = gpus.get(path.stem.partition(".")[0], gpus["student"]) if used else 0
@@ -78,7 +79,7 @@ def read_times(benchmarks: Path, logs: Path, gpus: Mapping[str, int]) -> list[Jo
 
 
 def _number(cell: str) -> float:
-    """A cell of a benchmark file; 0 for what was too short to measure (NA or -)."""
+    """Parse a cell of a timing file; NA or -, too short to measure, is 0."""
     try:
         return float(cell)
     except ValueError:
@@ -86,7 +87,7 @@ def _number(cell: str) -> float:
 
 
 def rule_rows(times: Iterable[JobTime]) -> list[tuple[Any, ...]]:
-    """Rows of ``RULE_COLUMNS``, the longest rule first, and their sum."""
+    """Sum the jobs by rule, the longest rule first, and in all: ``RULE_COLUMNS``."""
     by_rule: dict[str, list[JobTime]] = {}
     for time in times:
         by_rule.setdefault(time.rule, []).append(time)
@@ -109,10 +110,10 @@ def _sum(name: str, jobs: list[JobTime]) -> tuple[Any, ...]:
 
 
 def read_versions(sources: Path) -> dict[str, str]:
-    """Versions of Python, the packages that compute, the system, and the sources.
+    """Look up the versions of sources, Python, computing packages, and system.
 
     Args:
-        sources: A folder of the workflow's check-out.
+        sources: A folder of the workflow's checkout.
     """
     found = {"sources": _commit(sources), "Python": platform.python_version()}
     for name in PACKAGES:
@@ -124,7 +125,7 @@ def read_versions(sources: Path) -> dict[str, str]:
 
 
 def _commit(folder: Path) -> str:
-    """The commit of a check-out, and whether files differ from it."""
+    """Describe the commit of a checkout, and whether files differ from it."""
     command = [
         "git",
         "-C",
@@ -142,5 +143,5 @@ def _commit(folder: Path) -> str:
 
 
 def file_digests(paths: Iterable[Path]) -> dict[str, str]:
-    """SHA-256 of each file, by its path."""
+    """Compute the SHA-256 of each file, by its path."""
     return {str(path): file_digest(path) for path in paths}

@@ -1,15 +1,13 @@
-"""The score table of every stage, and paired differences between stages."""
+"""Compute the score table of every stage, and paired differences between stages."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
-from prefdistill.report.stages import Predictions
+from prefdistill.report.predictions import Predictions
 from prefdistill.scores.metrics import (
     Labels,
     accuracy,
@@ -19,9 +17,8 @@ from prefdistill.scores.metrics import (
     log_loss,
     row_log_loss,
 )
-from prefdistill.scores.views import PROBABILITY_COLUMNS, columns_of
+from prefdistill.settings import EvaluationSettings
 from prefdistill.storage.joining import find_rows
-from prefdistill.storage.tables import read_table
 
 MEAN_MODEL = "mean"
 SCORE_COLUMNS = (
@@ -40,20 +37,10 @@ SCORE_COLUMNS = (
     "swap_agreement",
 )
 STEP_COLUMNS = ("from", "to", "split", "n", "difference", "low", "high")
-PREDICTIONS_SCHEMA = pa.schema(
-    [
-        *[pa.field(name, pa.string()) for name in ("stage", "model")],
-        pa.field("fold", pa.int32()),  # null for a model of no fold
-        *[pa.field(name, pa.string()) for name in ("split", "views", "id")],
-        *[pa.field(name, pa.float64()) for name in PROBABILITY_COLUMNS],
-        pa.field("label", pa.int8()),  # 0 A, 1 B, 2 tie
-        *[pa.field(name, pa.string()) for name in ("group", "source")],
-    ]
-)
 
 
 def concatenate_folds(parts: Sequence[Predictions]) -> Predictions:
-    """Rows of several folds side by side, each scored by its own fold's model."""
+    """Concatenate the rows of several folds, each scored by its own fold's model."""
     views = parts[0].probs
     return replace(
         parts[0],
@@ -64,7 +51,7 @@ def concatenate_folds(parts: Sequence[Predictions]) -> Predictions:
 
 
 def mean_of_models(parts: Sequence[Predictions]) -> Predictions:
-    """Mean probabilities of several models on the rows that all of them scored."""
+    """Average the probabilities of several models on the rows that all scored."""
     ids = parts[0].ids
     for part in parts[1:]:
         ids = ids[np.isin(ids, part.ids)]
@@ -79,7 +66,7 @@ def mean_of_models(parts: Sequence[Predictions]) -> Predictions:
 
 
 def over_folds(predictions: Iterable[Predictions]) -> list[Predictions]:
-    """What each fold-wise model does over all folds: dev rows pooled, others averaged.
+    """Combine each model's folds: concatenate dev rows, average the others.
 
     Where a stage has several models (teachers), the mean of their probabilities
     follows as the model ``mean``.
@@ -90,6 +77,7 @@ def over_folds(predictions: Iterable[Predictions]) -> list[Predictions]:
             by_key.setdefault((one.stage, one.split, one.model), []).append(one)
     found, models = [], {}
     for (stage, split, _), parts in by_key.items():
+        # Each dev row belongs to one fold; the other rows are scored by every fold.
         whole = concatenate_folds(parts) if split == "dev" else mean_of_models(parts)
         found.append(whole)
         models.setdefault((stage, split), []).append(whole)
@@ -102,19 +90,28 @@ def over_folds(predictions: Iterable[Predictions]) -> list[Predictions]:
 def score_rows(
     predictions: Sequence[Predictions],
     labels: Labels,
-    *,
-    n_bootstrap: int,
-    seed: int,
-    n_bins: int,
+    evaluation: EvaluationSettings,
 ) -> list[dict[str, Any]]:
-    """Rows of ``scores.csv``: one per prediction and view, and the views' average."""
+    """Score each prediction by view and averaged over views: rows of ``scores.csv``.
+
+    Args:
+        predictions: What to score.
+        labels: Labels that cover their rows.
+        evaluation: Bootstrap draws, their seed, bins of confidence.
+
+    Returns:
+        Rows with the keys ``SCORE_COLUMNS``; losses in nats.
+    """
     table = []
     for one in predictions:
         known = labels.of(one.ids)
         for views, probs, agreement in one.by_views():
             losses = row_log_loss(probs, known.label)
             span = group_bootstrap(
-                losses, known.group, n_bootstrap=n_bootstrap, seed=seed
+                losses,
+                known.group,
+                n_bootstrap=evaluation.n_bootstrap,
+                seed=evaluation.seed,
             )
             values = (
                 one.stage,
@@ -128,7 +125,7 @@ def score_rows(
                 span.high,
                 accuracy(probs, known.label),
                 brier(probs, known.label),
-                ece(probs, known.label, n_bins),
+                ece(probs, known.label, evaluation.n_bins),
                 agreement,
             )
             table.append(dict(zip(SCORE_COLUMNS, values, strict=True)))
@@ -138,12 +135,15 @@ def score_rows(
 def step_pairs(
     judges: Sequence[str], final_model: str, *, is_pooled: bool = False
 ) -> list[tuple[str, str]]:
-    """Which stages are compared, in the order of the pipeline.
+    """List the stages to compare, in the order of the pipeline.
 
     Args:
-        judges: Exported models.
-        final_model: The one behind ``final``, or fold adapters.
+        judges: Names of the exported models.
+        final_model: The model behind ``final``: one of these, or fold adapters.
         is_pooled: Whether ``final`` pools its judge with the trees.
+
+    Returns:
+        Pairs of stages, before and after.
     """
     chain = ["prior", "length", "trees", "teacher", "teacher_calibrated"]
     chain += ["student", "adapters", *judges]
@@ -160,14 +160,22 @@ def paired_steps(
     predictions: Sequence[Predictions],
     labels: Labels,
     pairs: Sequence[tuple[str, str]],
-    *,
-    n_bootstrap: int,
-    seed: int,
+    evaluation: EvaluationSettings,
 ) -> list[dict[str, Any]]:
-    """Rows of ``steps.csv``: log loss of ``to`` minus ``from`` on their common rows.
+    """Compare pairs of stages on their common rows of dev and test.
 
-    A stage stands for all its folds together and, with several teachers, for their
-    mean; a negative difference is a gain.
+    A stage stands for all its folds together. Several teachers are represented by
+    their mean.
+
+    Args:
+        predictions: Those of all stages; pairs without both stages are left out.
+        labels: Labels that cover their rows.
+        pairs: Stages before and after.
+        evaluation: Bootstrap draws and their seed.
+
+    Returns:
+        Rows of ``steps.csv`` with the keys ``STEP_COLUMNS``: log loss after minus
+        before, in nats. A negative difference is a gain.
     """
     whole: dict[tuple[str, str], Predictions] = {}
     for one in predictions:
@@ -190,64 +198,9 @@ def paired_steps(
             span = group_bootstrap(
                 losses[1] - losses[0],
                 known.group,
-                n_bootstrap=n_bootstrap,
-                seed=seed,
+                n_bootstrap=evaluation.n_bootstrap,
+                seed=evaluation.seed,
             )
             values = (start, end, split, len(ids), span.mean, span.low, span.high)
             table.append(dict(zip(STEP_COLUMNS, values, strict=True)))
     return table
-
-
-def predictions_table(predictions: Sequence[Predictions], labels: Labels) -> pa.Table:
-    """What was scored, one row for each prediction, view and pair."""
-    parts = []
-    for one in predictions:
-        known, n_rows = labels.of(one.ids), len(one.ids)
-        for view, probs in one.probs.items():
-            columns = [[one.stage] * n_rows, [one.model] * n_rows, [one.fold] * n_rows]
-            columns += [[one.split] * n_rows, [view] * n_rows, one.ids.tolist()]
-            columns += [*probs.T, known.label, known.group.tolist()]
-            columns.append(known.source.tolist())
-            arrays = [
-                pa.array(column, field.type)
-                for column, field in zip(columns, PREDICTIONS_SCHEMA, strict=True)
-            ]
-            parts.append(pa.Table.from_arrays(arrays, schema=PREDICTIONS_SCHEMA))
-    return pa.concat_tables(parts)
-
-
-def read_predictions_table(path: Path) -> tuple[list[Predictions], Labels]:
-    """What ``predictions_table`` wrote; the labels' split is that of a first mention.
-
-    Raises:
-        UserError: If the file is not such a table.
-    """
-    table = read_table(path, PREDICTIONS_SCHEMA)
-    names = ("stage", "model", "split", "views", "id", "group", "source")
-    columns = {name: np.array(table.column(name).to_pylist()) for name in names}
-    folds = table.column("fold").fill_null(-1).to_numpy()
-    label = table.column("label").to_numpy().astype(np.int64)
-    probs = columns_of(table, PROBABILITY_COLUMNS)
-    _, first = np.unique(columns["id"], return_index=True)
-    labels = Labels(
-        columns["id"], columns["split"], label, columns["group"], columns["source"]
-    ).rows(np.sort(first))
-
-    found: dict[tuple, Predictions] = {}
-    keys = list(
-        zip(*(columns[name] for name in names[:2]), folds,
-            columns["split"], columns["views"], strict=True)
-    )  # fmt: skip
-    starts = [0, *[i for i in range(1, len(keys)) if keys[i] != keys[i - 1]], len(keys)]
-    for start, end in pairwise(starts):
-        stage, model, fold, split, view = keys[start]
-        rows = slice(start, end)
-        number = None if fold < 0 else int(fold)
-        one = found.setdefault(
-            (stage, model, fold, split),
-            Predictions(
-                str(stage), str(model), number, str(split), columns["id"][rows], {}
-            ),
-        )
-        one.probs[str(view)] = probs[rows]
-    return list(found.values()), labels

@@ -1,8 +1,7 @@
-"""What can be predicted without a language model: class prior, length, surface trees.
+"""Fit and score baselines without a language model: class prior, length, trees.
 
-All are trained on both orders of every pair and scored as the mean of both orders, so
-that none can use the position of an answer. A model that does not beat the trees has
-not yet earned its cost.
+Each is trained on both orders of every pair and scored as the mean of both orders, so
+it cannot use the position of an answer.
 """
 
 import re
@@ -17,7 +16,13 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from prefdistill.classes import swap_classes, swap_labels
-from prefdistill.scores.metrics import Labels, class_prior, null_rows
+from prefdistill.scores.metrics import (
+    Labels,
+    class_prior,
+    labels_of,
+    null_rows,
+    with_unlabelled,
+)
 from prefdistill.scores.views import PROBABILITY_COLUMNS
 
 STAGES = ("prior", "length", "trees")
@@ -36,12 +41,12 @@ _SENTENCE_END = re.compile(r"[.!?](?:\s|$)")
 
 
 def join_turns(turns: Sequence[str | None] | None) -> str:
-    """One text of a prompt's or an answer's turns; nulls count as empty."""
+    """Join the turns of a prompt or an answer to one text; nulls count as empty."""
     return "\n".join(turn or "" for turn in turns or [])
 
 
 def answer_features(text: str, prompt_words: frozenset[str]) -> list[float]:
-    """Surface features of one answer: size, layout, characters, words, overlap."""
+    """Compute features of one answer: size, layout, characters, words, overlap."""
     words = _WORD.findall(text.lower())
     distinct = set(words)
     n_chars, n_words = max(len(text), 1), max(len(words), 1)
@@ -86,30 +91,31 @@ class Features:
     same: np.ndarray
 
     def rows(self, rows: np.ndarray) -> "Features":
-        """The rows of a boolean mask or an index array."""
+        """Select the rows of a boolean mask or an index array."""
         return Features(
             self.prompt[rows], self.first[rows], self.second[rows], self.same[rows]
         )
 
     def swapped(self) -> "Features":
-        """The same pairs in the other order."""
+        """Return the same pairs in the other order."""
         return Features(self.prompt, self.second, self.first, self.same)
 
     def all_columns(self) -> np.ndarray:
-        """What the trees see."""
+        """Concatenate the inputs of the trees, ``(n, n_columns)`` float64."""
         difference = self.first - self.second
         return np.hstack([self.prompt, self.first, self.second, difference, self.same])
 
     def length_columns(self) -> np.ndarray:
-        """What the length model sees: log ratio of characters, its size, the sum."""
+        """Compute the inputs of the length model, ``(n, 4)`` float64."""
         first, second = self.first[:, :1], self.second[:, :1]
         ratio = first - second
+        # A linear model of log lengths cannot treat an empty answer as a special case.
         empty = (first == 0).astype(float) - (second == 0).astype(float)
         return np.hstack([ratio, np.abs(ratio), first + second, empty])
 
 
 def pair_features(table: pa.Table) -> Features:
-    """Surface features of a table with ``prompt``, ``response_a``, ``response_b``."""
+    """Compute features of the pairs in ``prompt``, ``response_a``, ``response_b``."""
     prompts, first, second, same = [], [], [], []
     for batch in table.select(["prompt", "response_a", "response_b"]).to_batches(512):
         for row in batch.to_pylist():
@@ -139,7 +145,7 @@ def _length_model() -> Pipeline:
 
 
 def _tree_model(seed: int) -> HistGradientBoostingClassifier:
-    # Fixed rounds: early stopping would hold out rows that share prompts with the rest.
+    # No early stopping: it would hold out rows that share prompts with the others.
     return HistGradientBoostingClassifier(
         max_iter=80,
         learning_rate=0.06,
@@ -158,7 +164,7 @@ def _fit_predict(
     labels: np.ndarray,
     scored: Features,
 ) -> np.ndarray:
-    """Train on both orders, return ``(n, 3)`` probabilities averaged over both."""
+    """Train on both orders; return ``(n, 3)`` probabilities averaged over both."""
 
     def view(features: Features) -> np.ndarray:
         return getattr(features, columns)()
@@ -191,7 +197,8 @@ def fit_baselines(
         seed: Seed of the trees.
 
     Returns:
-        For each stage ``(n_scored, 3)`` probabilities of (A, B, tie).
+        For each stage ``(n_scored, 3)`` float64 probabilities of (A, B, tie). If
+        nothing is scored, or training has a single class, all are the prior.
     """
     split = np.where(train, "train", labels.split)
     marked = Labels(labels.ids, split, labels.label, labels.group, labels.source)
@@ -207,7 +214,7 @@ def fit_baselines(
 
 
 def baseline_table(fold: int, scored: Labels, probs: dict[str, np.ndarray]) -> pa.Table:
-    """Predictions of one fit as rows of ``baselines.parquet``; fold -1 means none."""
+    """Build the rows of ``baselines.parquet`` of one fit; fold -1 means no fold."""
     parts = []
     for stage, values in probs.items():
         n_rows = len(scored.ids)
@@ -219,3 +226,37 @@ def baseline_table(fold: int, scored: Labels, probs: dict[str, np.ndarray]) -> p
         ]
         parts.append(pa.Table.from_arrays(arrays, schema=BASELINES_SCHEMA))
     return pa.concat_tables(parts)
+
+
+def score_fold(
+    fold: int, table: pa.Table, unlabelled: pa.Table | None, seed: int
+) -> pa.Table:
+    """Fit on a fold's train side and score its dev rows; with fold 0, select and test.
+
+    Args:
+        fold: Number of the fold.
+        table: Its fold file.
+        unlabelled: Pairs to predict, scored with select and test; or None.
+        seed: Seed of the trees.
+
+    Returns:
+        Rows of ``baselines.parquet``.
+    """
+    labels = labels_of(table)
+    used = null_rows(labels) | (labels.split != "train")
+    table, labels = table.filter(pa.array(used)), labels.rows(used)
+    if fold == 0 and unlabelled is not None:
+        table = pa.concat_tables([table, unlabelled])
+        labels = with_unlabelled(labels, unlabelled)
+    features = pair_features(table)
+    parts = [(fold, labels.split == "train", labels.split == "dev")]
+    if fold == 0:
+        # Every fold file holds the rows of select and test, so they are scored once, by
+        # a fit on all other rows.
+        held_out = ~np.isin(labels.split, ["train", "dev"])
+        parts.append((-1, ~held_out, held_out))
+    tables = []
+    for number, train, scored in parts:
+        probs = fit_baselines(features, labels, train, scored, seed)
+        tables.append(baseline_table(number, labels.rows(scored), probs))
+    return pa.concat_tables(tables)

@@ -1,8 +1,8 @@
-"""Vector scaling of logits, its honest effect, and a teacher's information gain.
+"""Fit scalings of logits, and measure their cross-fitted effect.
 
 Vector scaling (Guo et al. 2017, "On calibration of modern neural networks") maps
-logits z to a * z + b with one scale and one shift per class, fitted by log loss on
-rows that the model was not trained on.
+logits z to a * z + b with one scale and one shift per class. It is fitted by log loss
+on rows that the model was not trained on.
 """
 
 import hashlib
@@ -27,19 +27,20 @@ from prefdistill.scores.metrics import (
 )
 from prefdistill.scores.scaling import Scaling
 from prefdistill.scores.views import as_answers, symmetrise
+from prefdistill.settings import ScalingSettings
 from prefdistill.storage.logits import Logits
 
-# A normal prior around "no change" keeps scales and shifts finite where a class is
-# rare or the rows are few; it weighs about as much as a handful of rows.
+# A normal prior around "no change" keeps scales and shifts finite if a class is rare or
+# the rows are few. It weighs about as much as a handful of rows.
 PRIOR_SD = 0.5
 SCALE_BOUNDS = (0.01, 100.0)
-N_PARTS = 5
+N_PARTS = 5  # of cross-fitting
 
 
 def scaled_log_loss(
     a: np.ndarray, b: np.ndarray, logits: np.ndarray, labels: np.ndarray
 ) -> tuple[float, np.ndarray]:
-    """Mean log loss of probabilities averaged over views, with its gradient.
+    """Compute the mean log loss of view-averaged probabilities, and its gradient.
 
     Args:
         a: ``(3,)`` scales.
@@ -48,12 +49,12 @@ def scaled_log_loss(
         labels: ``(n,)`` class index.
 
     Returns:
-        The loss in nats, and its ``(6,)`` derivatives by ``a`` and then ``b``.
+        The loss in nats, and its ``(6,)`` gradient: first by ``a``, then by ``b``.
     """
     log_probs = log_softmax(a * logits + b, axis=2)
     own = np.take_along_axis(log_probs, labels[:, None, None], axis=2)[:, :, 0]
     loss = np.log(logits.shape[1]) - logsumexp(own, axis=1).mean()
-    # Each view pulls in proportion to its part of the averaged probability.
+    # A view contributes in proportion to its share of the averaged probability.
     share = softmax(own, axis=1)[:, :, None] / len(labels)
     slope = share * (np.exp(log_probs) - np.eye(3)[labels][:, None])
     by_scale, by_shift = (slope * logits).sum(axis=(0, 1)), slope.sum(axis=(0, 1))
@@ -61,11 +62,11 @@ def scaled_log_loss(
 
 
 def _free_parameters(method: str, tied: bool) -> tuple[np.ndarray, int]:
-    """Rows that span the allowed (a, b), and how many of them are scales."""
+    """Return rows that span the allowed (a, b), and how many of them are scales."""
     if method == "temperature":
         return np.array([[1.0, 1, 1, 0, 0, 0]]), 1
     if tied:
-        # The shifts sum to zero: adding a constant to all three changes nothing.
+        # The shifts sum to zero: a constant added to all three changes nothing.
         scales = [[1.0, 1, 0, 0, 0, 0], [0, 0, 1, 0, 0, 0]]
         return np.array([*scales, [0, 0, 0, -0.5, -0.5, 1]]), 2
     return np.eye(6), 3
@@ -76,10 +77,9 @@ def fit_scaling(
 ) -> Scaling:
     """Fit a scaling by L-BFGS on the log loss of view-averaged probabilities.
 
-    Pass one view, ``(n, 1, 3)``, for plain vector scaling; pass both, turned into the
-    same classes, to fit for their average (only a tied scaling may be applied to
-    swapped classes). Scales are kept positive. The shifts of an untied fit sum to
-    zero, as the gradient has no component along their common shift.
+    Pass one view, ``(n, 1, 3)``, for plain vector scaling. Pass both views, turned into
+    the same classes, to fit for their average; then the scaling must be tied, because
+    it is applied to swapped classes too. Scales are positive, shifts sum to zero.
 
     Args:
         logits: ``(n, n_views, 3)``, finite.
@@ -88,7 +88,7 @@ def fit_scaling(
         tied: Whether A and B share scale and shift (swap-equivariant).
 
     Raises:
-        ValueError: If shapes disagree, a label is out of range, or there are no rows.
+        ValueError: If shapes differ, a label is out of range, or there are no rows.
     """
     if logits.ndim != 3 or labels.shape != logits.shape[:1] or not len(labels):
         raise ValueError(
@@ -108,6 +108,8 @@ def fit_scaling(
         change = (theta - start) / (PRIOR_SD**2 * len(labels))
         return loss + 0.5 * change @ (theta - start), basis @ gradient + change
 
+    # An untied fit needs no constraint on its shifts: the gradient has no component
+    # along their common shift, so they keep the sum zero that they start with.
     bounds = [SCALE_BOUNDS] * n_scales + [(None, None)] * (len(basis) - n_scales)
     fit = minimize(
         objective,
@@ -164,7 +166,7 @@ def cross_fit(
 def pool_views(
     logits: np.ndarray, labels: np.ndarray, views: Sequence[str]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Make every view a row of its own, labels as that view shows the answers.
+    """Make every view a row of its own, with the label as that view shows the answers.
 
     Returns:
         ``(n * n_views, 1, 3)`` logits, row by row, and their ``(n * n_views,)`` labels.
@@ -177,7 +179,7 @@ def pool_views(
 def _effect(
     before: np.ndarray, after: np.ndarray, labels: np.ndarray, groups: np.ndarray
 ) -> dict[str, Any]:
-    """Log loss and ECE of ``(n, 3)`` probabilities before and after a calibration."""
+    """Compare log loss and ECE of ``(n, 3)`` probabilities before and after."""
     losses = [row_log_loss(probs, labels) for probs in (before, after)]
     return {
         "nll_before": float(losses[0].mean()),
@@ -191,7 +193,7 @@ def _effect(
 def information_gain(
     probs: np.ndarray, labels: Labels, prior: np.ndarray
 ) -> tuple[np.ndarray, Interval]:
-    """Log probability of each label beyond its class prior, in nats (RLP).
+    """Compute each label's log probability minus that of its class prior, in nats.
 
     Args:
         probs: ``(n, 3)`` probabilities of (A, B, tie) from a model that has not been
@@ -210,7 +212,7 @@ def information_gain(
 def cross_fit_views(
     logits: np.ndarray, labels: Labels, views: Sequence[str], *, method: str, tied: bool
 ) -> np.ndarray:
-    """Cross-fitted logits, views pooled: ``(n, n_views, 3)``, classes as shown."""
+    """Cross-fit logits with views pooled: ``(n, n_views, 3)`` float64, as shown."""
     pooled, shown = pool_views(logits, labels.label, views)
     groups = np.repeat(labels.group, len(views))
     scaled = cross_fit(pooled, shown, groups, method=method, tied=tied)
@@ -218,15 +220,14 @@ def cross_fit_views(
 
 
 def calibrate_teacher(
-    scores: Logits, labels: Labels, *, method: str, tied: bool
+    scores: Logits, labels: Labels, settings: ScalingSettings
 ) -> tuple[Scaling, dict[str, Any]]:
     """Fit a teacher's scaling on its dev rows, both views pooled.
 
     Args:
         scores: The teacher's logits.
         labels: Labels of its fold file.
-        method: As for ``fit_scaling``.
-        tied: As for ``fit_scaling``.
+        settings: The method, and whether A and B share their parameters.
 
     Returns:
         The scaling to apply, and a record for ``calibration.json``: the effect and
@@ -243,6 +244,7 @@ def calibrate_teacher(
         )
     known, views = labels.of(dev.ids), dev.views
     pooled, shown = pool_views(dev.logits, known.label, views)
+    method, tied = settings.method, settings.tied
     fit = fit_scaling(pooled, shown, method=method, tied=tied)
     scaled = cross_fit_views(dev.logits, known, views, method=method, tied=tied)
     effect = _effect(
@@ -267,16 +269,16 @@ def calibrate_judge(
     method: str,
     split: str = "select",
 ) -> tuple[Scaling, dict[str, Any]]:
-    """Fit a judge's tied scaling on select, as its predictions are used.
+    """Fit a judge's tied scaling on select by the loss of its averaged probabilities.
 
-    The loss is that of the averaged probabilities, since averaging two views makes
-    them less confident than either.
+    Averaging two views makes probabilities less confident than either view, so a fit on
+    single views would not suit the average.
 
     Args:
         scores: Logits that cover the rows to fit on.
         labels: Labels of a fold file.
         method: As for ``fit_scaling``.
-        split: The rows to fit on, where not select's.
+        split: The split to fit on.
 
     Returns:
         The scaling, and a record for ``calibration.json`` with its cross-fitted effect.
@@ -305,12 +307,12 @@ def calibrate_judge(
 
 
 def apply_to_teacher(scores: Logits, fit: Scaling, digest: str) -> Logits:
-    """Scale a teacher's logits, and say so in their provenance.
+    """Scale a teacher's logits, and record the scaling in their provenance.
 
     Args:
         scores: The raw logits.
         fit: The scaling.
-        digest: Of the file of the raw logits.
+        digest: Digest of the file of the raw logits.
     """
     applied = {**asdict(fit), "fingerprint": fingerprint(fit, digest)}
     scaled = scores.replace_logits(fit.apply(scores.logits))
@@ -318,6 +320,6 @@ def apply_to_teacher(scores: Logits, fit: Scaling, digest: str) -> Logits:
 
 
 def fingerprint(fit: Scaling, logits_digest: str) -> str:
-    """Short identity of calibrated logits: the scaling and what it was applied to."""
+    """Identify calibrated logits by their scaling and the digest of the raw logits."""
     text = json.dumps([asdict(fit), logits_digest], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -1,4 +1,4 @@
-"""Weights of the folds in the ensemble, and the choice of a single fold."""
+"""Weigh the folds of the ensemble, and choose a single fold."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,8 +20,8 @@ from prefdistill.storage.records import read_json
 from prefdistill.storage.whole_files import reading
 
 
-def fold_weights(setting: str | Sequence[float], n_folds: int) -> np.ndarray:
-    """Weights that sum to one, ``(n_folds,)`` float64.
+def normalise_weights(setting: str | Sequence[float], n_folds: int) -> np.ndarray:
+    """Normalise configured weights to sum to one, ``(n_folds,)`` float64.
 
     Args:
         setting: ``equal``, or one positive number per fold.
@@ -45,10 +45,10 @@ def fold_weights(setting: str | Sequence[float], n_folds: int) -> np.ndarray:
 
 
 def read_weights(path: Path, folds: Sequence[int]) -> list[float]:
-    """The weights of some folds, in their order, from the ensemble's ``weights.json``.
+    """Read the weights of some folds, in their order, from ``weights.json``.
 
     Raises:
-        UserError: If a fold has no weight, or the weights are no shares of one.
+        UserError: If a fold has no weight, or the weights do not sum to one.
     """
     record = read_json(path, ["folds", "weights"])
     with reading(path, "weights of the folds"):
@@ -63,31 +63,31 @@ def read_weights(path: Path, folds: Sequence[int]) -> list[float]:
 
 
 def advantages(rewards: np.ndarray) -> np.ndarray:
-    """Group-relative advantages ``A_k = K / (K - 1) * (r_k - mean r)``, ``(K,)``.
+    """Compute group-relative advantages ``K / (K - 1) * (r_k - mean r)``, ``(K,)``.
 
-    That is a fold's reward minus the mean reward of the *other* folds: K / (K - 1)
-    undoes that a fold is part of its own mean (RLP, arXiv 2510.01265). They sum to
-    zero, and what is common to all rewards cancels.
+    An advantage is a fold's reward minus the mean reward of the *other* folds (RLP,
+    arXiv 2510.01265). Advantages sum to zero, so a constant in all rewards cancels.
 
     Args:
         rewards: ``(K,)`` float64, K at least 2.
     """
     n_folds = len(rewards)
+    # K / (K - 1) takes a fold's own reward out of the mean.
     return n_folds / (n_folds - 1) * (rewards - rewards.mean())
 
 
 def advantage_weights(rewards: np.ndarray, temperature: float) -> np.ndarray:
-    """Weights that sum to one, ``w_k`` proportional to ``exp(A_k / temperature)``.
+    """Compute weights ``w_k`` proportional to ``exp(A_k / temperature)``, ``(K,)``.
 
-    Only differences between rewards count, so that a fold keeps a positive weight
-    however bad all of them are, and the best of bad ones has the largest.
+    They sum to one and are all positive. Only differences between rewards count: the
+    best fold weighs most even if all rewards are negative.
 
     Args:
         rewards: ``(K,)`` float64, in nats.
         temperature: In nats; large values give equal weights.
 
     Raises:
-        UserError: If the temperature is so small that a weight is rounded to zero.
+        UserError: If a small temperature rounds a weight to zero.
     """
     weights = softmax(advantages(rewards) / temperature)
     if not (weights > 0).all():
@@ -104,14 +104,14 @@ def fold_reward(
     split: str,
     baseline: np.ndarray | None = None,
 ) -> Interval:
-    """Mean of ``log p(y)``, minus that of a baseline if there is one, in nats.
+    """Compute the mean of ``log p(y)``, minus that of a baseline if given, in nats.
 
     Args:
-        scores: A fold student's logits, the rows of the split among them.
+        scores: A fold student's logits, which cover the split.
         labels: Labels that cover the split.
         split: ``dev`` or ``select``.
-        baseline: ``(n, 3)`` probabilities of (A, B, tie) of the labelled rows of the
-            split, in the order of ``labels``.
+        baseline: ``(n, 3)`` probabilities of (A, B, tie) for the labelled rows of the
+            split, in the order of ``labels``; or None.
 
     Raises:
         UserError: If the split has no labelled rows.
@@ -130,11 +130,11 @@ def fold_reward(
 
 
 def best_fold(folds: Sequence[int], models: Sequence[Logits], labels: Labels) -> int:
-    """The fold whose model has the lowest log loss on the split select.
+    """Find the fold whose model has the lowest log loss on the split select.
 
     Args:
         folds: Fold numbers.
-        models: Each fold model's logits, select rows among them.
+        models: Each fold model's logits, which cover select.
         labels: Labels that cover select.
 
     Raises:

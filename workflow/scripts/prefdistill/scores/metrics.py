@@ -1,7 +1,6 @@
-"""Scores of three-class predictions, and intervals by a bootstrap over prompts.
+"""Score three-class predictions, with intervals by a bootstrap over prompts.
 
-Rows that share a prompt are not independent, so every interval resamples whole prompt
-groups. Classes are (A, B, tie) throughout; losses are in nats.
+Classes are (A, B, tie) throughout; losses are in nats.
 """
 
 from collections.abc import Iterator
@@ -17,12 +16,13 @@ from prefdistill.storage.joining import find_rows
 from prefdistill.storage.tables import TARGET_COLUMNS, read_table, table_targets
 
 LEAST_PROBABILITY = 1e-15
+# Group draws that are held in memory at once: 16 MB of int64.
 _DRAWS_AT_ONCE = 2_000_000
 
 
 @dataclass(frozen=True)
 class Labels:
-    """What is known of labelled rows, found by id.
+    """Labelled rows without their texts, found by id.
 
     Attributes:
         ids: ``(n,)`` unicode row ids, unique.
@@ -39,7 +39,7 @@ class Labels:
     source: np.ndarray
 
     def rows(self, rows: np.ndarray) -> "Labels":
-        """The rows of a boolean mask or an index array."""
+        """Select the rows of a boolean mask or an index array."""
         return Labels(
             self.ids[rows],
             self.split[rows],
@@ -49,7 +49,7 @@ class Labels:
         )
 
     def of(self, ids: np.ndarray) -> "Labels":
-        """The rows of the given ids, in their order.
+        """Select the rows of the given ids, in their order.
 
         Raises:
             UserError: If an id has no label.
@@ -62,7 +62,7 @@ class Labels:
 
 
 def labels_of(table: pa.Table) -> Labels:
-    """The labelled rows of a table in the schema of fold files.
+    """Take the labelled rows of a table in the schema of fold files.
 
     Raises:
         UserError: If a labelled row is not one-hot.
@@ -93,7 +93,7 @@ def _unicode(table: pa.Table, name: str) -> np.ndarray:
 
 
 def with_unlabelled(labels: Labels, table: pa.Table) -> Labels:
-    """The labels, and after them a table's rows, whose label 0 stands for none."""
+    """Append a table's unlabelled rows, with label 0 in place of a label."""
     columns = [_unicode(table, name) for name in ("id", "split", "group", "source")]
     ids, split, group, source = columns
     return Labels(
@@ -106,53 +106,55 @@ def with_unlabelled(labels: Labels, table: pa.Table) -> Labels:
 
 
 def null_rows(labels: Labels) -> np.ndarray:
-    """Mask of the rows that null models are fitted on: the train side, ``(n,)`` bool.
+    """Mark the train rows that baselines are fitted on, ``(n,)`` bool.
 
-    Only rows of the sources that are scored (those of dev, select and test) count:
-    extra sources may have other class shares and answers, which weakens a null model
-    (surface trees on real pairs: 0.870 without, 0.942 with the extra source).
+    They are those of the scored sources (of dev, select and test), or all if a scored
+    source has no train rows.
     """
+    # An extra source has other class shares and answers, which weakens a baseline: on
+    # real pairs the trees' log loss is 0.870 without the extra source, 0.942 with it.
     train = labels.split == "train"
     scored = np.isin(labels.source, np.unique(labels.source[~train]))
     return train & scored if (train & scored).any() else train
 
 
 def class_prior(labels: Labels) -> np.ndarray:
-    """Class shares of the train side, ``(3,)`` float64, one row added to each class."""
+    """Compute class shares of the train side, ``(3,)`` float64, add-one smoothed."""
     counts = np.bincount(labels.label[null_rows(labels)], minlength=3) + 1.0
     return counts / counts.sum()
 
 
 def row_log_loss(probs: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Minus the log probability of each row's label, ``(n,)``, clipped at 1e-15."""
+    """Compute each row's log loss, ``(n,)`` nats, clipped at p = 1e-15."""
     own = np.take_along_axis(probs, labels[:, None], axis=1)[:, 0]
     return -np.log(np.clip(own, LEAST_PROBABILITY, 1.0))
 
 
 def log_loss(probs: np.ndarray, labels: np.ndarray) -> float:
-    """Mean log loss of ``(n, 3)`` probabilities, in nats."""
+    """Compute the mean log loss of ``(n, 3)`` probabilities, in nats."""
     return float(row_log_loss(probs, labels).mean())
 
 
 def accuracy(probs: np.ndarray, labels: np.ndarray) -> float:
-    """Share of rows whose most probable class is the label."""
+    """Compute the share of rows whose most probable class is the label."""
     return float((probs.argmax(axis=1) == labels).mean())
 
 
 def brier(probs: np.ndarray, labels: np.ndarray) -> float:
-    """Mean squared distance to the one-hot label, summed over classes (0 to 2)."""
+    """Compute the mean squared distance to the one-hot label, from 0 to 2."""
     return float(((probs - np.eye(3)[labels]) ** 2).sum(axis=1).mean())
 
 
 def reliability(
     probs: np.ndarray, labels: np.ndarray, n_bins: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Mean confidence, accuracy and number of rows in equal bins of confidence.
+    """Compute mean confidence, accuracy and row counts in equal bins of confidence.
 
     Returns:
         Three ``(n_bins,)`` arrays; the first two are 0 where a bin is empty.
     """
     confidence = probs.max(axis=1)
+    # A confidence of exactly 1 belongs to the last bin.
     bins = np.minimum((confidence * n_bins).astype(np.int64), n_bins - 1)
     n_rows = np.bincount(bins, minlength=n_bins)
     correct = (probs.argmax(axis=1) == labels).astype(np.float64)
@@ -165,17 +167,17 @@ def reliability(
 
 
 def ece(probs: np.ndarray, labels: np.ndarray, n_bins: int = 15) -> float:
-    """Expected calibration error of the top class (Guo et al. 2017)."""
+    """Compute the expected calibration error of the top class (Guo et al. 2017)."""
     confidence, correct, n_rows = reliability(probs, labels, n_bins)
     return float((n_rows * np.abs(confidence - correct)).sum() / len(labels))
 
 
 def swap_agreement(first: np.ndarray, second: np.ndarray) -> float:
-    """Share of rows whose most probable class is the same in both views.
+    """Compute the share of rows whose most probable class is equal in both views.
 
     Args:
         first: ``(n, 3)`` probabilities of one view, classes (A, B, tie).
-        second: The other view's, its classes swapped back to (A, B, tie).
+        second: ``(n, 3)`` of the other view, swapped back to (A, B, tie).
     """
     return float((first.argmax(axis=1) == second.argmax(axis=1)).mean())
 
@@ -206,11 +208,10 @@ def _group_counts(
 def group_bootstrap(
     values: np.ndarray, groups: np.ndarray, *, n_bootstrap: int = 1000, seed: int = 0
 ) -> Interval:
-    """Mean of row values with its 95 % interval under resampling of whole groups.
+    """Compute the mean of row values and its 95 % bootstrap interval over groups.
 
-    A draw takes as many groups as there are, with replacement, and its mean is over
-    the rows of those groups: counts of groups times sums within groups, no loop over
-    rows. For a paired comparison pass the row-wise differences.
+    Rows that share a prompt are not independent, so a draw takes whole groups: as many
+    as there are, with replacement. For a paired comparison pass row-wise differences.
 
     Args:
         values: ``(n,)`` floats.
@@ -224,6 +225,7 @@ def group_bootstrap(
     if not len(values) or values.shape != groups.shape:
         raise ValueError(f"cannot pair values {values.shape}, groups {groups.shape}")
     _, group = np.unique(groups, return_inverse=True)
+    # Sums within groups make a draw two products, without a loop over rows.
     n_rows = np.bincount(group).astype(np.float64)
     sums = np.bincount(group, values)
     means = np.empty(n_bootstrap)

@@ -13,7 +13,7 @@ from prefdistill.storage.whole_files import reading
 
 @dataclass(frozen=True)
 class Scaling:
-    """A fitted map z' = a * z + b, classes as shown."""
+    """A fitted map z' = a * z + b of logits, one scale and shift per class as shown."""
 
     method: str
     tied: bool
@@ -21,7 +21,7 @@ class Scaling:
     b: tuple[float, float, float] = (0.0, 0.0, 0.0)
 
     def apply(self, logits: np.ndarray) -> np.ndarray:
-        """Scale ``(..., 3)`` logits; computed and returned in float64."""
+        """Scale ``(..., 3)`` logits in float64."""
         return logits.astype(np.float64) * np.array(self.a) + np.array(self.b)
 
 

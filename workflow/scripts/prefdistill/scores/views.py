@@ -1,7 +1,6 @@
-"""Both orders of a pair, and several models: turn, average and pool by id.
+"""Turn views back into (A, B, tie), and average over views and models.
 
-A view shows the answers in one order, and its classes are (first answer, second
-answer, tie) as shown. Only this module turns them back into (A, B, tie).
+A view shows the answers in one order. Its classes are (first, second, tie) as shown.
 """
 
 from collections.abc import Sequence
@@ -27,7 +26,7 @@ SYMMETRISED_SCHEMA = pa.schema(
 
 
 def as_answers(values: np.ndarray, views: Sequence[str]) -> np.ndarray:
-    """Turn ``(n, n_views, 3)`` values as shown into (A, B, tie) for every view."""
+    """Turn ``(n, n_views, 3)`` values as shown into (A, B, tie) in every view."""
     turned = [
         swap_classes(values[:, place]) if view == "BA" else values[:, place]
         for place, view in enumerate(views)
@@ -36,28 +35,28 @@ def as_answers(values: np.ndarray, views: Sequence[str]) -> np.ndarray:
 
 
 def symmetrise(logits: np.ndarray, views: Sequence[str]) -> np.ndarray:
-    """Probabilities of (A, B, tie): the mean over views, (p_AB + swap(p_BA)) / 2.
+    """Average the views' probabilities of (A, B, tie): (p_AB + swap(p_BA)) / 2.
 
     Args:
         logits: ``(n, n_views, 3)``, classes as shown.
-        views: Which order each view shows, ``AB`` or ``BA``; one view will do.
+        views: The order that each view shows, ``AB`` or ``BA``; one view is enough.
 
     Returns:
         ``(n, 3)`` float64 whose rows sum to one.
     """
     answers = as_answers(logits.astype(np.float64), views)
-    # As scipy's softmax; jobs with a model go without scipy, which takes seconds.
+    # The same as scipy's softmax, whose import takes seconds in jobs with a model.
     odds = np.exp(answers - answers.max(axis=2, keepdims=True))
     return (odds / odds.sum(axis=2, keepdims=True)).mean(axis=1)
 
 
 def pool_opinions(probs: np.ndarray, others: np.ndarray, weight: float) -> np.ndarray:
-    """Logarithmic opinion pool: p^(1 - w) q^w of each row, scaled to sum to one.
+    """Pool two models' probabilities: p^(1 - w) q^w of each row, scaled to sum to one.
 
     Args:
-        probs: ``(n, 3)``.
-        others: ``(n, 3)`` of the same rows.
-        weight: Share of the others, from 0 (they do not count) to 1.
+        probs: ``(n, 3)`` probabilities of one model.
+        others: ``(n, 3)`` probabilities of the other model for the same rows.
+        weight: Share of the other model, from 0 (it does not count) to 1.
     """
     logs = [np.log(np.maximum(each, LEAST_PROBABILITY)) for each in (probs, others)]
     odds = np.exp((1 - weight) * logs[0] + weight * logs[1])
@@ -65,19 +64,19 @@ def pool_opinions(probs: np.ndarray, others: np.ndarray, weight: float) -> np.nd
 
 
 def columns_of(table: pa.Table, names: Sequence[str]) -> np.ndarray:
-    """Numeric columns side by side, ``(n, n_names)``."""
+    """Stack numeric columns side by side, ``(n, n_names)``."""
     return np.stack([table.column(name).to_numpy() for name in names], axis=1)
 
 
 def average_logits(models: Sequence[Logits], weights: Sequence[float]) -> Logits:
-    """Weighted mean of several models' logits, row by row and view by view.
+    """Average several models' logits with weights, row by row and view by view.
 
-    A fold model's own dev rows are left out, as no other model scored them. Of the
-    provenance stays what all models share.
+    Dev rows are left out, because only their own fold's model scores them. The
+    result keeps the provenance that all models share.
 
     Args:
         models: One ``Logits`` per model, the same views in each.
-        weights: One positive weight per model; they are normalised here.
+        weights: One positive weight per model; they need not sum to one.
 
     Raises:
         UserError: If the models differ in their views or their other rows.
@@ -93,7 +92,7 @@ def average_logits(models: Sequence[Logits], weights: Sequence[float]) -> Logits
 
 
 def _on_common_rows(models: Sequence[Logits]) -> tuple[Logits, np.ndarray]:
-    """The rows outside dev, and all models' logits ``(n_models, n, n_views, 3)``."""
+    """Join the rows outside dev: ids, and logits ``(n_models, n, n_views, 3)``."""
     outside = [model.select(model.split != "dev") for model in models]
     first = outside[0]
     for model in outside[1:]:

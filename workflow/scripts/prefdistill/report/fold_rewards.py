@@ -1,22 +1,30 @@
-"""Rewards of the folds' students, and the ensemble's weights that follow from them.
+"""Weigh the folds of the ensemble by the rewards of their students.
 
-The reward of a fold is the mean log probability of the verdicts beyond a baseline's.
-``trees`` takes the fold's dev rows and the surface trees fitted on its train side. The
-others take select, which all folds share: ``ema`` with the running mean of each
-student's own weights, ``none`` without a baseline, as one common to all would cancel.
+A fold's reward is its student's mean log probability of the verdicts, minus that of a
+baseline:
+
+========= ========= ==============================================================
+baseline  rows      compared with
+========= ========= ==============================================================
+trees     dev       surface trees fitted on the fold's train side
+ema       select    the running mean of the student's own weights
+none      select    nothing: a baseline common to all folds would cancel
+========= ========= ==============================================================
 """
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from prefdistill.report.stages import from_baselines
+from prefdistill.report.predictions import from_baselines
 from prefdistill.scores.fold_weights import advantage_weights, advantages, fold_reward
 from prefdistill.scores.metrics import read_labels
 from prefdistill.scores.views import symmetrise
+from prefdistill.settings import AdvantageSettings
 from prefdistill.storage.logits import read_logits
 
 logger = logging.getLogger(__name__)
@@ -27,22 +35,26 @@ def weigh_by_advantage(
     fold_files: Sequence[Path],
     students: Sequence[Path],
     baselines: Sequence[Path],
-    advantage: Mapping[str, Any],
+    advantage: AdvantageSettings,
 ) -> dict[str, Any]:
-    """Find the weights of the folds from their rewards, in nats.
+    """Compute the weights of the folds from their rewards.
 
     Args:
         folds: The folds to weigh.
-        fold_files: Their rows.
+        fold_files: The fold files.
         students: The logits of each fold's student.
-        baselines: ``baselines.parquet``, each fold's averaged student, or nothing, as
-            ``advantage`` says.
-        advantage: The settings ``temperature`` and ``baseline``.
+        baselines: ``baselines.parquet`` for ``trees``, the logits of each fold's
+            averaged student for ``ema``, nothing for ``none``.
+        advantage: How rewards become weights.
 
     Returns:
-        The content of ``weights.json``.
+        The content of ``weights.json``; rewards in nats.
+
+    Raises:
+        UserError: If a split has no labelled rows, a baseline lacks a row, or a weight
+            is rounded to zero.
     """
-    baseline = advantage["baseline"]
+    baseline = advantage.baseline
     split = "dev" if baseline == "trees" else "select"
     trees = {}
     if baseline == "trees":
@@ -64,7 +76,7 @@ def weigh_by_advantage(
         scores = read_logits(students[place])
         rewards.append(fold_reward(scores, labels, split, against))
     means = np.array([reward.mean for reward in rewards])
-    weights = advantage_weights(means, advantage["temperature"])
+    weights = advantage_weights(means, advantage.temperature)
     for fold, reward, weight in zip(folds, rewards, weights, strict=True):
         logger.info(
             "fold %d: reward %.4f [%.4f, %.4f] on %s, weight %.4f",
@@ -74,7 +86,7 @@ def weigh_by_advantage(
         "folds": folds,
         "weights": weights,
         "method": "advantage",
-        **advantage,
+        **asdict(advantage),
         "split": split,
         "rewards": rewards,
         "advantages": advantages(means),

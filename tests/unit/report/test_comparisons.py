@@ -1,4 +1,4 @@
-"""Arms compared row by row, against the same sums done a row at a time."""
+"""Compare arms row by row, against the same sums done a row at a time."""
 
 import csv
 import math
@@ -8,16 +8,19 @@ import pyarrow as pa
 import pytest
 from compare_arms import main as compare_arms
 
+from prefdistill.report.comparisons import by_arm
+from prefdistill.settings import EvaluationSettings
 from prefdistill.storage.logits import Logits, write_logits
 from prefdistill.storage.tables import FOLD_SCHEMA, write_table
 
 META = {"views": ["AB", "BA"]}
 N_FOLDS, N_SEEDS, N_ROWS = 2, 3, 40
+EVALUATION = EvaluationSettings(n_bootstrap=200, seed=0, n_bins=15, labels_only=False)
 
 
 @pytest.fixture
 def world(tmp_path):
-    """Two folds' labels, and logits of two arms; the second knows the labels better."""
+    """Write two folds' labels and logits of two arms, of which the second is better."""
     rng = np.random.default_rng(0)
     label = rng.integers(3, size=N_ROWS)
     ids = [f"train:{n}" for n in range(N_ROWS)]
@@ -58,7 +61,7 @@ def world(tmp_path):
 
 
 def plain_loss(logits, label):
-    """Of one row: exponentials, the mean of both orders, minus the logarithm."""
+    """Compute the loss of one row from exponentials, both orders averaged."""
     swapped = [1, 0, 2][label]
     first = math.exp(logits[0][label]) / sum(map(math.exp, logits[0]))
     second = math.exp(logits[1][swapped]) / sum(map(math.exp, logits[1]))
@@ -69,16 +72,29 @@ def run(world, unclean=()):
     table, page = world["folder"] / "toy.csv", world["folder"] / "toy.md"
     compare_arms(
         folds=world["folds"],
-        predictions=world["files"],
-        comparisons=[("plain", "better")],
+        predictions=[
+            path
+            for arm in ("plain", "better")
+            for seed in world["files"][arm]
+            for path in seed
+        ],
+        comparisons=[["plain", "better"]],
         changes={"plain": {}, "better": {"distillation": {"temperature": 2.0}}},
         unclean=list(unclean),
-        evaluation={"n_bootstrap": 200, "seed": 0},
+        evaluation=EVALUATION,
         table=table,
         page=page,
     )
     with open(table, newline="") as handle:
         return {row["split"]: row for row in csv.DictReader(handle)}, page.read_text()
+
+
+def test_files_are_grouped_by_arm_seed_and_fold():
+    found = by_arm(["a00", "a01", "a10", "a11", "b00", "b01", "b10", "b11"], "ab", 2)
+    assert found == {
+        "a": [["a00", "a01"], ["a10", "a11"]],
+        "b": [["b00", "b01"], ["b10", "b11"]],
+    }
 
 
 @pytest.mark.parametrize("split", ["dev", "test"])

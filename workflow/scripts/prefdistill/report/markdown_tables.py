@@ -1,4 +1,4 @@
-"""The report's text: tables of scores, steps, cleaning and calibration in Markdown."""
+"""Write the report's tables and its summary as Markdown."""
 
 import csv
 import json
@@ -7,6 +7,7 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
+from prefdistill.storage.records import read_json
 from prefdistill.storage.whole_files import reading
 
 FIRST_STAGES = (
@@ -22,13 +23,14 @@ FIRST_STAGES = (
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Rows of ``scores.csv`` or ``steps.csv``; numbers as floats, empty cells None.
+    """Read ``scores.csv`` or ``steps.csv``; numbers as floats, empty cells as None.
 
     Raises:
         UserError: If the file is not whole.
     """
     with reading(path, "a whole CSV file"):
         text = path.read_text(encoding="utf-8")
+        # A file that was cut short may end inside a number, which would still parse.
         if not text.endswith("\n"):
             raise ValueError("its last line has no end")
         header, *rows = csv.reader(StringIO(text, newline=""))
@@ -44,8 +46,17 @@ def _parsed(cell: str) -> str | float | None:
         return cell
 
 
+def read_records(names: Sequence[str], paths: Sequence[Path]) -> dict[str, Any]:
+    """Read one JSON file per name.
+
+    Raises:
+        UserError: If a file is not whole JSON.
+    """
+    return dict(zip(names, map(read_json, paths), strict=True))
+
+
 def stage_order(judges: Sequence[str]) -> list[str]:
-    """All stages in the order of the pipeline, ``bayes`` last."""
+    """List all stages in the order of the pipeline, ``bayes`` last."""
     exported = [stage for name in judges for stage in (name, f"{name}_calibrated")]
     return [*FIRST_STAGES, *exported, "final", "bayes"]
 
@@ -53,10 +64,11 @@ def stage_order(judges: Sequence[str]) -> list[str]:
 def rows_on_test(
     scores: Sequence[dict[str, Any]], judges: Sequence[str]
 ) -> list[dict[str, Any]]:
-    """The score rows on test over all folds and views, in the order of the pipeline.
+    """Select the score rows on test over all folds and views, in the pipeline's order.
 
-    A stage of several teachers is followed by their mean.
+    Several teachers are followed by their mean.
     """
+    # The rows of `final` have one name of views: those that the final model averages.
     views = max(str(row["views"]) for row in scores if row["stage"] == "final")
     order = {stage: place for place, stage in enumerate(stage_order(judges))}
     rows = [
@@ -71,14 +83,14 @@ def rows_on_test(
 
 
 def one_per_stage(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The last row of each stage, which for several teachers is their mean."""
+    """Select the last row of each stage, which is the mean of several teachers."""
     return list({row["stage"]: row for row in rows}.values())
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """A Markdown table with padded columns, so that it reads well on a terminal too."""
+    """Write a Markdown table with padded columns, readable on a terminal too."""
     cells = [list(header), *[[_shown(cell) for cell in row] for row in rows]]
-    # A delimiter of Markdown has a dash before its colon.
+    # Markdown needs two characters for the line under a header of numbers: "-:".
     widths = [max(2, *(len(row[c]) for row in cells)) for c in range(len(header))]
     numeric = [
         all(isinstance(row[c], int | float | None) for row in rows)
@@ -107,7 +119,7 @@ def _shown(cell: Any) -> str:
 
 
 def score_table(rows: Sequence[dict[str, Any]]) -> str:
-    """The score table on test."""
+    """Write the score table."""
     header = ["stage", "model", "views", "log loss", "95 % low", "high"]
     names = ["stage", "model", "views", "log_loss", "log_loss_low", "log_loss_high"]
     more = ["accuracy", "brier", "ece", "swap_agreement"]
@@ -118,17 +130,17 @@ def score_table(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def step_table(steps: Sequence[dict[str, Any]], split: str) -> str:
-    """Paired differences on one split; negative is a gain."""
+    """Write the paired differences on one split."""
     names = ["from", "to", "n", "difference", "low", "high"]
     rows = [row for row in steps if row["split"] == split]
     return markdown_table(
-        ["from", "to", "rows", "difference", "95 % low", "high"],
+        ["before", "after", "rows", "difference", "95 % low", "high"],
         [[int(row[n]) if n == "n" else row[n] for n in names] for row in rows],
     )
 
 
 def cleaning_table(cleaning: Mapping[str, Any]) -> str:
-    """Rows in, dropped by reason, and out, by source."""
+    """Write how many rows came in, were dropped by reason, and stayed, by source."""
     sources = list(cleaning["n_in"])
 
     def row(name: str, counts: Mapping[str, int]) -> list[Any]:
@@ -137,12 +149,12 @@ def cleaning_table(cleaning: Mapping[str, Any]) -> str:
     dropped = [row(f"dropped: {why}", n) for why, n in cleaning["dropped"].items()]
     return markdown_table(
         ["rows", *sources],
-        [row("in", cleaning["n_in"]), *dropped, row("out", cleaning["n_out"])],
+        [row("read", cleaning["n_in"]), *dropped, row("kept", cleaning["n_out"])],
     )
 
 
 def calibration_table(records: Mapping[str, Mapping[str, Any]]) -> str:
-    """Scales, shifts and cross-fitted effect of every calibration."""
+    """Write the scales, shifts and cross-fitted effect of every calibration."""
     rows = [
         [
             name,
@@ -155,12 +167,20 @@ def calibration_table(records: Mapping[str, Mapping[str, Any]]) -> str:
         ]
         for name, record in records.items()
     ]
-    header = ["model", "a", "b", "log loss before", "after", "ECE before", "after"]
+    header = [
+        "model",
+        "scales a",
+        "shifts b",
+        "log loss before",
+        "after",
+        "ECE before",
+        "after",
+    ]
     return markdown_table(header, rows)
 
 
 def gate_table(records: Mapping[str, Mapping[str, Any]]) -> str:
-    """Out-of-fold information gain of every teacher, and whether it passes the gate."""
+    """Write each teacher's information gain on dev, and whether it passes the gate."""
     rows = [
         [
             name,
@@ -176,7 +196,7 @@ def gate_table(records: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def read_curve(path: Path) -> list[tuple[int, float]]:
-    """``(step, loss)`` of each finished step of a ``train.jsonl``.
+    """Read ``(step, loss)`` of each step with a finite loss from a ``train.jsonl``.
 
     Raises:
         UserError: If the file is not whole.
@@ -195,7 +215,7 @@ def summary_text(
     teacher_gate: str,
     paths: Mapping[str, str],
 ) -> str:
-    """The whole summary.
+    """Write the whole summary.
 
     Args:
         scores: The test rows of the score table.
@@ -209,19 +229,19 @@ def summary_text(
     n_rows = int(max(row["n"] for row in scores))
     parts = [
         "# Report",
-        f"## Scores on test ({n_rows} rows, log loss in nats)",
+        f"## Scores of every stage on test ({n_rows} rows, log loss in nats)",
         score_table(scores),
         *closed_gap(scores),
-        "## What each step changes on test (log loss, paired; negative is a gain)",
+        "## Change in log loss from stage to stage on test (same rows; negative is a "
+        "gain)",
         step_table(steps, "test"),
-        "## The same on the dev rows of all folds, each by its own fold's model",
+        "## The same on dev (each row scored by the fold that did not train on it)",
         step_table(steps, "dev"),
         f"## Teachers on dev: information gain over the prior (gate: {teacher_gate})",
         gate_table(teachers),
-        "## Calibrations (log loss and ECE cross-fitted: teachers on dev, others on "
-        "select)",
+        "## Calibrations (cross-fitted effect: teachers on dev, judges on select)",
         calibration_table({**teachers, **exported}),
-        "## Cleaning",
+        "## Cleaning: rows by source",
         cleaning_table(cleaning),
         "## Files",
         "\n".join(f"- {what}: {path}" for what, path in paths.items()),
@@ -230,9 +250,12 @@ def summary_text(
 
 
 def closed_gap(scores: Sequence[dict[str, Any]]) -> list[str]:
-    """How much of the way from the prior to Bayes the final model goes, if known."""
+    """Say which share of the gap from prior to Bayes is closed, if both are known."""
     losses = {row["stage"]: row["log_loss"] for row in scores}
     if not {"prior", "final", "bayes"} <= losses.keys():
         return []
     share = (losses["prior"] - losses["final"]) / (losses["prior"] - losses["bayes"])
-    return [f"The final model closes {share:.0%} of the gap from the prior to Bayes."]
+    return [
+        f"The final model closes {share:.0%} of the gap from guessing the class shares "
+        "(`prior`) to the best possible log loss (`bayes`)."
+    ]

@@ -1,9 +1,7 @@
-"""Paired comparison of students that differ in one thing, over folds and seeds.
+"""Compare students that differ in one setting (the arms of an ablation), row by row.
 
-A row's loss under an arm is its mean over seeds and, for rows outside the folds, over
-folds too; arms are compared row by row, with a bootstrap over prompt groups. So the
-interval says how far another sample of prompts would move the difference; the spread
-between seeds stands beside it.
+The interval of a difference says how far another sample of prompts would move it. The
+spread between training seeds is reported beside it.
 """
 
 import json
@@ -14,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from prefdistill.report.tables import markdown_table
+from prefdistill.report.markdown_tables import markdown_table
 from prefdistill.scores.metrics import (
     Labels,
     group_bootstrap,
@@ -22,6 +20,7 @@ from prefdistill.scores.metrics import (
     row_log_loss,
 )
 from prefdistill.scores.views import symmetrise
+from prefdistill.settings import EvaluationSettings
 from prefdistill.storage.logits import read_logits
 
 logger = logging.getLogger(__name__)
@@ -32,18 +31,32 @@ COLUMNS = (
 )  # fmt: skip
 
 
+def by_arm(
+    paths: Sequence[Path], arms: Sequence[str], n_folds: int
+) -> dict[str, list[list[Path]]]:
+    """Group files, listed by arm, seed and fold, as each arm's seeds of folds."""
+    by_seed = [
+        list(paths[start : start + n_folds]) for start in range(0, len(paths), n_folds)
+    ]
+    n_seeds = len(by_seed) // len(arms)
+    return {
+        arm: by_seed[place * n_seeds : (place + 1) * n_seeds]
+        for place, arm in enumerate(arms)
+    }
+
+
 def arm_losses(
     labels: Sequence[Labels],
     predictions: Sequence[Sequence[Path]],
     split: str,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Log losses of an arm's rows, both orders averaged.
+    """Compute the log loss of each row under one arm, both orders averaged.
 
     Args:
-        labels: Of each fold's file.
+        labels: The labels of each fold file.
         predictions: For each seed the logits of every fold.
-        split: ``dev``, whose rows of all folds stand side by side, or a split that all
-            folds share, whose rows are averaged over folds.
+        split: ``dev``, whose rows differ by fold and are concatenated, or a split that
+            all folds share, whose losses are averaged over folds.
 
     Returns:
         ``(n_seeds, n)`` losses in nats, and the rows' ``(n,)`` groups.
@@ -57,28 +70,37 @@ def arm_losses(
             logits = scores.logits[scores.rows_of(known.ids)]
             parts.append(row_log_loss(symmetrise(logits, scores.views), known.label))
             groups.append(known.group)
-        pooled = split == "dev"
-        by_seed.append(np.concatenate(parts) if pooled else np.mean(parts, axis=0))
+        by_fold = split == "dev"
+        by_seed.append(np.concatenate(parts) if by_fold else np.mean(parts, axis=0))
+    # Every seed, and on shared rows every fold too, repeats the same groups.
     n_parts = len(labels) if split == "dev" else 1
     return np.stack(by_seed), np.concatenate(groups[:n_parts])
 
 
 def compare_losses(
-    first: np.ndarray, second: np.ndarray, groups: np.ndarray, **bootstrap: int
+    first: np.ndarray,
+    second: np.ndarray,
+    groups: np.ndarray,
+    evaluation: EvaluationSettings,
 ) -> dict[str, Any]:
-    """The mean paired difference of two arms, ``(n_seeds, n)`` each, in nats.
+    """Compute the mean paired difference of two arms' losses with its interval.
 
     Args:
-        first: Losses before the change.
+        first: ``(n_seeds, n)`` losses before the change, in nats.
         second: Losses after it, of the same rows and seeds.
         groups: ``(n,)`` prompt groups.
-        bootstrap: ``n_bootstrap`` and ``seed``.
+        evaluation: Bootstrap draws and their seed.
 
     Returns:
         The columns ``n`` to ``seed_sd``; ``seed_sd`` is None with a single seed.
     """
     difference = second - first
-    step = group_bootstrap(difference.mean(axis=0), groups, **bootstrap)
+    step = group_bootstrap(
+        difference.mean(axis=0),
+        groups,
+        n_bootstrap=evaluation.n_bootstrap,
+        seed=evaluation.seed,
+    )
     spread = difference.mean(axis=1)
     return {
         "n": len(groups),
@@ -94,9 +116,9 @@ def compare_losses(
 def compare_arms(
     fold_files: Sequence[Path],
     predictions: Mapping[str, Sequence[Sequence[Path]]],
-    comparisons: Sequence[tuple[str, str]],
+    comparisons: Sequence[Sequence[str]],
     unclean: Sequence[str],
-    **bootstrap: int,
+    evaluation: EvaluationSettings,
 ) -> list[dict[str, Any]]:
     """Compare arms pair by pair on dev and test.
 
@@ -104,11 +126,11 @@ def compare_arms(
         fold_files: The fold files.
         predictions: For each arm and seed the logits of every fold.
         comparisons: Pairs of arms, before and after.
-        unclean: Arms whose dev scores are not clean.
-        bootstrap: ``n_bootstrap`` and ``seed``.
+        unclean: Arms that learn from teachers which saw their dev rows.
+        evaluation: Bootstrap draws and their seed.
 
     Returns:
-        One row of ``COLUMNS`` a split and comparison.
+        One row with the keys ``COLUMNS`` per split and comparison; losses in nats.
     """
     labels = [read_labels(path) for path in fold_files]
     rows = []
@@ -118,7 +140,7 @@ def compare_arms(
         }
         for before, after in comparisons:
             (first, groups), (second, _) = losses[before], losses[after]
-            effect = compare_losses(first, second, groups, **bootstrap)
+            effect = compare_losses(first, second, groups, evaluation)
             clean = split != "dev" or not {before, after} & set(unclean)
             names = {"split": split, "from": before, "to": after}
             rows.append({**names, **effect, "clean": int(clean)})
@@ -137,17 +159,17 @@ def ablation_page(
     n_seeds: int,
     n_folds: int,
 ) -> str:
-    """An ablation's table and arms as Markdown.
+    """Write an ablation's comparisons and its arms as Markdown.
 
     Args:
-        name: Of the ablation.
-        rows: With the keys ``COLUMNS``.
+        name: The ablation.
+        rows: Rows of ``compare_arms``.
         changes: Arm to the settings that it changes.
         n_seeds: Seeds of each arm.
         n_folds: Folds of each seed.
     """
     header = [
-        "split", "from", "to", "rows", "loss from", "loss to",
+        "split", "before", "after", "rows", "log loss before", "after",
         "difference", "95 % low", "high", "sd over seeds", "note",
     ]  # fmt: skip
     shown = [
@@ -156,16 +178,19 @@ def ablation_page(
     ]
     parts = [
         f"# Ablation: {name}",
-        f"Log loss in nats, both orders averaged. Trainings of each arm: {n_folds} "
-        f"folds times {n_seeds} seeds. Differences are paired, with intervals of a "
-        "bootstrap over prompt groups; negative is a gain.",
+        "Each arm is a student that differs from the others in one setting. It was "
+        f"trained on {n_folds} folds with {n_seeds} seeds each. Log loss is in nats, "
+        "both orders averaged. A difference is taken row by row, with a 95 % bootstrap "
+        "interval over prompt groups; a negative one is a gain.",
         markdown_table(header, shown),
     ]
     if not all(row["clean"] for row in rows):
         parts.append(
             "Not clean: in one of the two arms the student learns from teachers that "
-            "were trained on its dev rows; only test counts."
+            "were trained on its dev rows. Use the difference on test."
         )
     arms = [[arm, json.dumps(changed)] for arm, changed in changes.items()]
-    parts.append(markdown_table(["arm", "settings beside the configuration's"], arms))
+    parts.append(
+        markdown_table(["arm", "settings that differ from the configuration"], arms)
+    )
     return "\n\n".join(parts) + "\n"
