@@ -165,7 +165,7 @@ def build_engine(case: Case, device: Any) -> Any:
 
     from prefdistill.engine import engine
     from prefdistill.engine.attention import register
-    from prefdistill.models.loading import seeded_head
+    from prefdistill.models.head import seeded_head
     from prefdistill.models.lora import add_adapter
     from prefdistill.models.sharding import empty_model
 
@@ -272,7 +272,7 @@ class Clock:
     """
 
     def __init__(self, model: Any, n_warm: int, profiler: Any = None) -> None:
-        from prefdistill.models.loading import core_model
+        from prefdistill.models.forward import core_model
 
         self.n_warm, self.profiler = n_warm, profiler
         self.token_budget: int | None = None  # that the work chose
@@ -366,7 +366,7 @@ def step_rows(pairs: np.ndarray, seed: int) -> np.ndarray:
 def warm_shapes(trainer: Any) -> None:
     """Compile for every length that the passes of a training run may have."""
     from prefdistill.engine.packing import collate
-    from prefdistill.models.loading import classify
+    from prefdistill.models.forward import classify
 
     step = trainer.shape_step()
     if step == 1:
@@ -379,7 +379,7 @@ def warm_shapes(trainer: Any) -> None:
 
 def train_engine(model: Any, encoded: Any, amount: Amount, clock: Clock) -> list:
     """Train through ``Trainer``, and return the pairs of each timed step."""
-    from prefdistill.models.loading import engine_of
+    from prefdistill.models.forward import engine_of
     from prefdistill.storage.checkpoints import Checkpoints
     from prefdistill.training import trainer as training
     from prefdistill.training.objectives import label_objective

@@ -153,7 +153,7 @@ def compare(
     but biases, it goes without selective recomputation, and only Llama is scored.
     """
     from prefdistill.engine.packing import collate
-    from prefdistill.models.loading import classify, core_model, engine_of
+    from prefdistill.models.forward import classify, core_model, engine_of
     from prefdistill.training.trainer import FP16_LOSS_SCALE
 
     lengths = [scaled(options, length) for length in LENGTHS]
@@ -340,7 +340,7 @@ def compare_steps(
     fall.
     """
     from prefdistill.engine.packing import collate, pack
-    from prefdistill.models import loading as models
+    from prefdistill.models.forward import classify, core_model, engine_of
     from prefdistill.storage.logits import VIEWS
     from prefdistill.training.objectives import cross_entropy
     from prefdistill.training.steps import Plan
@@ -360,7 +360,7 @@ def compare_steps(
         model, lowest = build(options, architecture, base), int(architecture == "qwen2")
         rank = scaled(options, 64)
         model = adapt(model, rank=rank, lowest_layer=lowest, fresh=True)
-        models.core_model(model).score.requires_grad_(False)
+        core_model(model).score.requires_grad_(False)
         return model.train()
 
     rows = [encoded.tokens(pair, view) for pair in range(STEP_PAIRS) for view in VIEWS]
@@ -370,7 +370,7 @@ def compare_steps(
     def judge(model: torch.nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
         """Return logits and mean loss of the pairs in both orders."""
         batches = [collate([rows[i] for i in b], batch_shape(options)) for b in bins]
-        logits = torch.cat([models.classify(model, batch) for batch in batches])
+        logits = torch.cat([classify(model, batch) for batch in batches])
         logits = logits[np.argsort(np.concatenate(bins))]
         target = torch.from_numpy(wanted).to(logits.device)
         return logits, cross_entropy(logits, target).mean()
@@ -396,8 +396,8 @@ def compare_steps(
     logits, _ = judge(trained.train())
     model = start()
     if base == "fp8":
-        define_fp8(models.core_model(model))
-    with mock.patch.object(models.engine_of(model), "refresh", return_value=False):
+        define_fp8(core_model(model))
+    with mock.patch.object(engine_of(model), "refresh", return_value=False):
         before, loss_before = judge(model)
         other_losses = take_steps(model)
         after, loss_after = judge(model)

@@ -67,7 +67,7 @@ def build(shape, precision, sharded, device, rank):
 
     from prefdistill.engine import engine
     from prefdistill.engine.attention import register
-    from prefdistill.models.loading import seeded_head
+    from prefdistill.models.head import seeded_head
     from prefdistill.models.lora import add_adapter
     from prefdistill.models.sharding import empty_model, materialise
     from prefdistill.settings import LoraSettings, read

@@ -51,7 +51,7 @@ def build(options: argparse.Namespace, architecture: str, base: str) -> torch.nn
 
     from prefdistill.engine.attention import register
     from prefdistill.engine.engine import quantise_to_fp8
-    from prefdistill.models.loading import seeded_head
+    from prefdistill.models.head import seeded_head
     from prefdistill.models.sharding import empty_model, materialise
 
     def tensor_of(name: str, shape: torch.Size) -> torch.Tensor:

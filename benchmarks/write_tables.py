@@ -18,16 +18,16 @@ import yaml
 
 from benchmarks.result_rows import Row, find_row, markdown_table, read_rows, speed_table
 from benchmarks.workload import PUBLISHED
-from prefdistill.pipeline.costs import Size, scoring_work, training_work
-from prefdistill.pipeline.sizes import (
-    SIMULATED_FOLDER,
+from prefdistill.pipeline.config_schema import validate_config
+from prefdistill.pipeline.cost_model import Size, scoring_work, training_work
+from prefdistill.pipeline.model_sizes import base_parameters
+from prefdistill.pipeline.pair_counts import (
     Pairs,
-    base_parameters,
     count_pairs,
     scored_pairs,
     trained_pairs,
 )
-from prefdistill.pipeline.validation import validate_config
+from prefdistill.settings import SIMULATED_FOLDER, Settings, read
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = {card: ROOT / f"benchmarks/results/{card}.json" for card in ("h100", "h200")}
@@ -45,7 +45,7 @@ PUBLISHED_PAIRS = {
 MODELLED_TFLOPS = 400
 
 
-def published() -> tuple[dict[str, Any], Pairs]:
+def published() -> tuple[Settings, Pairs]:
     """Read the published configuration with its defaults, and its numbers of pairs.
 
     Its files may be absent, so simulated files with as many pairs replace them.
@@ -56,13 +56,13 @@ def published() -> tuple[dict[str, Any], Pairs]:
     files = {name: [f"{SIMULATED_FOLDER}{name}.csv"] for name in sources}
     config["data"] = files | {"test": f"{SIMULATED_FOLDER}test.csv"}
     config["simulation"] = PUBLISHED_PAIRS
-    config = validate_config(config, yaml.safe_load(schema))
-    return config, count_pairs(config)
+    settings = read(Settings, validate_config(config, yaml.safe_load(schema)))
+    return settings, count_pairs(settings.data, settings.folds, settings.simulation)
 
 
-def shape_of(base: dict[str, Any]) -> str | None:
-    """Find the benchmark's name of a base model's shape."""
-    name = base.get("repo", "").rpartition("/")[2].lower()
+def shape_of(repo: str | None) -> str | None:
+    """Return the benchmark's name of the shape of a base model of the hub."""
+    name = (repo or "").rpartition("/")[2].lower()
     return next((shape for shape in PUBLISHED if name.startswith(shape)), None)
 
 
@@ -76,61 +76,59 @@ def find_speed(
     return row["useful_tokens_per_s"] if row else None
 
 
-def list_work(config: dict[str, Any], pairs: Pairs) -> list[dict[str, Any]]:
+def list_work(settings: Settings, pairs: Pairs) -> list[dict[str, Any]]:
     """List the GPU's work by model and stage, as in the workflow's rules.
 
     ``jobs`` is the number of jobs, one per fold or one in all. ``pairs`` is the number
     of pairs that they train on or score together, each in both orders.
     """
-    n_folds, student = config["folds"]["n"], config["student"]
-    longest = config["text"]["max_length"]
+    n_folds, longest = settings.folds.n, settings.text.max_length
     held_out = pairs.held_out + pairs.unlabelled
     found = []
 
     def add(
         model: str, stage: str, jobs: int, section: str | None, n: int, **more: Any
     ) -> None:
-        settings = student if model == "student" else config["teachers"][model]
-        base = config["base_models"][settings["base"]]
-        parameters = base_parameters(settings["base"], base)
-        size = Size(parameters, settings["gpus"], settings["lora"]["r"])
+        own = settings.models[model]
+        base = settings.base_models[own.base]
+        size = Size(base_parameters(own.base, base), own.gpus, own.lora.r)
         if section:
-            work = training_work(size, settings[section], n, longest)
-            n = trained_pairs(settings[section], n)
+            work = training_work(size, getattr(own, section), n, longest)
+            n = trained_pairs(getattr(own, section), n)
         else:
             work = scoring_work(size, n, longest)
         found.append(
             {"model": model, "stage": stage, "mode": "train" if section else "infer"}
             | {"jobs": jobs, "pairs": jobs * n, "work": work, "adapter": True}
-            | {"precision": settings["precision"], "shape": shape_of(base)}
+            | {"precision": own.precision, "shape": shape_of(base.repo)}
             | more
         )
 
-    for model, settings in [*config["teachers"].items(), ("student", student)]:
+    for model, own in settings.models.items():
         add(model, "post-pretrain", 1, "post_pretrain", pairs.post_pretrain)
         add(model, "train", n_folds, "training", pairs.train)
         if model != "student":
-            n_scored = scored_pairs(settings["inference"], pairs)
+            n_scored = scored_pairs(own.inference, pairs)
             add(model, "logits", n_folds, None, n_scored)
     add("student", "predict, folds", n_folds, None, pairs.dev + held_out)
     add("student", "predict, merged", 1, None, held_out, adapter=False)
     return found
 
 
-def hours_table(config: dict[str, Any], pairs: Pairs, rows: list[Row]) -> str:
+def hours_table(settings: Settings, pairs: Pairs, rows: list[Row]) -> str:
     """Predict GPU hours from measured speeds; blank where one is missing.
 
     Beside them the hours of the cost model, which `make plan` shows, less loading; in
     the sum they stand for those that are missing.
     """
     lines, hours, modelled = [], [], []
-    for each in list_work(config, pairs):
+    for each in list_work(settings, pairs):
         n_tokens = each["jobs"] * each["work"].n_tokens
         keys = (each["shape"], each["mode"], each["precision"])
         speed = find_speed(rows, *keys, adapter=each["adapter"])
         hours.append(n_tokens / speed / 3600 if speed else None)
         work = replace(each["work"], minutes=0)
-        modelled.append(each["jobs"] * work.gpu_hours({"gpu_tflops": MODELLED_TFLOPS}))
+        modelled.append(each["jobs"] * work.gpu_hours(MODELLED_TFLOPS))
         lines.append(
             (
                 *(each["model"], each["stage"], each["precision"]),

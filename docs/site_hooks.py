@@ -1,7 +1,7 @@
-"""Lets pages of docs/ stand in the site as they stand in the repository.
+"""Let the site show the pages of docs/ as they are in the repository.
 
-They link to files outside docs/, which a site does not have. Two of these become pages;
-a link to another one becomes its text.
+They link to files outside docs/, which the site does not have. Two of these become
+pages; a link to any other becomes its text.
 """
 
 import re
@@ -24,14 +24,18 @@ def on_files(files: Files, config: Any) -> Files:
     return files
 
 
-def on_page_markdown(markdown: str, **_: Any) -> str:
+def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     """Point links at those pages, and leave the text of links to other files."""
+    folder = (ROOT / "docs" / page.file.src_uri).parent
 
     def replaced(link: re.Match[str]) -> str:
         text, target, anchor = link.groups(default="")
-        if not (ROOT / target).exists():
+        path = (folder / ".." / target).resolve()
+        if not path.exists():
             raise FileNotFoundError(f"link to ../{target}, which does not exist")
-        page = PAGES.get(target)
-        return f"[{text}]({page}{anchor})" if page else text
+        if path.is_relative_to(ROOT / "docs"):
+            return link[0]
+        name = PAGES.get(path.relative_to(ROOT).as_posix())
+        return f"[{text}]({name}{anchor})" if name else text
 
     return OUTSIDE.sub(replaced, markdown)

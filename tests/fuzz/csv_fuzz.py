@@ -27,10 +27,10 @@ from prefdistill.data.cleaning import (
     RowKeys,
     choose_rows,
     clean_batch,
-    describe_rows,
+    compute_keys,
     summarise,
 )
-from prefdistill.data.pairs import FIELDS, ImportedFile, PairsWriter
+from prefdistill.data.pairs import ROW_COLUMNS, ImportedFile, PairsWriter
 from prefdistill.data.readers import read_file_rows
 from prefdistill.errors import UserError
 from prefdistill.storage.tables import PAIRS_SCHEMA
@@ -89,14 +89,14 @@ def random_rows(rng: random.Random) -> list[dict]:
     for number in range(rng.randrange(8)):
         label = rng.choice(((1, 0, 0), (0, 1, 0), (0, 0, 1), (0, 0, 0), (1, 1, 0)))
         values = (number, turns(), turns(), turns(), *label, "m", rng.choice(TEXTS))
-        rows.append(dict(zip(FIELDS, values, strict=True)))
+        rows.append(dict(zip(ROW_COLUMNS, values, strict=True)))
     return rows
 
 
 def spoil(rows: list[dict], rng: random.Random) -> None:
     """Replace, remove or add a few values of the rows."""
     for row in rng.sample(rows, min(len(rows), rng.randrange(3))):
-        name = rng.choice(FIELDS)
+        name = rng.choice(ROW_COLUMNS)
         action = rng.random()
         if action < 0.8:
             row[name] = rng.choice((*CELLS, *TEXTS, nested(rng.choice((50, 600)))))
@@ -112,7 +112,7 @@ def encode(rows: list[dict], kind: str, rng: random.Random) -> bytes:
         is_ascii = rng.random() < 0.7
         lines = [json.dumps(row, ensure_ascii=is_ascii) for row in rows]
         return "\n".join([*lines, ""]).encode("utf-8", "surrogatepass")
-    names = rng.sample(FIELDS, len(FIELDS))
+    names = rng.sample(ROW_COLUMNS, len(ROW_COLUMNS))
     cells = [
         [
             json.dumps(value, ensure_ascii=rng.random() < 0.9)
@@ -214,7 +214,7 @@ def check_import(counts: ImportedFile, table: pa.Table, expected: int | None) ->
     table.validate(full=True)
     json.dumps(vars(counts), ensure_ascii=False).encode()
     cleaned = [clean_batch(batch)[0] for batch in table.to_batches()]
-    keys = RowKeys.concatenate([describe_rows(batch) for batch in cleaned])
+    keys = RowKeys.concatenate([compute_keys(batch) for batch in cleaned])
     report = summarise(keys, *choose_rows(keys, POLICY))
     gone = sum(sum(rows.values()) for rows in report["dropped"].values())
     if report["n_in"]["train"] != report["n_out"]["train"] + gone:

@@ -9,7 +9,7 @@ from csv_fuzz import Finding, make_input, run_once
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-NAMES = list(csv_fuzz.FIELDS)
+NAMES = list(csv_fuzz.ROW_COLUMNS)
 
 
 @pytest.fixture(scope="module")

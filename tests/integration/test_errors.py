@@ -6,7 +6,7 @@ import subprocess
 import pytest
 from running import ROOT, driver_command, snakemake
 
-# Overlays on the demo, and their lines: three of tests/unit/test_wrong_config.py.
+# Overlays on the demo, and their lines: three of tests/unit/wrong_configs.py.
 WRONG = {
     "folds: {n: 3, seeds: 1}": (
         "config: unknown key 'seeds' at folds; did you mean 'seed'?"

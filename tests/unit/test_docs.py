@@ -5,11 +5,16 @@ import re
 from pathlib import Path
 
 import pytest
+import wrong_configs
 import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = sorted((ROOT / "docs").glob("*.md"))
 NOTES = sorted((ROOT / "docs/lab").glob("*.md"))
+LIBRARY = ROOT / "workflow/scripts/prefdistill"
+PAGES_OF_CODE = [
+    f"docs/{name}.md" for name in ("architecture", "extending", "clusters", "method")
+]
 GAP = "…"
 
 
@@ -79,9 +84,8 @@ def test_links_lead_to_files_and_headings(path):
 def test_every_page_is_in_the_site():
     settings = yaml.safe_load((ROOT / "mkdocs.yml").read_text("utf-8"))
     pages = {page for entry in settings["nav"] for page in entry.values()}
-    assert {path.name for path in DOCS} | {"config-reference.md", "changelog.md"} == (
-        pages
-    )
+    others = {"config-reference.md", "changelog.md", "lab/README.md"}
+    assert {path.name for path in DOCS} | others == pages
 
 
 def test_the_laboratory_notes_are_listed_in_their_contents():
@@ -90,5 +94,33 @@ def test_the_laboratory_notes_are_listed_in_their_contents():
     assert links == [path.name for path in NOTES if path.name != "README.md"]
 
 
+@pytest.mark.parametrize("name", ["README.md", "docs/architecture.md"])
+def test_the_tree_names_every_part_of_the_library(name):
+    text = (ROOT / name).read_text("utf-8")
+    parts = {
+        f"{path.name}/" if path.is_dir() else path.name
+        for path in LIBRARY.iterdir()
+        if not path.name.startswith("__")
+    }
+    assert not {part for part in parts if part not in text}
+
+
+@pytest.mark.parametrize("name", ["README.md", *PAGES_OF_CODE])
+def test_files_of_code_exist(name):
+    text = (ROOT / name).read_text("utf-8")
+    paths = set(re.findall(r"`((?:[a-z_0-9]+/)+[a-z_0-9]+\.(?:py|smk|yaml))`", text))
+    places = [ROOT, LIBRARY]
+    assert paths
+    assert not {p for p in paths if not any((at / p).exists() for at in places)}
+
+
 def test_results_fit_on_one_page():
     assert len((ROOT / "docs/results.md").read_text("utf-8").splitlines()) <= 200
+
+
+def test_wrong_configurations_are_counted():
+    tables = ("VALUES", "KEYS", "SETTINGS", "BASE_MODELS", "FILES")
+    # One more: a file that is missing.
+    n_cases = 1 + sum(len(getattr(wrong_configs, name)) for name in tables)
+    text = (ROOT / "docs/reliability.md").read_text("utf-8")
+    assert f"{n_cases} wrong configurations" in " ".join(text.split())

@@ -16,11 +16,11 @@ from safetensors.numpy import load_file
 from two_processes import DISTILLATION, SETTINGS, TEXT
 
 from prefdistill.errors import UserError
-from prefdistill.models.score_files import Scoring
 from prefdistill.settings import (
     DistillationSettings,
     LoraSettings,
     PostPretrainSettings,
+    ScoringSettings,
     TextSettings,
     TrainingSettings,
     read,
@@ -130,7 +130,7 @@ def run_infer_logits(world, teacher, **changes):
         weights=teacher / "adapter_model.safetensors",
         base=world["llama"],
         logits=path,
-        scoring=Scoring(precision="fp32", **INFERENCE | changes),
+        scoring=ScoringSettings(precision="fp32", **INFERENCE | changes),
         text=read(TextSettings, TEXT),
         scratch=world["folder"] / "scratch" / "logits",
         code="c",
@@ -195,7 +195,7 @@ def run_distill(world, logits, gates, name="student", **changes):
     distill_student.main(
         pairs=world["folder"] / "fold0.parquet",
         pairs_unlabelled=None,
-        teachers=TeacherFiles(["llama"] * len(logits), 0, logits, gates),
+        files=TeacherFiles(["llama"] * len(logits), 0, logits, gates),
         job=job_of(world, name, "gemma2", init),
         training=read(TrainingSettings, TRAINING),
         distillation=read(DistillationSettings, DISTILLATION | changes),
@@ -251,7 +251,7 @@ def test_student_and_predictions(world, teacher):
         weights=student / "adapter_model.safetensors",
         base=world["gemma2"],
         logits=out,
-        scoring=Scoring(
+        scoring=ScoringSettings(
             "auto", splits=["select", "test", "unlabelled"], token_budget=512
         ),
         text=read(TextSettings, TEXT),
@@ -284,13 +284,13 @@ def test_predicting_with_a_whole_model(world, tmp_path):
         "code": "c",
     }
     options = {"splits": ["test"], "token_budget": 512}
-    one_view = Scoring("auto", views=["BA"], **options)
+    one_view = ScoringSettings("auto", views=["BA"], **options)
     infer_logits.main(**arguments, scoring=one_view)
     scores = read_logits(logits)
     assert (scores.logits.shape, scores.views) == ((1, 1, 3), ["BA"])
     assert scores.meta["adapter"] is None
     assert scores.meta["base"] == file_digest(weights)
-    infer_logits.main(**arguments, scoring=Scoring("auto", **options))
+    infer_logits.main(**arguments, scoring=ScoringSettings("auto", **options))
     both = read_logits(logits).logits
     np.testing.assert_allclose(both[:, 1:], scores.logits, atol=1e-5)
     arguments["pairs"] *= 2

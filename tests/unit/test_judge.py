@@ -26,9 +26,8 @@ from prefdistill.export.release import (
     write_release,
 )
 from prefdistill.judge import Judge, Verdict, pairs_table
-from prefdistill.models.score_files import Scoring
 from prefdistill.scores.views import PROBABILITY_COLUMNS, SYMMETRISED_SCHEMA, columns_of
-from prefdistill.settings import TextSettings, read
+from prefdistill.settings import ScoringSettings, TextSettings, read
 from prefdistill.storage.checkpoints import Checkpoints
 from prefdistill.storage.records import read_json, write_json
 from prefdistill.storage.tables import FOLD_SCHEMA, read_table, write_table
@@ -93,7 +92,7 @@ def workflow_probabilities(folder, tmp_path):
     infer_logits.main(
         pairs=[tmp_path / "rows.parquet"], weights=folder / "model.safetensors",
         base=None, logits=tmp_path / "logits.npz", text=read(TextSettings, TEXT),
-        scoring=Scoring("auto", splits=["unlabelled"], token_budget=512),
+        scoring=ScoringSettings("auto", splits=["unlabelled"], token_budget=512),
         scratch=tmp_path / "scratch", code="",
     )  # fmt: skip
     symmetrise.main(
@@ -193,7 +192,7 @@ def test_what_is_no_pair_is_one_line(judge, pair, message):
 
 
 def test_a_folder_that_is_no_judge_is_one_line(folder, tmp_path, tiny_model_folder):
-    with pytest.raises(UserError, match=r"has no judge\.json, so it is no finished"):
+    with pytest.raises(UserError, match=r"has no judge\.json, so it is not a finished"):
         Judge.load(tiny_model_folder("gemma2"))
     copy = tmp_path / "judge"
     shutil.copytree(folder, copy)

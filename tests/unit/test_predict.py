@@ -201,7 +201,7 @@ def test_a_stopped_command_goes_on_where_it_was(folder, tmp_path):
             break
     rest = first.stderr.read()
     assert first.wait() == 143, rest
-    assert "give the same command to go on" in rest
+    assert "repeat the command to resume" in rest
     assert not (tmp_path / "out.csv").exists()
     assert len(list(tmp_path.glob("scratch/predict/*/*.safetensors"))) == 1
     second = run_command(*again, "--device", "cpu")

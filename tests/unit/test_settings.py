@@ -1,31 +1,30 @@
 """Settings as classes: the schema's keys, nested, frozen, and nothing unknown."""
 
 import copy
-from dataclasses import FrozenInstanceError, fields, is_dataclass
-from pathlib import Path
-from typing import get_type_hints
+from dataclasses import FrozenInstanceError, asdict, fields, is_dataclass
+from typing import get_args, get_type_hints
 
 import pytest
-import yaml
+from configurations import SCHEMA, configured, shipped
 
-from prefdistill.pipeline.validation import fill_defaults
+from prefdistill.pipeline.config_schema import fill_defaults, validate_config
 from prefdistill.settings import (
     RUN_TIME_KEYS,
     AdvantageSettings,
     DistillationSettings,
     EvaluationSettings,
+    HubData,
     InferenceSettings,
     LoraSettings,
     PostPretrainSettings,
     ScalingSettings,
+    Settings,
     TextSettings,
     TrainingSettings,
     read,
     result_settings,
 )
 
-ROOT = Path(__file__).resolve().parents[2]
-SCHEMA = yaml.safe_load((ROOT / "workflow/schemas/config.schema.yaml").read_text())
 SECTIONS = {
     TextSettings: SCHEMA["properties"]["text"],
     DistillationSettings: SCHEMA["properties"]["distillation"],
@@ -42,16 +41,68 @@ def defaults(kind):
     return fill_defaults({}, SECTIONS[kind], SCHEMA)
 
 
+def classes_in(kind):
+    """Yield the settings classes that a field's type names."""
+    if is_dataclass(kind):
+        yield kind
+    for inner in get_args(kind):
+        yield from classes_in(inner)
+
+
+def sections_in(schema):
+    """Yield the parts of a key's schema that have keys of their own."""
+    if "$ref" in schema:
+        schema = SCHEMA["$defs"][schema["$ref"].rpartition("/")[2]]
+    if "properties" in schema:
+        yield schema
+        return
+    more = [schema.get("items"), schema.get("additionalProperties")]
+    for inner in [*more, *schema.get("anyOf", [])]:
+        if isinstance(inner, dict):
+            yield from sections_in(inner)
+
+
 def check_names(kind, section):
-    assert {field.name for field in fields(kind)} == set(section["properties"])
+    # In one order, as params made of either are compared as text.
+    assert [field.name for field in fields(kind)] == list(section["properties"])
     for name, inner in get_type_hints(kind).items():
-        if is_dataclass(inner):
-            check_names(inner, section["properties"][name])
+        parts = list(sections_in(section["properties"][name]))
+        assert len(parts) == len(list(classes_in(inner))), name
+        for part, each in zip(parts, classes_in(inner), strict=True):
+            check_names(each, part)
 
 
-@pytest.mark.parametrize("kind", SECTIONS)
-def test_the_fields_are_the_keys_of_the_schema(kind):
-    check_names(kind, SECTIONS[kind])
+def test_the_fields_are_the_keys_of_the_schema_at_every_depth():
+    check_names(Settings, SCHEMA)
+
+
+def plain(value):
+    """Return a value as YAML has it, without keys that are null."""
+    if isinstance(value, dict):
+        return {k: plain(each) for k, each in value.items() if each is not None}
+    return [plain(each) for each in value] if isinstance(value, tuple | list) else value
+
+
+def test_the_whole_configuration_is_read():
+    config = validate_config(shipped("demo"), SCHEMA)
+    assert plain(asdict(read(Settings, config))) == plain(config)
+
+
+def test_data_entries_are_files_or_data_sets_of_the_hub():
+    train = ["results/simulated/train.csv", {"hub": "a/b", "columns": {"id": "x"}}]
+    demo, mixed = configured("demo").data, configured("demo", data={"train": train})
+    assert mixed.data.train[1] == HubData(hub="a/b", columns={"id": "x"})
+    names = ("train", "extra", "ultra", "test")
+    assert demo.files == [f"results/simulated/{name}.csv" for name in names]
+    assert mixed.data.files == demo.files
+    assert demo.is_simulated
+    assert not mixed.data.is_simulated
+
+
+def test_the_final_model_is_named_as_its_predictions_are():
+    assert configured("demo").predict.final == "gptq4"
+    adapters = configured("demo", predict={"model": "adapters", "base": "nf4"})
+    assert adapters.predict.final == "adapters_nf4"
 
 
 @pytest.mark.parametrize("kind", SECTIONS)

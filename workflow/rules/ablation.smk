@@ -1,10 +1,10 @@
-"""The ablations: students that differ in one thing, over folds and seeds.
+"""Train and compare students that differ in one setting, over folds and seeds.
 
 in:  what distill_student reads, or variants of it
 out: <results>/ablation/{arm}/seed{seed}/fold{fold}/, <results>/ablation/{ablation}.csv
 
 `use rule` gives every arm the scripts of the pipeline's own student; only its settings
-differ. prefdistill/pipeline/students.py lists the arms and what is compared.
+differ. prefdistill/pipeline/ablations.py lists the arms and what is compared.
 """
 
 
@@ -38,6 +38,7 @@ use rule post_pretrain as post_pretrain_arm with:
         precision=model_precision,
         lora=model_lora,
         post_pretrain=STUDENTS.post_pretrain,
+        section=["student", "post_pretrain"],
         text=config["text"],
         code=code_digest("post_pretrain.py"),
 
@@ -149,6 +150,6 @@ for ablation in STUDENTS.ablations:
 
 
 rule ablations:
-    """Every ablation's table."""
+    """Make every ablation's table."""
     input:
         expand("<results>/ablation/{ablation}.md", ablation=STUDENTS.ablations),

@@ -1,4 +1,4 @@
-"""Calibration of the teachers on their dev rows, of the judges on select."""
+"""Calibrate the teachers on their dev rows, and the judges on select."""
 
 
 rule calibrate_logits:

@@ -1,10 +1,10 @@
-"""Data: import pairs of all sources, clean them, split them into folds."""
+"""Import pairs of all sources, clean them and split them into folds."""
 
 
 rule import_pairs:
     """Read CSV, parquet and Hub data sets into one typed table."""
     input:
-        files=DATA_FILES,
+        files=SETTINGS.data.files,
     output:
         pairs="<results>/data/pairs.parquet",
         report="<results>/data/import.json",

@@ -1,23 +1,10 @@
-"""Ensemble: the student's fold adapters averaged, and merged into one 16-bit model.
+"""Average the student's fold adapters and merge them into one 16-bit model.
 
-in:  <results>/student/fold{fold}/, the student's base; for weights by advantage the
-     folds, <results>/predictions/fold{fold}_bf16/, <results>/predictions/baselines.parquet
+in:  <results>/student/fold{fold}/, the student's base; for weights by advantage also
+     the folds, <results>/predictions/fold{fold}_bf16/, <results>/predictions/baselines.parquet
 out: <results>/ensemble/weights.json, <results>/ensemble/adapter_model.safetensors,
      <results>/merged/
 """
-
-# The folds whose students have to be scored before they can be weighed.
-WEIGHED_FOLDS = FOLDS if config["ensemble"]["fold_weights"] == "advantage" else []
-
-
-def reward_baselines(wildcards):
-    """Name what the folds' rewards are taken against, if anything."""
-    baseline = config["ensemble"]["advantage"]["baseline"] if WEIGHED_FOLDS else "none"
-    if baseline == "ema":
-        return expand(
-            "<results>/predictions/fold{fold}_ema/logits.npz", fold=WEIGHED_FOLDS
-        )
-    return {"trees": ["<results>/predictions/baselines.parquet"], "none": []}[baseline]
 
 
 rule weigh_folds:

@@ -1,4 +1,4 @@
-"""Export: the merged judge, and the student's bare base, quantised with GPTQ.
+"""Quantise the merged judge, and the student's bare base, with GPTQ.
 
 in:  <results>/merged/, the student's base, <results>/folds/fold0.parquet
 out: <results>/gptq/{bits}bit/, <results>/gptq_base/{bits}bit/
@@ -6,7 +6,7 @@ out: <results>/gptq/{bits}bit/, <results>/gptq_base/{bits}bit/
 
 
 rule quantise_model:
-    """Quantise the merged judge; its score head is kept."""
+    """Quantise the merged judge, except its score head."""
     input:
         merged="<results>/merged/model.safetensors",
         config="<results>/merged/config.json",

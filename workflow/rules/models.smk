@@ -1,4 +1,4 @@
-"""Base models: made, converted, fetched or linked; each one ends in a manifest."""
+"""Make, convert, fetch or link each base model, and write its manifest."""
 
 
 rule make_tiny_model:
@@ -117,9 +117,9 @@ rule check_models:
         "<benchmarks>/check_models/all.tsv"
     conda:
         "../../environment.yml"
-    threads: max(size.threads for size in SIZES)
+    threads: max(size.threads for size in SIZES.values())
     resources:
-        gpu=min(1, max(size.gpus for size in SIZES)),
+        gpu=min(1, max(size.gpus for size in SIZES.values())),
         mem_mb=memory_of(checking),
         runtime=minutes_of(checking),
     params:

@@ -1,4 +1,4 @@
-"""Predictions of every model in every view, their symmetrised form, the submission."""
+"""Predict with every model in every view, average the views, write the submission."""
 
 
 use rule infer_logits as predict_logits with:

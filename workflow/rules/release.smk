@@ -1,10 +1,10 @@
-"""Release: each judge as a folder that plain transformers loads, with card and example.
+"""Release each judge as a folder that transformers loads, with card and example.
 
 in:  <results>/merged/ or <results>/gptq/{bits}bit/, calibrated; the run's reports
 out: <results>/release/merged/, <results>/release/gptq{bits}bit/
 
-The weights in a release are a hard link and no declared output: Snakemake sets the times
-of declared outputs, and so would make the linked model newer than what follows from it.
+The weights in a release are a hard link, and no declared output. Snakemake sets the times
+of declared outputs; that would make the linked model newer than what was made from it.
 """
 
 
@@ -40,7 +40,7 @@ rule write_release:
         runtime=minutes_of(handling_tables),
     params:
         bases=BASES,
-        simulated=SIMULATED,
+        simulated=SETTINGS.data.is_simulated,
         code=code_digest("write_release.py"),
     script:
         "../scripts/write_release.py"

@@ -1,4 +1,4 @@
-"""Report: baselines, scores of every stage, differences between stages, figures, pages.
+"""Report baselines, scores of every stage, steps between them, figures and pages.
 
 `make report` collects every output marked with report() in results/report.html.
 """
@@ -207,7 +207,7 @@ rule measure_lengths:
 
 
 rule summarise_report:
-    """Write the summary that a run ends by printing."""
+    """Write the summary that is printed when a run ends."""
     input:
         scores="<results>/report/scores.csv",
         steps="<results>/report/steps.csv",
@@ -247,10 +247,9 @@ rule summarise_report:
 
 
 rule write_pages:
-    """Write the report's pages, after all other jobs, whose times one page shows.
+    """Write the report's pages, last: one of them has the time of every job.
 
-    The timing files and run-time settings on it are those of this moment; a change of
-    them does not run this job again.
+    It shows the timing files and the run-time settings as they are at that moment.
     """
     input:
         scores="<results>/report/scores.csv",
@@ -266,7 +265,7 @@ rule write_pages:
         judge_calibrations=map(calibration_of, JUDGES),
         weights="<results>/ensemble/weights.json",
         fingerprinted=[
-            *DATA_FILES,
+            *SETTINGS.data.files,
             *sorted({base_manifest({"model": name}) for name in MODELS}),
             "<results>/ensemble/adapter_model.safetensors",
             *expand("<results>/gptq/{bits}bit/model.safetensors", bits=BITS),

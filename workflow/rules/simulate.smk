@@ -1,4 +1,4 @@
-"""The embedded default's data: pairs simulated by a judge that is known exactly."""
+"""Simulate the demo's pairs with a judge whose probabilities are known."""
 
 
 rule simulate_pairs:

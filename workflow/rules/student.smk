@@ -1,4 +1,4 @@
-"""The student: labels and all teachers distilled into one adapter on each fold.
+"""Distil labels and all teachers into one student adapter on each fold.
 
 in:  <results>/folds/fold{fold}.parquet, <results>/post_pretrain/student/,
      the teachers' logits and gates
@@ -40,6 +40,7 @@ rule distill_student:
         teachers=STUDENTS.teachers,
         precision=model_precision,
         training=STUDENTS.training,
+        section=["student", "training"],
         distillation=STUDENTS.distillation,
         text=config["text"],
         code=code_digest("distill_student.py"),

@@ -1,14 +1,14 @@
-"""What to ask for beside everything: one stage, or everything of one fold."""
+"""Name targets: one stage of the run, or everything of one fold."""
 
 
 rule folds:
-    """The cleaned pairs, split."""
+    """Split the cleaned pairs into folds."""
     input:
         expand("<results>/folds/fold{fold}.parquet", fold=FOLDS),
 
 
 rule teachers:
-    """Every teacher's adapter of every fold."""
+    """Train every teacher on every fold."""
     input:
         expand(
             "<results>/teacher/{teacher}/fold{fold}/adapter_model.safetensors",
@@ -18,7 +18,7 @@ rule teachers:
 
 
 rule logits:
-    """Every teacher's logits, raw and calibrated."""
+    """Score with every teacher, and calibrate its logits."""
     input:
         expand(
             "<results>/teacher/{teacher}/fold{fold}/calibrated.npz",
@@ -28,27 +28,27 @@ rule logits:
 
 
 rule students:
-    """The distilled student of every fold."""
+    """Distil the student of every fold."""
     input:
         expand("<results>/student/fold{fold}/adapter_model.safetensors", fold=FOLDS),
 
 
 rule merged:
-    """The folds' students in one 16-bit model, with its calibration."""
+    """Merge the folds' students into one 16-bit model, and calibrate it."""
     input:
         "<results>/merged/model.safetensors",
         "<results>/merged/calibration.json",
 
 
 rule gptq:
-    """The quantised judges, with their calibrations."""
+    """Quantise the judge to each width, and calibrate it."""
     input:
         expand("<results>/gptq/{bits}bit/model.safetensors", bits=BITS),
         expand("<results>/gptq/{bits}bit/calibration.json", bits=BITS),
 
 
 rule predictions:
-    """The symmetrised predictions of every judge, and the submission."""
+    """Predict with every judge, and write the submission."""
     input:
         expand(
             "<results>/predictions/{model}/symmetrised.parquet", model=[*JUDGES, FINAL]
@@ -57,13 +57,13 @@ rule predictions:
 
 
 rule release:
-    """A folder to hand on for every judge, with card and example."""
+    """Write a release folder for every judge, with card and example."""
     input:
         expand("<results>/release/{release}/judge.json", release=RELEASES),
 
 
 rule report:
-    """The scores of every stage, figures, tables and a summary."""
+    """Score every stage, and write figures, tables and a summary."""
     input:
         "<results>/report/run.html",
 

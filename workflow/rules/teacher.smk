@@ -1,11 +1,11 @@
-"""Teachers: one shared adapter, fine-tuned on each fold, and its logits of all rows.
+"""Fine-tune each teacher's shared adapter on each fold, and score all rows with it.
 
 in:  <results>/folds/*.parquet, <results>/base/{base}/manifest.json
 out: <results>/post_pretrain/{model}/, <results>/teacher/{teacher}/fold{fold}/
 
-A setting of how a job runs (token budget, recomputation, checkpoint and progress
-intervals) is read from the configuration by the script and is no parameter: a change
-of it reruns nothing. Checkpoints lie in the scratch folder.
+The scripts read settings of how a job runs (token budget, recomputation, intervals of
+checkpoints and progress lines) from the configuration. These are no params, so a change
+of them reruns nothing. Checkpoints lie in the scratch folder.
 """
 
 
@@ -33,6 +33,7 @@ rule post_pretrain:
         precision=model_precision,
         lora=model_lora,
         post_pretrain=settings_of("post_pretrain"),
+        section=section_of("post_pretrain"),
         text=config["text"],
         code=code_digest("post_pretrain.py"),
     script:
@@ -64,6 +65,7 @@ rule train_teacher:
     params:
         precision=model_precision,
         training=settings_of("training"),
+        section=section_of("training"),
         text=config["text"],
         code=code_digest("train_teacher.py"),
     script:
@@ -92,7 +94,7 @@ rule infer_logits:
         runtime=minutes_of(scoring),
     params:
         scoring=teacher_scoring,
-        section=inference_section,
+        section=section_of("inference"),
         text=config["text"],
         code=code_digest("infer_logits.py"),
     script:

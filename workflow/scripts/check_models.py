@@ -29,7 +29,7 @@ def main(
         pairs: Test pairs: ``prompt``, ``response_a``, ``response_b``.
         table: CSV file; see ``trial.try_model`` for its columns.
     """
-    from prefdistill.models.loading import base_folder
+    from prefdistill.models.manifests import base_folder
     from prefdistill.models.trial import pairs_to_try, try_model
     from prefdistill.storage.whole_files import write_csv
 

@@ -1,9 +1,9 @@
 """Drop rows that cannot train or score a judge, and count them by reason.
 
-A row stays if its target is exactly one-hot (an argmax would silently call a row
-without a winner A), and, by the ``cleaning`` settings, if it is not empty, its answers
-differ, and no earlier row has its prompt and answers in either order. Rows of the
-unlabelled test all stay. ``cleaning.json`` holds the counts.
+A row stays if its target is exactly one-hot: an argmax would silently turn a row
+without a winner into a win for A. Depending on the ``cleaning`` settings, empty rows,
+rows with identical answers and duplicates are dropped too. All rows of the test file
+stay. ``cleaning.json`` holds the counts.
 """
 
 import logging
@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 
 
 def log_table(counts: dict[str, Any]) -> None:
-    """Log the counts by reason and source."""
+    """Log a table of the counts, by reason and source."""
     sources = list(counts["n_in"])
     lines = {
         "rows in": counts["n_in"],
@@ -32,7 +32,7 @@ def log_table(counts: dict[str, Any]) -> None:
 def main(
     pairs: Path, imported: Path, clean: Path, report: Path, cleaning: dict[str, str]
 ) -> None:
-    """Write the typed pairs that stay, and the counts of all.
+    """Write the rows that stay, and the counts of all rows.
 
     Raises:
         UserError: If no train row stays.

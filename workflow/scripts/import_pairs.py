@@ -1,10 +1,9 @@
 """Import preference pairs of all sources into one typed parquet file.
 
-Reads the Kaggle-schema files and Hub data sets of the ``data`` settings one after the
-other, in bounded memory, and refuses what it cannot read without guessing. Row ids
-become ``source:id``, as the files number their rows independently. ``import.json``
-counts rows and repairs by file and names the columns that were not used, among them any
-label-derived helper column.
+The files and Hub data sets of the ``data`` settings are read one after the other, in
+bounded memory. What cannot be read without guessing is refused. ``import.json`` counts
+rows and repairs by file and names the columns that were not used, among them helper
+columns that were derived from the labels.
 """
 
 import logging
@@ -18,20 +17,20 @@ logger = logging.getLogger(__name__)
 
 
 def main(pairs: Path, report: Path, data: dict[str, Any]) -> None:
-    """Read every configured file and write the table and its counts."""
+    """Read all configured inputs, and write the table and the counts."""
     from prefdistill.data.hub_rows import read_hub_rows
     from prefdistill.data.pairs import (
         ImportedFile,
         PairsWriter,
         list_entries,
-        open_parquet,
+        open_parquet_writer,
     )
     from prefdistill.data.readers import read_file_rows
     from prefdistill.storage.records import write_json
     from prefdistill.storage.tables import PAIRS_SCHEMA
 
     files: list[ImportedFile] = []
-    with open_parquet(pairs, PAIRS_SCHEMA) as parquet:
+    with open_parquet_writer(pairs, PAIRS_SCHEMA) as parquet:
         writer = PairsWriter(parquet)
         for source, entry in list_entries(data):
             is_hub = isinstance(entry, dict)
@@ -41,6 +40,7 @@ def main(pairs: Path, report: Path, data: dict[str, Any]) -> None:
             else:
                 rows = read_file_rows(Path(entry), source, counts)
             writer.add(rows, counts, integer_id=not is_hub)
+            # The plus drops reasons that were counted zero times.
             counts.repaired = +counts.repaired
             files.append(counts)
             logger.info(

@@ -1,8 +1,8 @@
-"""Split clean pairs into folds and held-out rows; write one file per fold.
+"""Split clean pairs into folds and held-out rows, and write one file per fold.
 
-All files come from one pass over the clean table in bounded memory. A fold's file is
-self-contained: its train, dev, select and test rows with texts and targets, no model
-names, and no column derived from the labels.
+A fold's file holds all that its jobs need: train, dev, select and test rows with texts
+and targets. It holds no model names and no column derived from the labels. All files
+are written in one pass over the clean table, in bounded memory.
 """
 
 import logging
@@ -23,7 +23,7 @@ def main(
     settings: dict[str, Any],
     pseudo: Path,
 ) -> None:
-    """Plan the splits on a few columns, then stream the texts into the files."""
+    """Plan the splits from a few columns, then stream the texts into the files."""
     import numpy as np
 
     from prefdistill.data.folds import SPLITS, describe_plan, plan_folds, write_splits
@@ -33,6 +33,7 @@ def main(
     with open_table(pairs) as clean:
         keys = clean.read(columns=["source", "group", *TARGET_COLUMNS])
         source = np.array(keys.column("source").to_pylist())
+        # Group names are 16 ASCII digits: bytes take a quarter of what unicode takes.
         groups = np.array(keys.column("group").to_pylist(), dtype="S16")
         targets = [keys.column(name).fill_null(0).to_numpy() for name in TARGET_COLUMNS]
         labels = np.argmax(targets, axis=0)

@@ -1,7 +1,7 @@
-"""Make a tiny base model: tokenizer, random weights, pre-training on dense labels.
+"""Make a tiny base model: train its tokenizer and pre-train its weights.
 
-The embedded default runs without downloads, so its models are made here. They are
-pre-trained on the quality features of simulated answers, never on verdicts.
+The demo runs without downloads, so it makes its own models. They are pre-trained on the
+quality features of simulated answers, never on verdicts.
 """
 
 import logging
@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 
 
 def main(manifest: Path, settings: dict[str, Any], text: dict[str, Any]) -> None:
-    """Write model, configuration, tokenizer and manifest beside one another."""
+    """Write the model, configuration, tokenizer and manifest to one folder."""
     from prefdistill.simulation.tiny_models import make_tiny_base
 
     losses = make_tiny_base(manifest.parent, settings, text)

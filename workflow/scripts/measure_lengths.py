@@ -20,7 +20,7 @@ def main(
         text: How pairs become tokens.
     """
     from prefdistill.models.lengths import count_lengths, describe_lengths
-    from prefdistill.models.loading import base_folder
+    from prefdistill.models.manifests import base_folder
     from prefdistill.report.figures import draw_lengths, save_figure
     from prefdistill.storage.records import write_json
     from prefdistill.storage.tables import FOLD_SCHEMA, read_table

@@ -1,14 +1,15 @@
 """Train the adapter that every fold of a model starts from."""
 
 import logging
+from functools import partial
 from pathlib import Path
 
 from prefdistill.models.quick_imports import import_model_libraries
 from prefdistill.running.job import run_job
-from prefdistill.settings import LoraSettings, PostPretrainSettings, read
+from prefdistill.settings import LoraSettings, PostPretrainSettings
 from prefdistill.storage.tables import FOLD_SCHEMA, read_table, table_targets
 from prefdistill.storage.whole_files import write_text
-from prefdistill.training.run import TrainingJob, TrainingRun, settings_of
+from prefdistill.training.run import TrainingJob, TrainingRun
 
 logger = logging.getLogger(__name__)
 
@@ -24,7 +25,7 @@ def main(
     The seed is the ``post_pretrain`` block's own: one adapter and one head
     initialisation for all folds.
     """
-    from prefdistill.models.loading import seeded_head
+    from prefdistill.models.head import seeded_head
     from prefdistill.models.lora import save_adapter
     from prefdistill.running.processes import is_first
     from prefdistill.training.objectives import label_objective, next_token_objective
@@ -50,11 +51,9 @@ def main(
 
 
 if __name__ == "__main__":
-    with run_job(snakemake, processes=snakemake.resources.gpu):
-        import_model_libraries(snakemake.params.precision)
-        main(
-            pairs=Path(snakemake.input.pairs),
-            job=TrainingJob.of(snakemake),
-            lora=read(LoraSettings, snakemake.params.lora),
-            post_pretrain=settings_of(snakemake, "post_pretrain", PostPretrainSettings),
-        )
+    run_job(
+        snakemake,
+        main,
+        processes=snakemake.resources.gpu,
+        libraries=partial(import_model_libraries, snakemake.params.precision),
+    )

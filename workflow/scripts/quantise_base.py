@@ -28,7 +28,7 @@ def main(
     """Write the quantised base's folder, with ``quantisation.json``."""
     from prefdistill.export.gptq import export_quantised
     from prefdistill.export.merging import write_classifier
-    from prefdistill.models.loading import seeded_head
+    from prefdistill.models.head import seeded_head
 
     source = base_folder(base)
     head = seeded_head(

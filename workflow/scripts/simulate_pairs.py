@@ -1,7 +1,7 @@
-"""Simulate answer pairs in the Kaggle schema, and keep the judge's probabilities.
+"""Simulate answer pairs in Kaggle's form, and write the judge's probabilities.
 
-No public preference set may be shipped with the project, so the embedded default
-simulates one. Its judge is known, and so is the best possible log loss.
+No public preference data may be shipped with the project, so the demo simulates its
+own. The judge's probabilities are known, and so is the best possible log loss.
 """
 
 import logging
@@ -22,7 +22,7 @@ def main(
     truth: Path,
     settings: dict[str, Any],
 ) -> None:
-    """Write the CSV files of all sources and the truth, and log what was made."""
+    """Write the CSV files of all sources and the truth, and log their counts."""
     paths = {"train": train, "extra": extra, "ultra": ultra, "test": test}
     for source, report in write_simulation(paths, truth, settings).items():
         dirt = ", ".join(f"{n} {kind}" for kind, n in sorted(report["dirt"].items()))

@@ -1,12 +1,13 @@
 """Fine-tune a teacher's adapter on one fold's train side."""
 
+from functools import partial
 from pathlib import Path
 
 from prefdistill.models.quick_imports import import_model_libraries
 from prefdistill.running.job import run_job
 from prefdistill.settings import TrainingSettings
 from prefdistill.storage.tables import FOLD_SCHEMA, read_table, table_targets
-from prefdistill.training.run import TrainingJob, TrainingRun, settings_of
+from prefdistill.training.run import TrainingJob, TrainingRun
 
 
 def main(pairs: Path, job: TrainingJob, training: TrainingSettings) -> None:
@@ -23,10 +24,9 @@ def main(pairs: Path, job: TrainingJob, training: TrainingSettings) -> None:
 
 
 if __name__ == "__main__":
-    with run_job(snakemake, processes=snakemake.resources.gpu):
-        import_model_libraries(snakemake.params.precision)
-        main(
-            pairs=Path(snakemake.input.pairs),
-            job=TrainingJob.of(snakemake),
-            training=settings_of(snakemake, "training", TrainingSettings),
-        )
+    run_job(
+        snakemake,
+        main,
+        processes=snakemake.resources.gpu,
+        libraries=partial(import_model_libraries, snakemake.params.precision),
+    )

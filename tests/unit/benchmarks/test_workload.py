@@ -83,7 +83,7 @@ def test_simulated_lengths():
 def test_random_pairs_have_their_lengths():
     lengths, prefixes = np.array([2, 3, 9, 64]), np.array([0, 9, 4, 8])
     encoded = workload.random_pairs(lengths, prefixes, 50)
-    assert encoded.prefixes.tolist() == [1, 2, 4, 8]
+    assert encoded.prefix_lengths.tolist() == [1, 2, 4, 8]
     for row, length in enumerate(lengths):
         for view in ("AB", "BA"):
             assert len(encoded.tokens(row, view)) == length

@@ -59,7 +59,7 @@ def test_the_cost_model_agrees_with_what_was_measured(row):
         if each["shape"] != row["model"] or each["mode"] != row["mode"]:
             continue
         work = replace(each["work"], minutes=0)
-        modelled = work.gpu_hours({"gpu_tflops": row["useful_tflops"]})
+        modelled = work.gpu_hours(row["useful_tflops"])
         measured = work.n_tokens / row["useful_tokens_per_s"] / 3600
         assert modelled == pytest.approx(measured, rel=0.25), each["stage"]
 

@@ -14,7 +14,7 @@ from prefdistill.data.cleaning import (
     SPECIAL_STRINGS,
     choose_rows,
     clean_batch,
-    describe_rows,
+    compute_keys,
     normalise_prompt,
     prompt_group,
     strip_controls,
@@ -34,7 +34,7 @@ A, B, TIE = (1, 0, 0), (0, 1, 0), (0, 0, 1)
 
 
 def row(name, prompt="p", a="a", b="b", label=A):
-    """A typed row; ``name`` is ``source:id`` and texts are one turn or several."""
+    """Make a typed row; ``name`` is ``source:id``, and a text is a turn or several."""
     texts = [[t] if isinstance(t, str) else list(t) for t in (prompt, a, b)]
     source = name.split(":")[0]
     label = (None, None, None) if source in UNLABELLED else label
@@ -63,7 +63,7 @@ def ids(rows):
 
 
 def dropped(report):
-    """Reasons with a count, for one source."""
+    """List the reasons with a count, by source."""
     return {
         reason: {s: n for s, n in counts.items() if n}
         for reason, counts in report["dropped"].items()
@@ -260,7 +260,7 @@ RAW = st.tuples(
 
 
 def slow_duplicates(rows):
-    """Pair keys in a dictionary, in the order of precedence: the obvious twin."""
+    """Find duplicates with a set of pairs, in the order of precedence."""
     order = ["test", "train", "extra", "ultra"]
     seen, kept = set(), set()
     for one in sorted(rows, key=lambda r: order.index(r["source"])):
@@ -284,9 +284,7 @@ def test_duplicates_equal_the_slow_twin(tmp_path_factory, raw):
 
 def test_keys_do_not_depend_on_the_order_of_answers():
     rows = [row("train:1", a="x", b="y"), row("train:2", a="y", b="x")]
-    keys = describe_rows(
-        pa.Table.from_pylist(rows, schema=PAIRS_SCHEMA).to_batches()[0]
-    )
+    keys = compute_keys(pa.Table.from_pylist(rows, schema=PAIRS_SCHEMA).to_batches()[0])
     assert keys.pair[0] == keys.pair[1]
     assert np.array_equal(keys.flipped, ~keys.flipped[::-1])
 
@@ -307,9 +305,9 @@ POLICIES = st.fixed_dictionaries(dict.fromkeys(DROP, st.sampled_from(["drop", "k
 
 
 def chosen(rows, policy=DROP):
-    """Keys, rows that stay, and the others by reason."""
+    """Compute the keys, the rows that stay, and the others by reason."""
     table = pa.Table.from_pylist(rows, schema=PAIRS_SCHEMA).combine_chunks()
-    keys = describe_rows(table.to_batches()[0])
+    keys = compute_keys(table.to_batches()[0])
     return keys, *choose_rows(keys, policy)
 
 
@@ -319,7 +317,7 @@ def number_rows(raw):
 
 @given(raw=MIXED, random=st.randoms(use_true_random=False), policy=POLICIES)
 def test_the_order_of_rows_changes_no_count(raw, random, policy):
-    """Which of two equal rows of a source stays does depend on it: the first."""
+    """Only the choice between equal rows of one source depends on their order."""
     results = []
     for _ in range(2):
         keys, kept, against = chosen(number_rows(raw), policy)

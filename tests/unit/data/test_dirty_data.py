@@ -1,6 +1,7 @@
-"""Whatever arrives is handled by a stated policy and counted, or refused in one line.
+"""Every input is handled by a stated policy and counted, or refused in one line.
 
-Each case goes through import_pairs, clean_pairs and make_folds, as in the workflow.
+Each case goes through import_pairs, clean_pairs and make_folds, as in the workflow, so
+these tests belong to no single module.
 """
 
 # A table reads best with one case a line.
@@ -35,7 +36,7 @@ WIN_A, WIN_B, TIE = "1,0,0", "0,1,0", "0,0,1"
 
 
 def line(name=1, prompt='["p"]', a='["a"]', b='["b"]', label=WIN_A):
-    """A line of CSV; the texts are cells as JSON, quoted here."""
+    """Make a line of CSV; the texts are JSON and are quoted here."""
     cells = ('"' + text.replace('"', '""') + '"' for text in (prompt, a, b))
     return ",".join([str(name), "m", "n", *cells, label])
 
@@ -47,17 +48,17 @@ CLEAN = [
 
 
 def table(*lines, header=HEADER, clean=True):
-    """A file: header, the lines in question, and thirty good ones after them."""
+    """Make a file: header, the lines in question, and thirty good lines."""
     return "\n".join([header, *lines, *(CLEAN if clean else []), ""]).encode()
 
 
 def rows_of(*lines):
-    """Lines as dictionaries of strings, as a reader of CSV sees them."""
+    """Parse lines of CSV as dictionaries of strings."""
     return list(csv.DictReader(io.StringIO("\n".join([HEADER, *lines]))))
 
 
 def json_lines(*lines):
-    """Lines of CSV as JSON lines with lists and numbers."""
+    """Turn lines of CSV into JSON lines with lists and numbers."""
     numbers = ("id", *NAMES[6:])
     texts = NAMES[3:6]
     return "".join(
@@ -70,7 +71,7 @@ def json_lines(*lines):
 
 
 def parquet(*lines, **columns):
-    """Lines of CSV as a parquet file of strings; columns replace those of the lines."""
+    """Turn lines of CSV into a parquet file of strings; ``columns`` replace some."""
     rows = rows_of(*lines)
     content = {name: pa.array([row[name] for row in rows]) for name in NAMES}
     handle = io.BytesIO()
@@ -84,7 +85,7 @@ def zstd(content):
 
 @dataclass
 class Case:
-    """An input and what must come of it.
+    """Hold an input and the expected outcome.
 
     ``expected`` is the whole message, with ``{f}`` for the file, or the counts.
     """
@@ -96,7 +97,7 @@ class Case:
 
 
 def kept(n_more=1, dropped=None, repaired=None, ignored=()):
-    """The counts of a run that ends well: ``n_more`` rows beside the clean ones."""
+    """Make the counts of a run that succeeds: ``n_more`` rows beside the clean ones."""
     return {
         "n_out": N_CLEAN + n_more,
         "dropped": dropped or {},
@@ -110,7 +111,7 @@ def dropped(**reasons):
 
 
 def process(folder, name, content, others, folds=FOLDS):
-    """The three rules' functions one after the other; returns the counts."""
+    """Run the three jobs one after the other; returns the counts."""
     (folder / name).write_bytes(content)
     data = {"train": [str(folder / name)], "extra": [], "ultra": [], "test": None}
     for source, text in others.items():
@@ -151,17 +152,17 @@ TYPED = [line(), *CLEAN]
 
 
 def cell(text, message):
-    """A case of one text cell that is refused."""
+    """Make a case of a text cell that is refused."""
     return Case(table(line(prompt=text)), f"{AT}, column prompt: {message}")
 
 
 def number(name, message):
-    """A case of one id that is refused."""
+    """Make a case of an id that is refused."""
     return Case(table(line(name)), f"{AT}, column id: {message}")
 
 
 def label(text, column, message):
-    """A case of labels that are refused."""
+    """Make a case of labels that are refused."""
     message = f"{message} is not a label; it must be 0 or 1"
     return Case(table(line(label=text)), f"{AT}, column {column}: {message}")
 
@@ -225,10 +226,10 @@ CASES = {
     "json_lines_extra_key": Case(json_lines(*TYPED).replace(b'{"id": 1,', b'{"\\udc00": 3, "id": 1,'), kept(ignored=["\ufffd"]), "t.jsonl"),
     "json_lines_cut": Case(json_lines(*TYPED)[:-9], "{f}, row 31 (line 31): is not a JSON object; write each row as one, with columns as keys", "t.jsonl"),
     "json_lines_missing_key": Case(json_lines(*TYPED).replace(b'"winner_tie"', b'"tie"', 1), missing("winner_tie", quoted((*NAMES[:8], "tie")), "row 1 (line 1)", ""), "t.jsonl"),
-    "json_lines_key_twice": Case(json_lines(*TYPED).replace(b'"model_a"', b'"id"', 1), "{f}, row 1 (line 1), column id: stands there 2 times; keep one", "t.jsonl"),
+    "json_lines_key_twice": Case(json_lines(*TYPED).replace(b'"model_a"', b'"id"', 1), "{f}, row 1 (line 1), column id: occurs 2 times; keep one", "t.jsonl"),
     "json_lines_latin1": Case(b'{"id": "\xe9"}\n', "{f}, row 1 (line 1): is not UTF-8; save the file as UTF-8", "t.jsonl"),
     "json_list": Case(b"[{}]", "{f}, row 1 (line 1): is not a JSON object; write each row as one, with columns as keys", "t.jsonl"),
-    "json": Case(b"[]", "{f}: is one JSON document; write one object a line and name it .jsonl", "t.json"),
+    "json": Case(b"[]", "{f}: is one JSON document; write one object per line and name it .jsonl", "t.json"),
     "spreadsheet": Case(b"PK\x03\x04", "{f}: is a spreadsheet; export it as CSV in UTF-8", "t.xlsx"),
     "spreadsheet_as_csv": Case(b"PK\x03\x04", "{f}: is a zip archive or a spreadsheet; unpack or export it as CSV"),
     "old_spreadsheet_as_csv": Case(b"\xd0\xcf\x11\xe0", "{f}: is an old spreadsheet; export it as CSV"),
@@ -241,8 +242,8 @@ CASES = {
     "header_blanks": Case(table(header=HEADER.replace(",", ", ")), missing("prompt", "'id', " + quoted(f" {name}" for name in NAMES[1:]))),
     "no_header": Case(table(header=line(), clean=False), missing("id", quoted(["1", "m", "n", '["p"]', '["a"]', '["b"]', "1", "0", "0"]))),
     "semicolons": Case(HEADER.replace(",", ";").encode(), missing("id", "'id;model_a;model_b;prompt;response_a;...'")),
-    "column_twice": Case(table(header=HEADER.replace("model_b", "prompt")), "{f}, header, column prompt: stands there 2 times; keep one"),
-    "model_twice": Case(table(header=HEADER.replace(",model_b", ",model_a")), "{f}, header, column model_a: stands there 2 times; keep one"),
+    "column_twice": Case(table(header=HEADER.replace("model_b", "prompt")), "{f}, header, column prompt: occurs 2 times; keep one"),
+    "model_twice": Case(table(header=HEADER.replace(",model_b", ",model_a")), "{f}, header, column model_a: occurs 2 times; keep one"),
     "extra_columns": Case(table(*[text + ",5,x" for text in TYPED], header=HEADER + ",label,", clean=False), kept(ignored=["", "label"])),
     "no_models": Case("\n".join([NEEDED] + [",".join([text.split(",")[0], *text.split(",", 3)[3:]]) for text in TYPED]).encode(), kept()),
     "too_few_fields": Case(table("2,m,n"), AT + ": has 3 fields, the header has 9; quote cells that hold commas or line breaks"),

@@ -32,7 +32,7 @@ def row(name, prompt, label=0):
 
 
 def simulated_rows(n_train=240, n_prompts=90, seed=0):
-    """Rows of all sources whose prompts overlap across sources in many ways."""
+    """Draw rows of all sources whose prompts overlap across sources in many ways."""
     rng = np.random.default_rng(seed)
     sizes = {"train": n_train, "extra": 120, "ultra": 120, "test": 20, "unlabelled": 9}
     low = {"train": 0, "extra": 40, "ultra": 60, "test": 85, "unlabelled": 0}

@@ -16,7 +16,8 @@ from prefdistill.engine.attention import Scores, attention_of_some, packed_atten
 from prefdistill.engine.block_masks import BLOCK, block_mask, visible_blocks, windowed
 from prefdistill.engine.layout import PackedLayout
 from prefdistill.engine.packing import collate, sight
-from prefdistill.models.loading import classify, load_classifier
+from prefdistill.models.forward import classify
+from prefdistill.models.loading import load_classifier
 from prefdistill.models.lora import add_adapter
 from prefdistill.settings import LoraSettings, read
 

@@ -22,7 +22,8 @@ from prefdistill.engine.architectures import ARCHITECTURES, LLAMA, architecture_
 from prefdistill.engine.device import SHARDED
 from prefdistill.engine.engine import Engine, base_of
 from prefdistill.engine.packing import collate
-from prefdistill.models.loading import classify, core_model, engine_of, load_classifier
+from prefdistill.models.forward import classify, core_model, engine_of
+from prefdistill.models.loading import load_classifier
 from prefdistill.models.lora import add_adapter
 from prefdistill.settings import LoraSettings, read
 from prefdistill.training.ema import WeightAverage

@@ -149,7 +149,7 @@ def test_a_refusal_is_one_line_without_the_token(push):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("calibration.json", "has no calibration.json, so it is no whole release"),
+        ("calibration.json", "has no calibration.json, so it is not a whole release"),
         ("model.safetensors", "not a whole safetensors file"),
     ],
 )

@@ -8,16 +8,9 @@ from safetensors.torch import load_file, save_file
 
 from prefdistill.engine.packing import collate
 from prefdistill.errors import UserError
-from prefdistill.models.loading import (
-    base_folder,
-    classify,
-    is_gptq,
-    load_classifier,
-    load_language_model,
-    resolve_precision,
-    seeded_head,
-    unused_packages,
-)
+from prefdistill.models.forward import classify
+from prefdistill.models.head import seeded_head
+from prefdistill.models.loading import load_classifier, load_language_model
 from prefdistill.models.lora import (
     adapter_tensors,
     add_adapter,
@@ -25,7 +18,10 @@ from prefdistill.models.lora import (
     load_merged,
     save_adapter,
 )
+from prefdistill.models.manifests import base_folder
 from prefdistill.models.memory import count_parameters, estimate_memory
+from prefdistill.models.precision import is_gptq, resolve_precision
+from prefdistill.models.quick_imports import unused_packages
 from prefdistill.settings import LoraSettings, read
 
 LORA = {

@@ -7,7 +7,8 @@ from prefdistill.data.prompts import encode_pairs
 from prefdistill.engine.packing import collate, pack
 from prefdistill.errors import Interrupted, UserError
 from prefdistill.models import scoring as inference
-from prefdistill.models.loading import classify, load_classifier
+from prefdistill.models.forward import classify
+from prefdistill.models.loading import load_classifier
 from prefdistill.models.scoring import score_pairs, subset_rows
 from prefdistill.settings import TextSettings, read
 from prefdistill.storage.checkpoints import Checkpoints
@@ -114,7 +115,7 @@ def test_prompts_are_computed_once_where_a_pass_holds_both_orders(
         return sum(sizes)
 
     monkeypatch.setattr(inference, "classify", counted)
-    whole, n_common = int(encoded.lengths.sum()), int(encoded.prefixes.sum())
+    whole, n_common = int(encoded.lengths.sum()), int(encoded.prefix_lengths.sum())
     assert n_common > 50
     assert n_computed() == 2 * whole - n_common * shares
     assert n_computed(views=("BA",)) == whole
@@ -159,7 +160,7 @@ def test_interrupted_scoring_goes_on(model, encoded, tmp_path, monkeypatch, stop
     passes = watched_passes(monkeypatch)
     resumed = score_pairs(model, encoded, token_budget=999, checkpoints=checkpoints)
     assert (resumed == whole).all()
-    common = np.repeat(encoded.prefixes, 2) * np.tile([0, 1], len(encoded.ids))
+    common = np.repeat(encoded.prefix_lengths, 2) * np.tile([0, 1], len(encoded.ids))
     n_bins = len(pack(np.repeat(encoded.lengths, 2), 60, common))
     assert len(passes) == n_bins - stop_after
 

@@ -2,7 +2,6 @@
 
 import ast
 import importlib
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,6 +19,7 @@ from prefdistill.running.binding import (
     check_names,
     convert,
 )
+from prefdistill.settings import SampleWeightSettings, ScoringSettings
 
 ROOT = Path(__file__).resolve().parents[3]
 OPTIONS = {"online", "processes", "libraries"}  # of run_job
@@ -187,12 +187,38 @@ def test_a_value_of_another_kind_is_refused(value, annotation):
         bind(main, job_of(params={"x": value}))
 
 
-def test_settings_become_their_dataclass(monkeypatch):
-    @dataclass(frozen=True)
-    class Settings:
-        rate: float
+@dataclass(frozen=True)
+class Group:
+    table: Path
+    fold: int
+    seed: int
+    extra: Path | None = None
 
-    reader = SimpleNamespace(read=lambda kind, mapping: kind(**mapping))
-    monkeypatch.setitem(sys.modules, "prefdistill.settings", reader)
-    assert convert({"rate": 0.5}, Settings) == Settings(0.5)
-    assert convert(None, Settings | None) is None
+
+def test_a_parameter_that_nothing_names_groups_what_its_fields_name():
+    def main(group: Group) -> None: ...
+
+    job = job_of(input={"table": "t"}, params={"seed": 3}, wildcards={"fold": "7"})
+    assert bind(main, job) == {"group": Group(Path("t"), 7, 3)}
+    job = job_of(input={"table": "t"}, wildcards={"fold": "7"})
+    with pytest.raises(BindingError, match="parameter 'seed' of main is not named"):
+        bind(main, job)
+
+
+def test_settings_become_their_dataclass():
+    sample = {"beta": 0.5, "low": 0.1, "high": 2.0}
+    expected = SampleWeightSettings(**sample)
+    assert convert(sample, SampleWeightSettings) == expected
+    assert convert(None, SampleWeightSettings | None) is None
+
+
+def test_how_a_job_runs_comes_from_the_section_of_the_configuration():
+    def main(scoring: ScoringSettings) -> None: ...
+
+    params = {"scoring": {"precision": "nf4"}, "section": ["teachers", "llama"]}
+    job = job_of(params=params)
+    running = {"token_budget": 7, "progress_batches": 2, "seed": 9}
+    job.config["teachers"] = {"llama": running}
+    assert bind(main, job) == {
+        "scoring": ScoringSettings("nf4", token_budget=7, progress_batches=2)
+    }

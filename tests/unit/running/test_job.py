@@ -17,7 +17,7 @@ SCRIPTS = Path(__file__).resolve().parents[3] / "workflow/scripts"
 # be stopped between two steps.
 JOB = """
 import os, sys, time, types
-from prefdistill.storage.tables import write_text
+from prefdistill.storage.whole_files import write_text
 from prefdistill.errors import Interrupted
 from prefdistill.running.job import run_job
 from prefdistill.running.job import guarded

@@ -1,25 +1,11 @@
-import csv
-import json
-
 import numpy as np
 import pytest
-from simulate_pairs import main
 
-from prefdistill.simulation.simulated_files import (
-    CSV_COLUMNS,
-    LABELLED_DIRT,
-    SOURCES,
-    TEST_COLUMNS,
-    TEXT_DIRT,
-    TRUTH_SCHEMA,
-    prompt_pools,
-    simulate_rows,
-    write_simulation,
-)
 from prefdistill.simulation.simulated_pairs import (
+    FORMAT_NAMES,
+    LENGTHS,
     N_PROMPTS,
     NOUNS,
-    PROMPT_SHAPE,
     QUALITY_WEIGHTS,
     TIE_WEIGHT,
     TOPIC_NAMES,
@@ -27,40 +13,17 @@ from prefdistill.simulation.simulated_pairs import (
     answer_qualities,
     answer_texts,
     bayes_log_loss,
+    decode_requests,
     draw_answers,
     draw_labels,
     judge_probs,
     prompt_texts,
 )
-from prefdistill.storage.tables import read_table
-
-SETTINGS = {
-    **{"n_train": 1200, "n_extra": 240, "n_ultra": 360, "n_test": 60},
-    **{"dirty_fraction": 0.1, "seed": 3},
-}
 
 
 @pytest.fixture(scope="module")
-def drawn():
-    rng = np.random.default_rng(0)
-    answers = draw_answers(rng, rng.integers(N_PROMPTS, size=20_000))
+def drawn(answers):
     return answers, answer_qualities(answers)
-
-
-def write(folder, settings=SETTINGS):
-    paths = {source: folder / f"{source}.csv" for source in SOURCES}
-    return paths, write_simulation(paths, folder / "truth.parquet", settings)
-
-
-@pytest.fixture(scope="module")
-def simulated(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("simulated")
-    paths, reports = write(folder)
-    rows = {}
-    for source, path in paths.items():
-        with open(path, newline="", encoding="utf-8") as handle:
-            rows[source] = list(csv.DictReader(handle))
-    return folder, rows, reports
 
 
 def swap_answers(answers):
@@ -119,7 +82,7 @@ def test_bayes_loss_is_the_entropy_and_well_below_the_prior(drawn):
 
 def test_qualities_agree_with_the_text(drawn):
     answers, qualities = drawn
-    topics = np.unravel_index(answers.prompt, PROMPT_SHAPE)[3]
+    topics, _, _ = decode_requests(answers.prompt)
     texts = answer_texts(answers, 0)
     for row, prompt in enumerate(prompt_texts(answers)[:300]):
         assert TOPIC_NAMES[topics[row]] in prompt[0]
@@ -136,128 +99,39 @@ def test_qualities_agree_with_the_text(drawn):
         assert is_json == (answers.format[row, 0] == 2)
 
 
-def test_duplicates_copy_and_swap_their_donor():
+def test_requests_agree_with_the_text(answers):
+    words = {
+        "list": ("bullet list", "checklist", " list "),
+        "prose": ("paragraph", "plain text", "note"),
+        "json": ("JSON",),
+    }
+    topics, formats, asks_long = (
+        each[:300] for each in decode_requests(answers.prompt)
+    )
+    for (text, *_), topic, name, is_long in zip(
+        prompt_texts(answers)[:300], topics, formats, asks_long, strict=True
+    ):
+        assert f"about {TOPIC_NAMES[topic]} and" in text
+        assert any(word in text for word in words[FORMAT_NAMES[name]])
+        length = next(word for word in LENGTHS if f" a {word} " in text)
+        assert is_long == (length in ("long", "detailed", "full"))
+
+
+def test_an_empty_answer_has_no_text_and_no_quality():
     rng = np.random.default_rng(0)
-    rows = simulate_rows(rng, "train", rng.integers(N_PROMPTS, size=240), 0.5)
-    prompts, first, second = (list(map(json.dumps, texts)) for texts in rows.texts)
-    clean = {
-        (prompts[i], first[i], second[i]): i
-        for i, kind in enumerate(rows.dirt)
-        if not kind
-    }
-    n_checked = 0
-    for row, kind in enumerate(rows.dirt):
-        if kind == "duplicate":
-            donor = clean[prompts[row], first[row], second[row]]
-            assert rows.labels[row] == rows.labels[donor]
-            np.testing.assert_array_equal(rows.probs[row], rows.probs[donor])
-        elif kind == "swapped_duplicate":
-            donor = clean[prompts[row], second[row], first[row]]
-            assert rows.labels[row] == [1, 0, 2][rows.labels[donor]]
-            np.testing.assert_array_equal(rows.probs[row], rows.probs[donor][[1, 0, 2]])
-        n_checked += kind.endswith("duplicate")
-    assert n_checked == 20
+    answers = draw_answers(rng, rng.integers(N_PROMPTS, size=40), 0.5)
+    answers.empty[:, 1] = True
+    assert (answer_qualities(answers)[:, 1] == 0).all()
+    assert (answer_qualities(answers)[:, 0] > 0).any(axis=1).all()
+    for turns, prompt in zip(
+        answer_texts(answers, 1), prompt_texts(answers), strict=True
+    ):
+        assert turns == [""] * len(prompt)
 
 
-def test_csv_has_the_kaggle_columns_and_json_turns(simulated):
-    _, rows, _ = simulated
-    for source in SOURCES:
-        columns = TEST_COLUMNS if source == "test" else CSV_COLUMNS
-        assert len(rows[source]) == SETTINGS[f"n_{source}"]
-        assert tuple(rows[source][0]) == columns
-        for row in rows[source]:
-            turns = [json.loads(row[name]) for name in TEST_COLUMNS[1:]]
-            assert len({len(texts) for texts in turns}) == 1
-            assert all(turn is None or isinstance(turn, str) for turn in turns[0])
-    n_turns = [len(json.loads(row["prompt"])) for row in rows["train"]]
-    assert {1, 2} == set(n_turns)
-    ties = sum(row["winner_tie"] == "1" for row in rows["train"])
-    assert 150 < ties < 400
-
-
-def test_ultra_has_no_ties(simulated):
-    _, rows, reports = simulated
-    ties = [row for row in rows["ultra"] if row["winner_tie"] == "1"]
-    # Ties can only come from rows that are marked as all three, or copied from train.
-    assert len(ties) <= sum(
-        reports["ultra"]["dirt"][kind]
-        for kind in ("multi_hot", "duplicate", "swapped_duplicate")
-    )
-
-
-def test_prompts_repeat_within_and_across_files(simulated):
-    _, rows, _ = simulated
-    prompts = {
-        source: [" ".join(row["prompt"].lower().split()) for row in rows[source]]
-        for source in SOURCES
-    }
-    assert len(set(prompts["train"])) < 0.6 * len(prompts["train"])
-    assert set(prompts["train"]) & set(prompts["extra"])
-    assert set(prompts["train"]) & set(prompts["ultra"])
-    pools = prompt_pools(SETTINGS)
-    assert not set(pools["train"]) & set(pools["test"])
-
-
-def test_every_kind_of_dirt_is_counted_and_there(simulated):
-    _, rows, reports = simulated
-    dirt = reports["train"]["dirt"]
-    assert sum(dirt.values()) == 120
-    assert set(dirt) == {*LABELLED_DIRT, *TEXT_DIRT}
-    assert set(reports["test"]["dirt"]) == set(TEXT_DIRT)
-
-    def count(test):
-        return sum(map(test, rows["train"]))
-
-    def label(row):
-        return "".join(row[name] for name in CSV_COLUMNS[-3:])
-
-    assert count(lambda row: label(row) == "000") == dirt["none_hot"]
-    assert count(lambda row: label(row) == "111") == dirt["multi_hot"]
-    assert count(lambda row: "null" in str(row.values())) == dirt["null_turn"]
-    assert (
-        count(lambda row: "\\ud83d" in row["response_a"] + row["response_b"])
-        == (dirt["lone_surrogate"])
-    )
-    assert count(lambda row: "\\r\\n" in row["prompt"]) == dirt["crlf"]
-    assert (
-        count(lambda row: not "".join(json.loads(row["prompt"])).strip())
-        == (dirt["empty_prompt"])
-    )
-    identical = count(lambda row: row["response_a"] == row["response_b"])
-    assert identical >= dirt["identical"] + dirt["empty_pair"]
-
-
-def test_truth_covers_every_row(simulated):
-    folder, rows, reports = simulated
-    truth = read_table(folder / "truth.parquet", TRUTH_SCHEMA)
-    ids = [f"{source}:{row['id']}" for source in SOURCES for row in rows[source]]
-    assert truth.column("id").to_pylist() == ids
-    probs = np.stack(
-        [truth.column(name).to_numpy() for name in ("p_a", "p_b", "p_tie")]
-    )
-    np.testing.assert_allclose(probs.sum(axis=0), 1)
-    train = rows["train"]
-    columns = ("winner_model_a", "winner_model_b", "winner_tie")
-    labels = np.array([[int(row[name]) for name in columns] for row in train])
-    clean = labels.sum(axis=1) == 1
-    loss = bayes_log_loss(probs.T[: len(train)][clean], labels[clean].argmax(axis=1))
-    assert loss == pytest.approx(reports["train"]["bayes_log_loss"], abs=0.01)
-
-
-def test_same_seed_same_bytes_other_seed_other_bytes(simulated, tmp_path):
-    folder, _, _ = simulated
-    again, other = tmp_path / "again", tmp_path / "other"
-    write(again)
-    write(other, SETTINGS | {"seed": 4})
-    for name in [f"{source}.csv" for source in SOURCES] + ["truth.parquet"]:
-        assert (again / name).read_bytes() == (folder / name).read_bytes()
-        assert (other / name).read_bytes() != (folder / name).read_bytes()
-
-
-def test_script_logs_counts_and_accepts_empty_files(tmp_path, caplog):
-    caplog.set_level("INFO")
-    settings = SETTINGS | {"n_train": 1, "n_extra": 0, "n_ultra": 0, "n_test": 0}
-    paths = {source: tmp_path / f"{source}.csv" for source in SOURCES}
-    main(**paths, truth=tmp_path / "truth.parquet", settings=settings)
-    assert "train: 1 rows; dirty: none" in caplog.text
-    assert len(paths["test"].read_text().splitlines()) == 1
+def test_skilled_models_answer_better(answers):
+    """Otherwise the pairs of a judge would not depend on their models."""
+    worth = answer_qualities(answers) @ QUALITY_WEIGHTS
+    means = [worth[answers.model == model].mean() for model in range(8)]
+    assert (np.diff(means) > 0).all()
+    assert (answers.model[:, 0] != answers.model[:, 1]).all()

@@ -6,12 +6,8 @@ from scipy.special import log_softmax, softmax
 from two_processes import DISTILLATION
 
 from prefdistill.engine.packing import collate
-from prefdistill.models.loading import (
-    classify,
-    load_classifier,
-    load_language_model,
-    shares_prompts,
-)
+from prefdistill.models.forward import classify, shares_prompts
+from prefdistill.models.loading import load_classifier, load_language_model
 from prefdistill.settings import DistillationSettings, LossWeights, read
 from prefdistill.training.lessons import Lessons
 from prefdistill.training.objectives import (

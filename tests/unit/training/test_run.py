@@ -1,7 +1,6 @@
 """What the training scripts share: the settings of a job, and its identity."""
 
 from dataclasses import replace
-from types import SimpleNamespace
 
 import pytest
 from two_processes import DISTILLATION, LORA, SETTINGS, TEXT
@@ -15,7 +14,7 @@ from prefdistill.settings import (
     read,
 )
 from prefdistill.storage.whole_files import write_text
-from prefdistill.training.run import TrainingJob, TrainingRun, settings_of
+from prefdistill.training.run import TrainingJob, TrainingRun
 
 TRAINING = SETTINGS | {"epochs": 1.0, "n_rows": None}
 
@@ -62,17 +61,3 @@ def test_the_identity_follows_what_decides_the_result(job):
 def test_the_identity_does_not_depend_on_how_the_job_runs(job):
     other = {"token_budget": 64, "checkpoint_steps": 1, "recompute": "full"}
     assert identity(job, compile="never", **other) == identity(job)
-
-
-@pytest.mark.parametrize(
-    ("wildcards", "budget"), [({"teacher": "llama"}, 1), ({"model": "student"}, 2)]
-)
-def test_how_a_job_runs_comes_from_the_configuration(wildcards, budget):
-    models = [{"training": TRAINING | {"token_budget": n}} for n in (1, 2)]
-    job = SimpleNamespace(
-        wildcards=wildcards,
-        config={"teachers": {"llama": models[0]}, "student": models[1]},
-        params={"training": {"seed": 5}},
-    )
-    settings = settings_of(job, "training", TrainingSettings)
-    assert (settings.token_budget, settings.seed) == (budget, 5)

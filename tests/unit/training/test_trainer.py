@@ -156,7 +156,7 @@ def test_a_step_computes_prompts_once(start, encoded, monkeypatch, shares):
     pairs = trainer.plan.pairs(0)
     n_tokens = 2 * int(encoded.lengths[pairs].sum())
     record, expected = trainer._take_step(), other._take_step()
-    assert sizes == [n_tokens - int(encoded.prefixes[pairs].sum()) * shares]
+    assert sizes == [n_tokens - int(encoded.prefix_lengths[pairs].sum()) * shares]
     assert record["n_tokens"] == expected["n_tokens"] == n_tokens
     assert record["loss"] == pytest.approx(expected["loss"], rel=1e-6)
     assert record["grad_norm"] == pytest.approx(expected["grad_norm"], rel=1e-5)

@@ -1,8 +1,6 @@
 """Compare a server's answers (vLLM's /classify) with those of the judge's files.
 
-Rows are sent as token ids, because a row's literals and texts are tokenised separately.
-The server is asked for logits, because calibration applies to them. Every row is
-compared in every view of the judge.
+Every row is compared in every view of the judge.
 """
 
 import argparse
@@ -25,10 +23,14 @@ TIMEOUT_S = 300
 
 
 def ask(url: str, content: dict[str, Any] | None = None) -> dict[str, Any]:
-    """Send a GET, or a POST of some content, and return the JSON answer.
+    """Send a GET request, or a POST if there is content, and return the JSON answer.
+
+    Args:
+        url: The address.
+        content: JSON to post, or None.
 
     Raises:
-        UserError: If there is no such answer.
+        UserError: If the server does not answer, or not with JSON.
     """
     data = None if content is None else json.dumps(content).encode()
     request = urllib.request.Request(url, data, {"Content-Type": "application/json"})
@@ -45,12 +47,21 @@ def ask(url: str, content: dict[str, Any] | None = None) -> dict[str, Any]:
 
 
 def served_logits(url: str, encoded: EncodedPairs, views: tuple[str, ...]) -> Any:
-    """Ask for logits: ``(n, n_views, 3)`` float64, classes as shown.
+    """Ask a server for the logits of rows.
+
+    Args:
+        url: The server's address, without a path.
+        encoded: The rows.
+        views: Orders to show, of AB and BA.
+
+    Returns:
+        ``(n, n_views, 3)`` float64, classes as shown.
 
     Raises:
-        UserError: If an answer is not three numbers for each row.
+        UserError: If the server does not answer three numbers for each row.
     """
     model = ask(f"{url}/v1/models")["data"][0]["id"]
+    # As token ids, because a row's literals and texts are tokenised separately.
     rows = [
         encoded.tokens(row, view).tolist()
         for row in range(len(encoded.ids))
@@ -59,6 +70,7 @@ def served_logits(url: str, encoded: EncodedPairs, views: tuple[str, ...]) -> An
     logits = []
     for start in range(0, len(rows), ROWS_A_REQUEST):
         part = rows[start : start + ROWS_A_REQUEST]
+        # Logits and not probabilities, because calibration applies to logits.
         asked = {"model": model, "input": part, "use_activation": False}
         answer = ask(f"{url}/classify", asked)
         data = sorted(answer.get("data", []), key=lambda each: each["index"])
@@ -73,7 +85,19 @@ def served_logits(url: str, encoded: EncodedPairs, views: tuple[str, ...]) -> An
 
 
 def compare(judge: Judge, url: str, encoded: EncodedPairs) -> tuple[str, float]:
-    """Return the comparison in words and the largest difference of a probability."""
+    """Compare the server's logits and calibrated probabilities with the judge's own.
+
+    Args:
+        judge: The judge.
+        url: The server's address.
+        encoded: The rows to compare.
+
+    Returns:
+        The comparison in words, and the largest difference of a probability.
+
+    Raises:
+        UserError: If the server does not answer three numbers for each row.
+    """
     served = served_logits(url, encoded, judge.settings.views)
     own = judge.logits(encoded)
     probs = [judge.probabilities(logits) for logits in (served, own)]
@@ -89,6 +113,10 @@ def compare(judge: Judge, url: str, encoded: EncodedPairs) -> tuple[str, float]:
 
 def main(arguments: Sequence[str], prog: str) -> None:
     """Run ``prefdistill check-served``.
+
+    Args:
+        arguments: The command's arguments.
+        prog: Name of the command in its usage.
 
     Raises:
         UserError: If an input cannot be used, the server does not answer, or a

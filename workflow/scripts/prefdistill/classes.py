@@ -1,4 +1,4 @@
-"""The three classes of a verdict, as shown and as answers, and the swap between them.
+"""Name the three classes, and swap the answers' classes.
 
 A view shows the two answers in one order. A model's classes are those of the view:
 (first answer, second answer, tie). A verdict is about the pair: (A, B, tie).
@@ -8,7 +8,7 @@ import numpy as np
 
 CLASSES = ("first", "second", "tie")
 VERDICTS = ("A", "B", "tie")
-# Where each class goes when the answers change places.
+# The class that each class becomes when the answers are swapped.
 SWAPPED = (1, 0, 2)
 
 

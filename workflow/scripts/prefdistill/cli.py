@@ -1,8 +1,7 @@
-"""Run the command ``prefdistill``: find the sub-command and hand it its arguments.
+"""Run the command ``prefdistill``: find the sub-command, and pass it its arguments.
 
 A sub-command is a function of its arguments and of the name that its usage shows. Its
-module is imported only when it is called: ``prefdistill --help`` imports none of them,
-and this module, which only names them, depends on none.
+module is imported only when it is called, so that ``prefdistill --help`` is quick.
 """
 
 import argparse
@@ -20,10 +19,10 @@ class Command:
     """A sub-command.
 
     Attributes:
-        module: Where it is.
-        function: Its name there; takes the arguments and the name for its usage.
-        summary: What it does, for ``prefdistill --help``.
-        in_wheel: Whether it works without the workflow's files and all its packages.
+        module: The module that defines it.
+        function: Name of its function, which takes the arguments and the usage's name.
+        summary: Its line in ``prefdistill --help``.
+        in_wheel: Whether it works without the workflow's files and extra packages.
     """
 
     module: str
@@ -39,10 +38,12 @@ COMMANDS = {
         "run Snakemake, after clearing up a killed driver",
     ),
     "plan": Command(
-        "prefdistill.pipeline.show_jobs", "plan", "show what a run would take, by rule"
+        "prefdistill.pipeline.plan_and_status",
+        "plan",
+        "show what a run would take, by rule",
     ),
     "status": Command(
-        "prefdistill.pipeline.show_jobs",
+        "prefdistill.pipeline.plan_and_status",
         "status",
         "show which jobs are done, failed and left",
     ),
@@ -83,7 +84,7 @@ example:
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """Read the sub-command and, unread, what follows it."""
+    """Parse the sub-command, and leave its arguments unparsed."""
     width = max(map(len, COMMANDS))
     lines = [f"  {name:<{width}}  {each.summary}" for name, each in COMMANDS.items()]
     parser = argparse.ArgumentParser(
@@ -103,10 +104,10 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _require_clone(name: str) -> None:
-    """Check that the workflow's files lie around the package.
+    """Check that the package lies in a clone, with the workflow's files around it.
 
     Raises:
-        UserError: If they do not, as in an installed wheel.
+        UserError: If it does not, as in an installed wheel.
     """
     from prefdistill.errors import UserError
 
@@ -118,9 +119,13 @@ def _require_clone(name: str) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command; an error is one line, exit status 1."""
+    """Run the command; an error is one line with exit status 1.
+
+    Args:
+        arguments: The command's arguments; None takes those of the process.
+    """
     given = parse_arguments(arguments)
-    # Here and not above: they take longer than all of `prefdistill --help`.
+    # Imported here, as it takes longer than all of `prefdistill --help`.
     from prefdistill.errors import UserError, disk_fault
 
     command = COMMANDS[given.command]

@@ -1,6 +1,6 @@
-"""The errors that end a job with one line for the user, and what to do about disks.
+"""Define the errors that end a job with one line, and describe faults of file systems.
 
-Only the standard library is imported here: every other module may use this one.
+Every other module may import this one, so it imports only the standard library.
 """
 
 import errno
@@ -8,20 +8,21 @@ from pathlib import Path
 
 
 class UserError(Exception):
-    """A mistake that the user can mend. Its text is one line: where, what, how."""
+    """A mistake that the user can fix; one line says where, what, and the remedy."""
 
 
 class DamagedFile(UserError):
-    """A file that is not what its name says.
+    """A file whose content is damaged, or not what its name says.
 
-    Its text is one line: the path, what is wrong, and a remedy that fits whoever has
-    the file. Where a rule made the file, the job puts the rule in the remedy's place
-    (``logs.error_line``): a reader does not know of rules.
+    The text is one line: the path, the fault, and a remedy that every owner of the file
+    can follow. If a rule made the file, the job replaces the remedy with advice to
+    rerun that rule (``logs.error_line``), as the code that reads a file does not know
+    the rules.
 
     Args:
         path: The file.
-        what: What is wrong with it.
-        remedy: What to do about it.
+        what: The fault.
+        remedy: How to fix it.
     """
 
     def __init__(
@@ -32,11 +33,11 @@ class DamagedFile(UserError):
 
 
 class Interrupted(Exception):
-    """Raised once work is saved because the job has to stop. It can be resumed.
+    """A stop on request, raised once the work is saved; the job can be resumed.
 
     Args:
-        text: What is saved, for the log.
-        progressed: Whether this run of the job came further than the one before.
+        text: Says in the log how much is saved.
+        progressed: Whether this run of the job came further than the previous one.
     """
 
     def __init__(self, text: str, *, progressed: bool) -> None:
@@ -46,7 +47,7 @@ class Interrupted(Exception):
 
 _SAME_COMMAND = "and run the same command: earlier results are intact"
 _GONE = f"bring it back {_SAME_COMMAND}"
-# What the system says of a file system that fails a job, and what to do about it.
+# By the system's error code: the fault of the file system, and the remedy.
 _DISK_FAULTS = {
     errno.ENOSPC: f"no space left on its file system; free some {_SAME_COMMAND}",
     errno.EDQUOT: f"the quota on its file system is used up; free some {_SAME_COMMAND}",
@@ -64,7 +65,11 @@ _DISK_FAULTS = {
 
 
 def disk_fault(error: BaseException) -> str | None:
-    """One line on an error that is the file system's: the path and what to do."""
+    """Describe a file system's error in one line: path, fault and remedy.
+
+    Returns:
+        None if the error is not a file system's, or names no path.
+    """
     if not isinstance(error, OSError) or error.errno not in _DISK_FAULTS:
         return None
     path = error.filename2 or error.filename  # of a copy or rename, where it goes

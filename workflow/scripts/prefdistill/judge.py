@@ -1,12 +1,12 @@
-"""The finished judge as a library: load a folder, compare two answers.
+"""Load a finished judge from its folder, and compare two answers.
 
     from prefdistill.judge import Judge
 
     judge = Judge.load("results/release/gptq4bit")
     judge.compare("Is the sea blue?", "Yes.", "Often: it mirrors the sky.")
 
-Rows are cleaned, built, scored, calibrated and averaged over both orders by the
-functions that the workflow predicts with, so the probabilities are the workflow's.
+The workflow predicts with the same functions (cleaning, building of rows, scoring,
+calibration, average over both orders), so the probabilities are the workflow's.
 """
 
 import logging
@@ -26,7 +26,8 @@ from prefdistill.data.prompts import EncodedPairs, encode_pairs
 from prefdistill.engine.packing import CPU_TOKENS
 from prefdistill.errors import UserError
 from prefdistill.export.judge_settings import JudgeSettings, read_judge_settings
-from prefdistill.models.loading import device_of, load_classifier, load_tokenizer
+from prefdistill.models.forward import device_of
+from prefdistill.models.loading import load_classifier, load_tokenizer
 from prefdistill.models.memory import place
 from prefdistill.models.scoring import score_pairs
 from prefdistill.scores.views import as_answers, symmetrise
@@ -38,12 +39,13 @@ logger = logging.getLogger(__name__)
 Text = str | Sequence[str]
 
 GPU_TOKENS = 16896
-# Pairs between two reports of progress; packing loses next to nothing by the cut.
+# Pairs between two reports of progress. Bins of so many pairs are packed almost as full
+# as bins of all pairs together.
 CHUNK_PAIRS = 1024
 
 
 class Verdict(NamedTuple):
-    """Probabilities that a person prefers answer A, answer B, or neither."""
+    """The probabilities that a person prefers answer A, answer B, or neither."""
 
     a: float
     b: float
@@ -51,11 +53,14 @@ class Verdict(NamedTuple):
 
 
 def pairs_table(ids: Sequence[str], rows: Sequence[Sequence[list[str]]]) -> pa.Table:
-    """A table of pairs, texts cleaned of control characters as the workflow does.
+    """Build a table of pairs, with control characters removed as in the workflow.
 
     Args:
-        ids: One a row.
-        rows: Turns of prompt, answer A and answer B of each row.
+        ids: One per row.
+        rows: The turns of prompt, answer A and answer B of each row.
+
+    Returns:
+        Columns ``id``, ``prompt``, ``response_a`` and ``response_b``.
     """
     columns: dict[str, Any] = {"id": pa.array(ids, pa.string())}
     for column, name in enumerate(TEXT_COLUMNS):
@@ -65,12 +70,12 @@ def pairs_table(ids: Sequence[str], rows: Sequence[Sequence[list[str]]]) -> pa.T
 
 
 def _copied(text: Text) -> Text:
-    """The text; turns in a list of their own, as parsing repairs in place."""
+    """Copy a list of turns, as parsing repairs it in place."""
     return list(text) if isinstance(text, list | tuple) else text
 
 
 def _turns(row: Sequence[Text], number: int) -> list[list[str]]:
-    """A row's three texts as lists of turns.
+    """Parse a row's three texts into lists of turns.
 
     Raises:
         UserError: If they are not three texts.
@@ -90,12 +95,12 @@ def _turns(row: Sequence[Text], number: int) -> list[list[str]]:
 
 @dataclass(frozen=True)
 class Judge:
-    """A loaded judge; make it with ``Judge.load``.
+    """A loaded judge; make one with ``Judge.load``.
 
     Attributes:
-        model: The classifier, frozen.
+        model: The frozen classifier.
         tokenizer: Its tokenizer.
-        settings: How rows are built and logits are scaled.
+        settings: The template, the views and the calibration.
         token_budget: Most tokens in a forward pass.
     """
 
@@ -106,18 +111,18 @@ class Judge:
 
     @classmethod
     def load(cls, path: str | Path, device: str | None = None) -> "Judge":
-        """Load a judge from a folder: a release, the merged model, or a GPTQ one.
+        """Load a judge from a folder: a release, the merged model, or a GPTQ model.
 
-        Nothing is fetched and no code of the folder is run. Weights are 16-bit on a
-        GPU (NF4 where they would not fit) and 32-bit on the CPU; GPTQ ones stay as
-        they are.
+        Nothing is downloaded, and no code in the folder is run. Weights are 16-bit on a
+        GPU (NF4 if 16-bit weights would not fit) and 32-bit on the CPU. GPTQ weights
+        stay as they are.
 
         Args:
             path: The folder.
             device: Such as ``cpu`` or ``cuda:1``; by default the GPU if there is one.
 
         Raises:
-            UserError: If the folder is not a whole judge.
+            UserError: If a file of the judge is missing or damaged.
         """
         folder = Path(path)
         settings = read_judge_settings(folder)
@@ -129,12 +134,12 @@ class Judge:
         return cls(model, load_tokenizer(folder), settings, token_budget)
 
     def compare(self, prompt: Text, response_a: Text, response_b: Text) -> Verdict:
-        """Probabilities that A, B or neither is preferred.
+        """Estimate the probabilities that A, B or neither is preferred.
 
         Args:
             prompt: One text, or the user's turns in order.
             response_a: One answer, or the answers to each turn.
-            response_b: The other one.
+            response_b: The other answer, in the same form.
 
         Raises:
             UserError: If a text is neither a string nor a list of strings.
@@ -146,11 +151,12 @@ class Judge:
         pairs: Sequence[Sequence[Text]],
         progress: Callable[[int, int], object] | None = None,
     ) -> list[Verdict]:
-        """Compare many pairs at once, packed: much faster than one by one.
+        """Compare many pairs in packed batches, much faster than one by one.
 
         Args:
-            pairs: ``(prompt, response_a, response_b)`` each, as for ``compare``.
-            progress: Called with the pairs done so far and the pairs in all.
+            pairs: Each is ``(prompt, response_a, response_b)``, as for ``compare``.
+            progress: Function that is called with the number of pairs done and the
+                number of all pairs.
 
         Raises:
             UserError: If a text is neither a string nor a list of strings.
@@ -169,15 +175,18 @@ class Judge:
     def score(
         self, table: pa.Table, checkpoints: Checkpoints | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Probabilities of a table of pairs, as the workflow predicts them.
+        """Score a table of pairs, as the workflow predicts them.
 
         Args:
-            table: See ``pairs_table``.
-            checkpoints: Keeps the logits of scoring that is stopped.
+            table: From ``pairs_table``.
+            checkpoints: Where the logits of a stopped call are kept; None keeps none.
 
         Returns:
             ``(n, 3)`` calibrated probabilities of (A, B, tie), and the ``(n,)``
-            ``order_gap``.
+            ``order_gap``; both float.
+
+        Raises:
+            Interrupted: If the process has to stop; finished logits are kept.
         """
         encoded = self.encode(table)
         if encoded.n_truncated:
@@ -186,7 +195,7 @@ class Judge:
         return self.probabilities(logits), self.order_gap(logits)
 
     def encode(self, table: pa.Table) -> EncodedPairs:
-        """A table of pairs (see ``pairs_table``) as tokens."""
+        """Tokenise a table of pairs from ``pairs_table``."""
         return encode_pairs(
             table, self.tokenizer, read(TextSettings, self.settings.text)
         )
@@ -194,7 +203,12 @@ class Judge:
     def logits(
         self, encoded: EncodedPairs, checkpoints: Checkpoints | None = None
     ) -> np.ndarray:
-        """Score in all views: raw logits as shown, ``(n, n_views, 3)`` float32."""
+        """Compute raw logits in all views, ``(n, n_views, 3)`` float32 as shown.
+
+        Args:
+            encoded: From ``encode``.
+            checkpoints: Where the logits of a stopped call are kept; None keeps none.
+        """
         return score_pairs(
             self.model,
             encoded,
@@ -204,14 +218,25 @@ class Judge:
         )
 
     def probabilities(self, logits: np.ndarray) -> np.ndarray:
-        """Calibrate and average all views: ``(n, 3)`` probabilities of (A, B, tie)."""
+        """Calibrate logits and average the views.
+
+        Args:
+            logits: ``(n, n_views, 3)``, from ``logits``.
+
+        Returns:
+            ``(n, 3)`` float probabilities of (A, B, tie).
+        """
         return symmetrise(self.settings.scaling.apply(logits), self.settings.views)
 
     def order_gap(self, logits: np.ndarray) -> np.ndarray:
-        """How much the order of the answers matters: ``(n,)``, from 0 to 1.
+        """Measure how much the order of the answers changes the probabilities.
 
-        It is the total variation distance between the two orders' probabilities, and 0
-        with one view.
+        Args:
+            logits: ``(n, n_views, 3)``, from ``logits``.
+
+        Returns:
+            ``(n,)`` float total variation distances between the two orders'
+            probabilities, from 0 to 1; 0 with one view.
         """
         scaled = as_answers(self.settings.scaling.apply(logits), self.settings.views)
         first, last = (symmetrise(scaled[:, [i]], ["AB"]) for i in (0, -1))
@@ -219,5 +244,5 @@ class Judge:
 
     @property
     def device(self) -> torch.device:
-        """Where the weights lie."""
+        """Return the device that holds the weights."""
         return device_of(self.model)

@@ -1,11 +1,9 @@
 """Score a file of pairs with a finished judge: ``prefdistill predict``.
 
-``prefdistill-predict`` is the same command under its older name.
-
-Reads what the workflow reads (CSV, JSON lines, parquet), by the same rules, and writes
-a CSV in the columns of the submission. Scoring that is stopped goes on where it was
-when the same command is given again. Where the file has labels, the judge's log loss
-and accuracy on them are printed.
+The command reads the workflow's formats (CSV, JSON lines, parquet) by the same rules,
+and writes a CSV with the submission's columns. A stopped run resumes when the same
+command is given again. If the file has labels, the command prints log loss and
+accuracy. ``prefdistill-predict`` is the command's older name.
 """
 
 import argparse
@@ -47,12 +45,12 @@ OUTPUT_COLUMNS = ("id", *TARGET_COLUMNS, "verdict", "order_gap")
 
 @dataclass(frozen=True)
 class Pairs:
-    """Hold the rows of a file.
+    """The rows of a file.
 
     Attributes:
-        ids: One a row, unique.
-        rows: Turns of prompt, answer A and answer B.
-        labels: ``(n,)`` class 0 (A), 1 (B) or 2 (tie); -1 where there is none.
+        ids: One per row, unique.
+        rows: The turns of prompt, answer A and answer B of each row.
+        labels: ``(n,)`` int64 class 0 (A), 1 (B) or 2 (tie); -1 without a label.
     """
 
     ids: list[str]
@@ -61,9 +59,10 @@ class Pairs:
 
 
 def _label(values: Sequence[Any]) -> int:
-    """Read the class of a row's three target cells; -1 without a single winner.
+    """Read the class from a row's three target cells.
 
-    Such rows, and those whose cells are absent or blank, are scored all the same.
+    Returns:
+        -1 if the cells are blank or name no single winner; such a row is scored too.
 
     Raises:
         CellFault: If a cell is not 0 or 1.
@@ -77,11 +76,17 @@ def _label(values: Sequence[Any]) -> int:
 def _turns(value: Any, column: str, plain: bool, repaired: Counter[str]) -> list[str]:
     """Read the turns of a text cell.
 
+    Args:
+        value: The cell.
+        column: Its column, for the message.
+        plain: Whether the cell is a text, and not a JSON list of turns.
+        repaired: Counts the repairs by kind.
+
     Raises:
-        CellFault: If it is not what ``plain`` says.
+        CellFault: If the cell is not of that form.
     """
     if plain and not isinstance(value, list):
-        value = [value]  # a blank cell of a typed file is null, as a null turn is
+        value = [value]  # a blank cell of a typed file is null, which is a valid turn
     try:
         return parse_turns(value, column, repaired)
     except CellFault as fault:
@@ -93,10 +98,10 @@ def _turns(value: Any, column: str, plain: bool, repaired: Counter[str]) -> list
 
 
 def read_pairs(path: Path, *, plain: bool) -> Pairs:
-    """Read a file's pairs; rows without an id get their number.
+    """Read a file's pairs; a row without an id gets its number as id.
 
     Args:
-        path: CSV, JSON lines or parquet, as the workflow reads them.
+        path: CSV, JSON lines or parquet, in the workflow's formats.
         plain: Whether a text cell is a text, and not a JSON list of turns.
 
     Raises:
@@ -128,13 +133,13 @@ def read_pairs(path: Path, *, plain: bool) -> Pairs:
 def write_scores(
     path: Path, ids: Iterable[str], probs: np.ndarray, order_gap: np.ndarray
 ) -> None:
-    """Write a row for each pair, in the file's order.
+    """Write one CSV row per pair, in the order of the input.
 
     Args:
         path: The CSV file.
-        ids: One a row.
-        probs: ``(n, 3)`` probabilities of A, B and tie.
-        order_gap: ``(n,)``, see ``Judge.order_gap``.
+        ids: One per row.
+        probs: ``(n, 3)`` float probabilities of A, B and tie.
+        order_gap: ``(n,)`` float, from ``Judge.order_gap``.
     """
     with (
         atomic_path(path) as temporary,
@@ -150,7 +155,12 @@ def write_scores(
 
 
 def score_text(probs: np.ndarray, pairs: Pairs) -> str | None:
-    """Write log loss and accuracy with 95 % intervals; None without labels."""
+    """Describe log loss in nats and accuracy, with 95 % intervals; None without labels.
+
+    Args:
+        probs: ``(n, 3)`` float probabilities of A, B and tie.
+        pairs: The pairs.
+    """
     from prefdistill.data.cleaning import prompt_group
     from prefdistill.scores.metrics import group_bootstrap, row_log_loss
 
@@ -177,19 +187,19 @@ def predict(
     device: str | None = None,
     scratch: Path = Path("scratch"),
 ) -> str | None:
-    """Score a file, and return ``score_text`` of it.
+    """Score a file, and return its ``score_text``.
 
     Args:
         judge_folder: See ``Judge.load``.
         input_path: See ``read_pairs``.
-        output_path: A CSV file; replaced if it is there.
+        output_path: A CSV file; an existing one is replaced.
         plain: See ``read_pairs``.
         device: See ``Judge.load``.
-        scratch: Holds the logits of an unfinished run.
+        scratch: Folder for the logits of an unfinished run.
 
     Raises:
         UserError: If an input cannot be used.
-        Interrupted: After SIGINT, SIGTERM or SIGUSR1; what is scored is kept.
+        Interrupted: After SIGINT, SIGTERM or SIGUSR1; finished logits are kept.
     """
     if output_path.suffix != ".csv":
         raise UserError(f"{output_path}: the output is a CSV; let its name end in .csv")
@@ -216,7 +226,7 @@ def predict(
 
 
 def _import_libraries(folder: Path) -> None:
-    """Import what this judge needs, and hide what would only cost seconds."""
+    """Import the libraries that this judge needs, and hide optional ones."""
     from prefdistill.models.quick_imports import import_model_libraries
 
     if (folder / "config.json").is_file():
@@ -250,7 +260,12 @@ def parse_arguments(arguments: Sequence[str] | None, prog: str) -> argparse.Name
 def main(
     arguments: Sequence[str] | None = None, prog: str = "prefdistill-predict"
 ) -> None:
-    """Run the command; errors are one line, exit status 1, or 143 when stopped."""
+    """Run the command; an error is one line with exit status 1, a stop has 143.
+
+    Args:
+        arguments: The command's arguments; None takes those of the process.
+        prog: Name of the command in its usage.
+    """
     options = parse_arguments(arguments, prog)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     stop_on(signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
@@ -265,7 +280,7 @@ def main(
             scratch=options.scratch,
         )
     except Interrupted as stop:
-        print(f"stopped: {stop}; give the same command to go on", file=sys.stderr)
+        print(f"stopped: {stop}; repeat the command to resume", file=sys.stderr)
         sys.exit(STOPPED)
     except (UserError, OSError) as error:
         print(f"error: {disk_fault(error) or error}", file=sys.stderr)

@@ -1,9 +1,8 @@
-"""Which rows may train and score models: targets, degenerate pairs, duplicates.
+"""Choose the rows that may train or score a model, and clean their texts.
 
-Two passes in bounded memory: the first reduces every row to a few numbers
-(``RowKeys``), on which the rows are chosen; the second writes the chosen rows. No
-column is derived from the labels: only ``group``, the digest of the normalised prompt,
-is added.
+Cleaning reads the table twice, so memory stays bounded. The first pass reduces each
+row to a few numbers (``RowKeys``), from which the rows are chosen. The second pass
+writes the chosen rows.
 """
 
 import hashlib
@@ -22,13 +21,13 @@ from prefdistill.data.pairs import (
     SOURCES,
     TEXT_COLUMNS,
     UNLABELLED,
-    open_parquet,
+    open_parquet_writer,
 )
 from prefdistill.errors import UserError
 from prefdistill.storage.tables import CLEAN_SCHEMA, TARGET_COLUMNS, open_table
 
-# Of two copies the one whose source comes first is kept, so that a copy of a row that
-# is scored never trains, and a copy never leaves the split of the original.
+# Of two copies, the one whose source comes first here is kept. Test rows come first, so
+# that no model trains on a copy of a row that it will score.
 PRECEDENCE = ("test", "train", "extra", "ultra", "unlabelled")
 REASONS = (
     "none_hot",
@@ -38,14 +37,20 @@ REASONS = (
     "duplicate",
     "duplicate_contradictory",
 )
+# Reasons that an unlabelled test row can have; it stays, and is counted.
+TEST_REASONS = ("empty", "identical", "duplicate")
 NO_LABEL = -1
 
+# RE2's twin of ``_LINE_BREAK`` and ``_CONTROL`` together: it finds the turns that
+# ``strip_controls`` would change, so that Python sees only those.
 _CONTROL_RE2 = r"[\x00-\x08\x0b-\x1f\x7f-\x{9f}]"
+# These become line feeds, ...
 _LINE_BREAK = re.compile("\r\n|[\r\x0b\x0c\x1c-\x1f\x85]")
+# ... and these are removed.
 _CONTROL = re.compile("[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f]")
-# Special tokens and chat control tokens of the families of models that are in use, as
-# text. Which of them a model knows shows only with its tokenizer: ``prompts`` makes
-# plain text of those when a row is encoded, and here they are counted.
+# Special tokens and chat control tokens of common model families, written as text.
+# Cleaning only counts them: which of them a model knows depends on its tokenizer, so
+# ``prompts`` turns them into plain text when it encodes a row.
 SPECIAL_STRINGS = (
     r"<\|[^|<>\s]{1,60}\|>|<｜[^｜<>\s]{1,60}｜>|<</?SYS>>"
     r"|</?(?:s|think|tool_call|tool_response|start_of_turn|end_of_turn)>"
@@ -53,43 +58,48 @@ SPECIAL_STRINGS = (
     r"|repo_?name|file_sep|filename|gh_stars|issue_\w+|jupyter_\w+|empty_output)>"
     r"|\[/?(?:INST|TOOL_CALLS|AVAILABLE_TOOLS|TOOL_RESULTS|SYSTEM_PROMPT|multimodal)\]"
 )
-# Stands between turns; NUL is gone after cleaning, so no text can imitate it.
+# Separates turns in a key. Cleaning removes NUL, so no text can imitate the separator.
 _TURN_BREAK = " \x00 "
 
 
 def strip_controls(text: str) -> str:
-    """Text without control characters other than line feed and tab.
+    """Remove control characters other than line feed and tab.
 
-    Those that break lines or pages (carriage return, form feed and their like) become
-    line feeds, so that no two words run together.
+    Characters that break a line or page (carriage return, form feed, ...) become line
+    feeds, so that the words around them stay apart.
     """
     return _CONTROL.sub("", _LINE_BREAK.sub("\n", text))
 
 
 def strip_turns(turns: pa.ListArray) -> tuple[pa.ListArray, int]:
-    """Clean every turn of a column of turns.
+    """Strip control characters from every turn of a column.
+
+    Args:
+        turns: ``n`` lists of strings, without nulls; a slice of a column is allowed.
 
     Returns:
-        The column, and the number of turns that were changed.
+        The cleaned column, and the number of turns that changed.
     """
     values = turns.flatten()
     hits = pc.match_substring_regex(values, _CONTROL_RE2).to_numpy(zero_copy_only=False)
     n_changed = int(np.count_nonzero(hits))
     if not n_changed:
         return turns, 0
+    # Few turns hold a control character: only those pass through Python.
     texts = values.to_pylist()
     for place in np.flatnonzero(hits):
         texts[place] = strip_controls(texts[place])
     lengths = turns.value_lengths().to_numpy(zero_copy_only=False)
+    # The offsets of a slice do not start at 0, but those of ``values`` do.
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
     return pa.ListArray.from_arrays(offsets, pa.array(texts, pa.string())), n_changed
 
 
 def normalise_prompt(text: str) -> str:
-    """Lower case, Unicode NFKC, white space folded to single blanks.
+    """Lower the case, apply Unicode NFKC, and fold white space to single blanks.
 
-    Lower case comes before and after NFKC, so that prompts that are equal in lower
-    case stay equal whatever NFKC does.
+    The case is lowered before NFKC and again after it. Before: prompts that differ only
+    in case stay equal, whatever NFKC does. After: NFKC can yield capital letters.
     """
     text = text.lower()
     if not text.isascii():
@@ -102,24 +112,27 @@ def _digest(text: str) -> bytes:
 
 
 def prompt_group(turns: list[str]) -> str:
-    """16 hex digits shared by rows of one normalised prompt, all turns joined."""
+    """Digest a prompt to the 16 hex digits of its group.
+
+    Prompts share a group if their turns, joined by blanks, are equal once normalised.
+    """
     return _digest(normalise_prompt(" ".join(turns)))[:8].hex()
 
 
 @dataclass(frozen=True)
 class RowKeys:
-    """What choosing rows needs to know of them, one entry a row.
+    """Hold the numbers from which rows are chosen: arrays with one entry per row.
 
     Attributes:
-        group: uint64, the number that the 16 hex digits of the prompt group write.
-        pair: uint64 digest of group and both answers, the same in either order. Two
-            different pairs share one with odds of 3e-8 at a million rows.
-        flipped: bool, whether the answers stand in reverse digest order.
-        rank: int8 place of the source in ``PRECEDENCE``.
-        label: int8 class 0, 1, 2 (A, B, tie), or -1 if the target is not one-hot.
-        n_hot: int8 number of ones in the target; -1 of an unlabelled row.
-        empty: bool, whether the prompt or both answers are blank.
-        identical: bool, whether the answers are equal but for white space.
+        group: uint64 value of the 16 hex digits of ``prompt_group``.
+        pair: uint64 digest of the group and both answers, the same in either order.
+            Among a million rows, two different pairs collide with probability 3e-8.
+        flipped: bool, answer A has the larger digest of the two.
+        rank: int8 position of the source in ``PRECEDENCE``.
+        label: int8 class 0, 1, 2 (A, B, tie); -1 if the target is not one-hot.
+        n_hot: int8 number of ones in the target; -1 for an unlabelled row.
+        empty: bool, the prompt is blank or both answers are.
+        identical: bool, the answers differ at most in white space.
     """
 
     group: np.ndarray
@@ -133,7 +146,7 @@ class RowKeys:
 
     @classmethod
     def concatenate(cls, parts: list["RowKeys"]) -> "RowKeys":
-        """The keys of all batches as one."""
+        """Join the keys of several batches, in their order."""
         return cls(
             *(
                 np.concatenate([getattr(part, item.name) for part in parts])
@@ -142,31 +155,13 @@ class RowKeys:
         )
 
 
-def _joined(turns: pa.ListArray, separator: str) -> list[str]:
+def _join_turns(turns: pa.ListArray, separator: str) -> list[str]:
     return pc.binary_join(turns, separator).to_pylist()
 
 
-def describe_rows(batch: pa.RecordBatch) -> RowKeys:
+def compute_keys(batch: pa.RecordBatch) -> RowKeys:
     """Reduce cleaned rows (columns of ``PAIRS_SCHEMA``) to their keys."""
-    n_rows = len(batch)
-    group, pair = np.empty(n_rows, np.uint64), np.empty(n_rows, np.uint64)
-    flipped, empty, identical = (np.zeros(n_rows, bool) for _ in range(3))
-    prompts, *answers = (batch.column(name) for name in TEXT_COLUMNS)
-    texts = zip(
-        _joined(prompts, " "), *(_joined(a, _TURN_BREAK) for a in answers), strict=True
-    )
-    for row, (raw_prompt, raw_a, raw_b) in enumerate(texts):
-        prompt = normalise_prompt(raw_prompt)
-        answer_a, answer_b = " ".join(raw_a.split()), " ".join(raw_b.split())
-        group_bytes = _digest(prompt)[:8]
-        group[row] = int.from_bytes(group_bytes, "big")
-        digest_a, digest_b = _digest(answer_a), _digest(answer_b)
-        flipped[row] = digest_a > digest_b
-        both = sorted((digest_a, digest_b))
-        key = hashlib.sha256(group_bytes + both[0] + both[1]).digest()
-        pair[row] = int.from_bytes(key[:8], "big")
-        identical[row] = digest_a == digest_b
-        empty[row] = not prompt or not (answer_a + answer_b).strip("\x00 ")
+    digests = _digest_texts(batch)
     targets = np.stack(
         [
             pc.fill_null(batch.column(name), NO_LABEL).to_numpy(zero_copy_only=False)
@@ -179,32 +174,72 @@ def describe_rows(batch: pa.RecordBatch) -> RowKeys:
     label = np.where(n_hot == 1, targets.argmax(axis=1), NO_LABEL).astype(np.int8)
     ranks = {source: rank for rank, source in enumerate(PRECEDENCE)}
     rank = np.array([ranks[s] for s in batch.column("source").to_pylist()], np.int8)
-    return RowKeys(group, pair, flipped, rank, label, n_hot, empty, identical)
+    return RowKeys(**digests, rank=rank, label=label, n_hot=n_hot)
+
+
+def _digest_texts(batch: pa.RecordBatch) -> dict[str, np.ndarray]:
+    """Compute those arrays of ``RowKeys`` that depend on the texts, by name."""
+    n_rows = len(batch)
+    group, pair = np.empty(n_rows, np.uint64), np.empty(n_rows, np.uint64)
+    flipped, empty, identical = (np.zeros(n_rows, bool) for _ in range(3))
+    prompts, *answers = (batch.column(name) for name in TEXT_COLUMNS)
+    texts = zip(
+        _join_turns(prompts, " "),
+        *(_join_turns(a, _TURN_BREAK) for a in answers),
+        strict=True,
+    )
+    for row, (raw_prompt, raw_a, raw_b) in enumerate(texts):
+        prompt = normalise_prompt(raw_prompt)
+        answer_a, answer_b = " ".join(raw_a.split()), " ".join(raw_b.split())
+        group_bytes = _digest(prompt)[:8]
+        group[row] = int.from_bytes(group_bytes, "big")
+        # Sorted digests give the pair one key in both orders of its answers.
+        digest_a, digest_b = _digest(answer_a), _digest(answer_b)
+        flipped[row] = digest_a > digest_b
+        both = sorted((digest_a, digest_b))
+        key = hashlib.sha256(group_bytes + both[0] + both[1]).digest()
+        pair[row] = int.from_bytes(key[:8], "big")
+        identical[row] = digest_a == digest_b
+        # An answer of blank turns still holds the separators between them.
+        empty[row] = not prompt or not (answer_a + answer_b).strip("\x00 ")
+    return {
+        "group": group,
+        "pair": pair,
+        "flipped": flipped,
+        "empty": empty,
+        "identical": identical,
+    }
 
 
 def find_copies(keys: RowKeys, candidates: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Find rows that repeat an earlier row's prompt and answers, in either order.
+    """Find rows that repeat another row's prompt and answers, in either order.
 
-    Of equal rows the one of the first source in ``PRECEDENCE``, and in it the first in
-    order, is the original.
+    The original among equal rows is the first row of the source that comes first in
+    ``PRECEDENCE``. All others are copies.
 
     Args:
         keys: Keys of ``n`` rows.
-        candidates: ``(n,)`` bool, the rows that are compared.
+        candidates: ``(n,)`` bool, the rows to compare.
 
     Returns:
-        Two ``(n,)`` bool arrays: copies, and those copies whose label, with the
-        answers put in the same order, differs from the original's.
+        Two ``(n,)`` bool arrays: the copies, and those copies that contradict their
+        original: both are labelled, and the labels differ once the answers are put in
+        the same order.
     """
     rows = np.flatnonzero(candidates)
+    # The last key of lexsort sorts first: equal pairs come together, original first.
     order = rows[np.lexsort((rows, keys.rank[rows], keys.pair[rows]))]
     pair = keys.pair[order]
+    # The slice drops the leading True where there are no rows at all.
     first = np.r_[True, pair[1:] != pair[:-1]][: len(order)]
     original = order[np.maximum.accumulate(np.where(first, np.arange(len(order)), 0))]
-    turned = np.where(
+    # Labels as if every row showed its answers in digest order; a tie stays a tie.
+    ordered_label = np.where(
         keys.flipped & (keys.label >= 0) & (keys.label < 2), 1 - keys.label, keys.label
     )
-    differs = (turned[order] != turned[original]) & (keys.label[original] >= 0)
+    differs = (ordered_label[order] != ordered_label[original]) & (
+        keys.label[original] >= 0
+    )
     copies, contradictory = np.zeros((2, len(keys.pair)), bool)
     copies[order] = ~first
     contradictory[order] = ~first & differs & (keys.label[order] >= 0)
@@ -214,38 +249,40 @@ def find_copies(keys: RowKeys, candidates: np.ndarray) -> tuple[np.ndarray, np.n
 def choose_rows(
     keys: RowKeys, policy: dict[str, str]
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """Decide which rows stay, and the first reason that holds against each other one.
+    """Choose the rows that stay, and give every other row one reason.
 
     Args:
         keys: Keys of ``n`` rows.
         policy: ``drop`` or ``keep`` for ``identical``, ``empty`` and ``duplicates``.
 
     Returns:
-        ``(n,)`` bool, the rows that stay, and by reason an ``(n,)`` bool array, of
-        which at most one is true in a row. An unlabelled test row may have a reason
-        and always stays, as a submission needs every row.
+        ``(n,)`` bool, the rows that stay; and for each of ``REASONS`` an ``(n,)`` bool
+        array of the rows that it concerns. A row has at most one reason, the first that
+        applies. Rows of the test file always stay, since a submission needs every row;
+        a reason only flags them.
     """
     is_test = keys.rank == PRECEDENCE.index("test")
     labelled = ~np.isin(keys.rank, [PRECEDENCE.index(source) for source in UNLABELLED])
-    against = {
+    by_reason = {
         "none_hot": (keys.n_hot <= 0) & labelled,
         "multi_hot": (keys.n_hot > 1) & labelled,
         "empty": keys.empty & (policy["empty"] == "drop"),
         "identical": keys.identical & (policy["identical"] == "drop"),
     }
     taken = np.zeros(len(is_test), bool)
-    for reason, rows in against.items():
-        against[reason] = rows & ~taken
+    for reason, rows in by_reason.items():
+        by_reason[reason] = rows & ~taken
         taken |= rows
+    # Dropped rows are no originals, but every test row stays and so can be one.
     copies, contradictory = find_copies(keys, ~taken | is_test)
     copies &= ~taken & (policy["duplicates"] == "drop")
-    against["duplicate"] = copies & ~contradictory
-    against["duplicate_contradictory"] = copies & contradictory
-    return ~(taken | copies) | is_test, against
+    by_reason["duplicate"] = copies & ~contradictory
+    by_reason["duplicate_contradictory"] = copies & contradictory
+    return ~(taken | copies) | is_test, by_reason
 
 
 def count_by_source(keys: RowKeys, rows: np.ndarray) -> dict[str, int]:
-    """Number of true entries by source, for the sources that have rows at all."""
+    """Count the true entries of ``rows`` by source, for sources that have any row."""
     return {
         source: int(np.count_nonzero(rows & (keys.rank == PRECEDENCE.index(source))))
         for source in SOURCES
@@ -254,25 +291,26 @@ def count_by_source(keys: RowKeys, rows: np.ndarray) -> dict[str, int]:
 
 
 def summarise(
-    keys: RowKeys, kept: np.ndarray, against: dict[str, np.ndarray]
+    keys: RowKeys, kept: np.ndarray, by_reason: dict[str, np.ndarray]
 ) -> dict[str, Any]:
-    """Counts for ``cleaning.json``: rows in, out, dropped, and test rows flagged."""
+    """Count rows for ``cleaning.json``: read, kept, dropped, and flagged test rows."""
     is_test = keys.rank == PRECEDENCE.index("test")
     return {
         "n_in": count_by_source(keys, np.ones(len(kept), bool)),
         "n_out": count_by_source(keys, kept),
         "dropped": {
-            reason: count_by_source(keys, against[reason] & ~kept) for reason in REASONS
+            reason: count_by_source(keys, by_reason[reason] & ~kept)
+            for reason in REASONS
         },
         "flagged_test_rows": {
-            reason: int(np.count_nonzero(against[reason] & is_test))
-            for reason in REASONS[2:5]
+            reason: int(np.count_nonzero(by_reason[reason] & is_test))
+            for reason in TEST_REASONS
         },
     }
 
 
 def clean_batch(batch: pa.RecordBatch) -> tuple[pa.RecordBatch, int]:
-    """A batch with its texts cleaned, and the number of turns changed."""
+    """Strip control characters from the texts of a batch, and count changed turns."""
     columns, n_changed = dict(zip(batch.schema.names, batch.columns, strict=True)), 0
     for name in TEXT_COLUMNS:
         columns[name], n_here = strip_turns(columns[name])
@@ -281,16 +319,17 @@ def clean_batch(batch: pa.RecordBatch) -> tuple[pa.RecordBatch, int]:
 
 
 def count_special_strings(batch: pa.RecordBatch) -> int:
-    """Turns of a batch that hold a special token's string; see ``SPECIAL_STRINGS``."""
+    """Count the turns of a batch that hold one of ``SPECIAL_STRINGS``."""
     hits = (
         pc.match_substring_regex(batch.column(name).flatten(), SPECIAL_STRINGS)
         for name in TEXT_COLUMNS
     )
+    # The sum over no turns is null.
     return sum(pc.sum(each).as_py() or 0 for each in hits)
 
 
 def add_group(batch: pa.RecordBatch, group: np.ndarray) -> pa.RecordBatch:
-    """A batch of ``CLEAN_SCHEMA``: the row's prompt group as 16 hex digits added."""
+    """Append the column ``group``: 16 hex digits of each uint64 of ``group``."""
     names = pa.array([f"{number:016x}" for number in group.tolist()], pa.string())
     return pa.record_batch([*batch.columns, names], schema=CLEAN_SCHEMA)
 
@@ -306,8 +345,8 @@ def clean_table(
         policy: The ``cleaning`` settings; see ``choose_rows``.
 
     Returns:
-        The counts of ``summarise``; and how many rows had control characters removed,
-        and hold strings of special tokens.
+        The counts of ``summarise``; and the number of turns from which control
+        characters were removed, and of turns that hold strings of special tokens.
 
     Raises:
         UserError: If no train row stays.
@@ -316,17 +355,18 @@ def clean_table(
     with open_table(source) as pairs:
         for raw in pairs.iter_batches(BATCH_ROWS):
             batch, n_here = clean_batch(raw)
-            parts.append(describe_rows(batch))
+            parts.append(compute_keys(batch))
             n_changed += n_here
             n_special += count_special_strings(batch)
         keys = RowKeys.concatenate(parts)
-        kept, against = choose_rows(keys, policy)
-        counts = summarise(keys, kept, against)
+        kept, by_reason = choose_rows(keys, policy)
+        counts = summarise(keys, kept, by_reason)
         _check_train_rows(source, counts)
-        with open_parquet(target, CLEAN_SCHEMA) as writer:
+        with open_parquet_writer(target, CLEAN_SCHEMA) as writer:
             for raw in pairs.iter_batches(BATCH_ROWS):
                 rows = slice(start, start + len(raw))
                 start += len(raw)
+                # Cleaned again: keeping the texts of the first pass would fill memory.
                 batch, _ = clean_batch(raw)
                 batch = add_group(batch, keys.group[rows])
                 writer.write_batch(batch.filter(pa.array(kept[rows])))
@@ -335,7 +375,7 @@ def clean_table(
 
 
 def _check_train_rows(source: Path, counts: dict[str, Any]) -> None:
-    """Refuse a table of which no train row stays.
+    """Refuse a table in which no train row stays.
 
     Raises:
         UserError: With the number of train rows dropped for each reason.

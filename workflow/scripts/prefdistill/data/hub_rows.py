@@ -1,11 +1,11 @@
-"""Rows of a Hub data set, or of a local folder in its shape; see ``readers``."""
+"""Read rows of a Hub data set, or of a local folder of the same form."""
 
 import os
 from collections.abc import Iterator
 from typing import Any
 
 from prefdistill.data.pairs import (
-    FIELDS,
+    ROW_COLUMNS,
     TEXT_COLUMNS,
     UNLABELLED,
     CellFault,
@@ -25,7 +25,12 @@ WINNERS = {
 }
 
 
-def _conversation_turns(turns: Any, role: str, column: str) -> list[str]:
+def _list_turns(turns: Any, role: str, column: str) -> list[str]:
+    """List the texts that one role says in a conversation.
+
+    Raises:
+        CellFault: If ``turns`` is not a list of objects with role and content.
+    """
     try:
         return [turn["content"] for turn in turns if turn["role"] == role]
     except (TypeError, KeyError) as error:
@@ -36,7 +41,8 @@ def _derive_fields(row: dict[str, Any]) -> None:
     """Fill labels from ``winner``, and texts from ``conversation_a`` and ``_b``.
 
     Raises:
-        CellFault: If the winner is unknown or the conversations' questions differ.
+        CellFault: If the winner is unknown, or the user's turns differ between the two
+            conversations.
     """
     if "winner" in row:
         winner = row["winner"]
@@ -46,26 +52,28 @@ def _derive_fields(row: dict[str, Any]) -> None:
     if "conversation_a" in row:
         for side in "ab":
             name = f"conversation_{side}"
-            row[f"response_{side}"] = _conversation_turns(row[name], "assistant", name)
-        row["prompt"] = _conversation_turns(
-            row["conversation_a"], "user", "conversation_a"
-        )
-        asked = _conversation_turns(row["conversation_b"], "user", "conversation_b")
+            row[f"response_{side}"] = _list_turns(row[name], "assistant", name)
+        row["prompt"] = _list_turns(row["conversation_a"], "user", "conversation_a")
+        asked = _list_turns(row["conversation_b"], "user", "conversation_b")
         if asked != row["prompt"]:
             raise CellFault(
                 "conversation_b", "its user turns differ from those of conversation_a"
             )
 
 
-def load_hub(entry: dict[str, Any]) -> Any:
-    """Load one split of a Hub data set, or of a local directory of that shape.
+def load_hub_split(entry: dict[str, Any]) -> Any:
+    """Load one split of a Hub data set, or of a local folder of the same form.
 
     Args:
-        entry: ``hub`` (repository or directory), ``split`` and ``revision``.
+        entry: ``hub`` (repository or folder), ``split`` and ``revision``.
+
+    Returns:
+        A ``datasets.Dataset``.
 
     Raises:
-        UserError: If it cannot be loaded.
+        UserError: If the data set cannot be loaded.
     """
+    # Imported here because the import is slow, and most runs only read local files.
     import datasets
 
     datasets.disable_progress_bars()
@@ -74,6 +82,7 @@ def load_hub(entry: dict[str, Any]) -> Any:
             entry["hub"],
             revision=entry.get("revision"),
             split=entry.get("split") or "train",
+            # False: datasets would otherwise send a token that it finds on the disk.
             token=os.environ.get("HF_TOKEN") or False,
         )
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
@@ -83,29 +92,48 @@ def load_hub(entry: dict[str, Any]) -> Any:
         ) from error
 
 
+def _map_columns(
+    entry: dict[str, Any], source: str, names: list[str]
+) -> dict[str, str]:
+    """Map our column names to those of a data set whose columns are ``names``.
+
+    Raises:
+        UserError: If the data set lacks a column that ``entry`` names.
+    """
+    origin = {name: name for name in names if name in ROW_COLUMNS}
+    for ours, theirs in (entry.get("columns") or {}).items():
+        if theirs and theirs not in names:
+            raise UserError(
+                f"data set {entry['hub']}, columns.{ours}: it has no column {theirs}; "
+                f"it has {', '.join(names)}"
+            )
+        # Labels of unlabelled sources are never read, not even through a winner.
+        if theirs and not (source in UNLABELLED and ours == "winner"):
+            origin[ours] = theirs
+    return origin
+
+
 def read_hub_rows(
     entry: dict[str, Any], source: str, counts: ImportedFile
 ) -> Iterator[RawRow]:
-    """Stream the rows of a Hub data set through its mapping of columns.
+    """Stream the rows of a Hub data set, with its columns mapped to ours.
 
-    ``columns`` maps our names to the data set's; a name that is not mapped is its own.
-    ``winner`` may stand for the three labels, ``conversation_a`` and
-    ``conversation_b`` (lists of role and content) for the three texts. Where there is
-    no id, the row number is the id.
+    A column ``winner`` can replace the three labels. Columns ``conversation_a`` and
+    ``conversation_b`` (lists of role and content) can replace the three texts. Without
+    an id, the row number is the id.
+
+    Args:
+        entry: ``hub``, ``split``, ``revision``, and ``columns``: our name to the data
+            set's name, for each column whose name differs.
+        source: One of ``pairs.SOURCES``.
+        counts: Names the data set for messages; its ignored columns are filled in.
 
     Raises:
-        UserError: If it cannot be loaded, lacks a column or has an unknown winner.
+        UserError: If the data set cannot be loaded, lacks a column, or has a winner
+            that is not one of ``WINNERS``.
     """
-    data = load_hub(entry)
-    origin = {name: name for name in data.column_names if name in FIELDS}
-    for ours, theirs in (entry.get("columns") or {}).items():
-        if theirs and theirs not in data.column_names:
-            raise UserError(
-                f"data set {entry['hub']}, columns.{ours}: it has no column {theirs}; "
-                f"it has {', '.join(data.column_names)}"
-            )
-        if theirs and not (source in UNLABELLED and ours == "winner"):
-            origin[ours] = theirs
+    data = load_hub_split(entry)
+    origin = _map_columns(entry, source, data.column_names)
     available = {*origin, "id"}
     if "winner" in origin:
         available.update(TARGET_COLUMNS)
@@ -114,6 +142,7 @@ def read_hub_rows(
     match_columns(sorted(available), source, counts.file)
     counts.ignored_columns = sorted(set(data.column_names) - set(origin.values()))
 
+    # Unused columns, such as images, are not decoded.
     data = data.select_columns(sorted(set(origin.values()))).with_format("arrow")
     number = 0
     for batch in data.iter(batch_size=1024):
@@ -125,4 +154,6 @@ def read_hub_rows(
                 _derive_fields(row)
             except CellFault as fault:
                 raise fault.located(counts.file, f"row {number}") from fault
-            yield RawRow(number, f"row {number}", [row.get(name) for name in FIELDS])
+            yield RawRow(
+                number, f"row {number}", [row.get(name) for name in ROW_COLUMNS]
+            )

@@ -1,9 +1,9 @@
-"""Preference pairs from Kaggle CSV, parquet and Hub data sets, as one typed table.
+"""Parse preference pairs of any origin and write them as one typed table.
 
-Whatever the origin, a row becomes the same nine values (``FIELDS``), is parsed by the
-same functions, and a value that cannot be read stops the import with one line naming
-file, row and column: a silently skipped row would shift the class prior, and a silently
-repaired label would be a wrong one. Repairs that lose nothing are made and counted.
+Every reader yields the same nine values per row (``ROW_COLUMNS``). A value that cannot
+be read stops the import with one line that names file, row and column: a skipped row
+would shift the class prior, and a guessed label could be wrong. Repairs that lose
+nothing are made and counted.
 """
 
 import json
@@ -24,28 +24,32 @@ from prefdistill.storage.tables import PAIRS_SCHEMA, TARGET_COLUMNS
 from prefdistill.storage.whole_files import atomic_path
 
 SOURCES = ("train", "extra", "ultra", "test", "unlabelled")
-# Their files need no labels, and labels in them are not read.
+# Files of these sources need no labels; labels in them are not read.
 UNLABELLED = ("test", "unlabelled")
-# A file for a finished judge: an id and labels may be there or not.
+# The name, in place of a source, of a file that a finished judge scores. Only the texts
+# are required there; an id and labels are read where they are present.
 SCORED = "scored"
 TEXT_COLUMNS = ("prompt", "response_a", "response_b")
 MODEL_COLUMNS = ("model_a", "model_b")
-FIELDS = ("id", *TEXT_COLUMNS, *TARGET_COLUMNS, *MODEL_COLUMNS)
+ROW_COLUMNS = ("id", *TEXT_COLUMNS, *TARGET_COLUMNS, *MODEL_COLUMNS)
 
+# A batch ends at whichever comes first. The limit on characters bounds the memory where
+# texts are long.
 BATCH_ROWS, BATCH_CHARACTERS = 4096, 32 << 20
 
 _KAGGLE_ID = re.compile(r"-?(0|[1-9][0-9]*)")
 LONE_SURROGATE = re.compile("[\ud800-\udfff]")
+# The lenient decoder allows raw line breaks and other control characters in a string.
 _decode_strict = json.JSONDecoder().decode
 _decode_lenient = json.JSONDecoder(strict=False).decode
 
 
 class CellFault(Exception):
-    """A value that cannot be read; the reader adds file and row.
+    """Report a value that cannot be read; the caller adds file and row.
 
     Args:
-        column: Name of the column; empty where it is the row as a whole.
-        text: What is wrong and what to do.
+        column: Name of the column; empty if the whole row is at fault.
+        text: The fault and its remedy.
     """
 
     def __init__(self, column: str, text: str) -> None:
@@ -53,21 +57,21 @@ class CellFault(Exception):
         self.column = column
 
     def located(self, file: str, where: str) -> UserError:
-        """The error that names the place as well."""
+        """Make the error that also names the file and the place in it."""
         column = self.column and f", column {self.column}"
         return UserError(f"{file}, {where}{column}: {self}")
 
 
 @dataclass
 class ImportedFile:
-    """Counts of one input file for ``import.json``.
+    """Collect the counts of one input file for ``import.json``.
 
     Attributes:
         file: The path or Hub name, as configured.
-        source: train, extra, ultra or test.
-        n_rows: Data rows read.
-        ignored_columns: Columns that are in the file and not used, sorted.
-        repaired: Number of repairs by reason.
+        source: One of ``SOURCES``, or ``SCORED``.
+        n_rows: Number of data rows read.
+        ignored_columns: Columns of the file that are not used, sorted.
+        repaired: Number of repairs, by reason.
     """
 
     file: str
@@ -79,12 +83,13 @@ class ImportedFile:
 
 @dataclass(frozen=True)
 class RawRow:
-    """Values of one row in the order of ``FIELDS``, None where a column is absent.
+    """Hold the unparsed values of one row.
 
     Attributes:
-        number: Data row number; the first is 1.
+        number: Number of the data row; the first is 1.
         where: The place for messages, such as ``"row 3 (line 7)"``.
-        values: Nine values as the file has them.
+        values: The nine values of ``ROW_COLUMNS`` as the file has them; None where the
+            file lacks the column.
     """
 
     number: int
@@ -93,10 +98,10 @@ class RawRow:
 
 
 def list_entries(data: dict[str, Any]) -> list[tuple[str, Any]]:
-    """All configured inputs as (source, path or Hub entry), in the order of sources.
+    """List all configured inputs as (source, path or Hub entry), by source.
 
     Raises:
-        UserError: If there is no training input.
+        UserError: If no training input is named.
     """
     listed = {source: data.get(source) or [] for source in SOURCES}
     if isinstance(data.get("test"), str | dict):
@@ -106,42 +111,49 @@ def list_entries(data: dict[str, Any]) -> list[tuple[str, Any]]:
     return [(source, entry) for source in SOURCES for entry in listed[source]]
 
 
-def shorten(value: Any) -> str:
-    """A value for a message: one short line of ASCII in quotes."""
+def quote_short(value: Any) -> str:
+    """Quote a value for a message: one line of ASCII, cut after 40 characters."""
     text = value if isinstance(value, str) else reprlib.repr(value)
     return ascii(text if len(text) <= 40 else text[:37] + "...")
 
 
 def parse_id(value: Any, *, integer: bool = True) -> str:
-    """The id as text; of a Kaggle file a plain 64-bit integer, kept as written.
+    """Parse an id to text.
+
+    Args:
+        value: The cell.
+        integer: Require a 64-bit integer in its plain form, as Kaggle files have.
+            Otherwise any text will do.
 
     Raises:
-        CellFault: If it is missing or no such integer.
+        CellFault: If the id is missing or not in that form.
     """
     text = "" if value is None else str(value)
     if not integer and text:
         return text
     if not _KAGGLE_ID.fullmatch(text):
-        raise CellFault("id", f"{shorten(value)} is not an integer")
+        raise CellFault("id", f"{quote_short(value)} is not an integer")
+    # The length is checked first: Python refuses to convert thousands of digits.
     if len(text) > 20 or not -(2**63) <= int(text) < 2**63:
-        raise CellFault("id", f"{shorten(value)} does not fit into 64 bits")
+        raise CellFault("id", f"{quote_short(value)} does not fit into 64 bits")
     return text
 
 
 def parse_label(value: Any, column: str) -> int:
-    """A 0 or 1, from text or from a typed column.
+    """Parse a label, given as text or as a number, to 0 or 1.
 
     Raises:
-        CellFault: If it is anything else.
+        CellFault: If the value is anything else.
     """
     if value == "1" or value == "0":
         return int(value)
     if isinstance(value, int | float) and value in (0, 1):
         return int(value)
-    raise CellFault(column, f"{shorten(value)} is not a label; it must be 0 or 1")
+    raise CellFault(column, f"{quote_short(value)} is not a label; it must be 0 or 1")
 
 
 def _parse_json(text: str, column: str, repaired: Counter[str]) -> Any:
+    """Parse a cell of JSON, counting it as repaired if it holds control characters."""
     try:
         return _decode_strict(text)
     except ValueError:
@@ -153,37 +165,39 @@ def _parse_json(text: str, column: str, repaired: Counter[str]) -> Any:
     except (ValueError, RecursionError):
         raise CellFault(
             column,
-            f"{shorten(text)} is not JSON; it must be a JSON list of turns, such as "
-            '["Hello"]',
+            f"{quote_short(text)} is not JSON; it must be a JSON list of turns, such "
+            'as ["Hello"]',
         ) from None
     repaired["raw_control_character"] += 1
     return value
 
 
 def _may_hold_surrogates(cell: str) -> bool:
+    """Check quickly whether a cell of JSON can hold a surrogate, escaped or raw."""
     escaped = "\\ud" in cell or "\\uD" in cell
     return escaped or (not cell.isascii() and bool(LONE_SURROGATE.search(cell)))
 
 
 def parse_turns(value: Any, column: str, repaired: Counter[str]) -> list[str]:
-    """The turns of one text cell: a JSON list of strings, or such a list itself.
+    """Parse the turns of one text cell.
 
-    A null turn becomes an empty one and a lone surrogate (half of a character pair,
-    which UTF-8 cannot hold) becomes U+FFFD; both are counted.
+    A null turn becomes an empty one. A lone surrogate (half of a UTF-16 pair, which
+    UTF-8 cannot encode) becomes U+FFFD. Both are counted.
 
     Args:
-        value: The cell: JSON text or, from a typed column, a list.
-        column: Name for messages.
-        repaired: Counts of repairs, added to.
+        value: The cell: a JSON list as text or, in a typed column, a list.
+        column: Column name for messages.
+        repaired: Counts of repairs; updated in place.
 
     Raises:
-        CellFault: If it is not a list of strings and nulls.
+        CellFault: If the cell is not a list of strings and nulls.
     """
     turns = _parse_json(value, column, repaired) if isinstance(value, str) else value
     if not isinstance(turns, list):
         raise CellFault(
-            column, f'{shorten(value)} is not a list of turns, such as ["Hello"]'
+            column, f'{quote_short(value)} is not a list of turns, such as ["Hello"]'
         )
+    # Skip the search for surrogates in the many cells that cannot hold one.
     may_be_broken = not isinstance(value, str) or _may_hold_surrogates(value)
     for place, turn in enumerate(turns):
         if turn is None:
@@ -191,7 +205,7 @@ def parse_turns(value: Any, column: str, repaired: Counter[str]) -> list[str]:
             repaired["null_turn"] += 1
         elif not isinstance(turn, str):
             raise CellFault(
-                column, f"turn {place + 1} is {shorten(turn)}, not a string or null"
+                column, f"turn {place + 1} is {quote_short(turn)}, not a string or null"
             )
         elif may_be_broken:
             turns[place], n_broken = LONE_SURROGATE.subn("\ufffd", turn)
@@ -200,6 +214,7 @@ def parse_turns(value: Any, column: str, repaired: Counter[str]) -> list[str]:
 
 
 def _parse_name(value: Any) -> str | None:
+    """Parse the name of a model: any value will do, as no fold's file holds names."""
     if value is None:
         return None
     text = str(value) if isinstance(value, str | int | float) else reprlib.repr(value)
@@ -209,7 +224,17 @@ def _parse_name(value: Any) -> str | None:
 def parse_row(
     values: list[Any], *, labelled: bool, integer_id: bool, repaired: Counter[str]
 ) -> tuple[Any, ...]:
-    """Typed values of a row, in the order of ``FIELDS``.
+    """Parse the nine values of a row.
+
+    Args:
+        values: Raw values in the order of ``ROW_COLUMNS``.
+        labelled: Parse the labels; otherwise they become None.
+        integer_id: See ``parse_id``.
+        repaired: Counts of repairs; updated in place.
+
+    Returns:
+        Typed values in the same order: id, three lists of turns, three labels, and two
+        model names or None.
 
     Raises:
         CellFault: If a value cannot be read.
@@ -226,26 +251,36 @@ def parse_row(
 
 
 def used_columns(source: str) -> tuple[str, ...]:
-    """Those of ``FIELDS`` that are read from a file of a source."""
+    """List those of ``ROW_COLUMNS`` that are read from a file of a source."""
     if source == SCORED:
-        return FIELDS[:7]
-    return FIELDS[:4] if source in UNLABELLED else FIELDS
+        return ("id", *TEXT_COLUMNS, *TARGET_COLUMNS)
+    return ("id", *TEXT_COLUMNS) if source in UNLABELLED else ROW_COLUMNS
 
 
 def required_columns(source: str) -> tuple[str, ...]:
-    """Those of ``FIELDS`` that a file of a source must have."""
+    """List those of ``ROW_COLUMNS`` that a file of a source must have."""
     if source == SCORED:
         return TEXT_COLUMNS
-    return FIELDS[:4] if source in UNLABELLED else FIELDS[:7]
+    labels = () if source in UNLABELLED else TARGET_COLUMNS
+    return ("id", *TEXT_COLUMNS, *labels)
 
 
 def match_columns(
     names: list[str], source: str, file: str, where: str = "header"
 ) -> list[int]:
-    """Where each of ``FIELDS`` stands among a file's columns; ``len(names)``: nowhere.
+    """Find the position of each of ``ROW_COLUMNS`` among the columns of a file.
+
+    Args:
+        names: The columns of the file.
+        source: One of ``SOURCES``, or ``SCORED``.
+        file: The file's name for messages.
+        where: The place for messages: the header, or a row of JSON lines.
+
+    Returns:
+        Nine positions; ``len(names)`` for a column that is absent or not used.
 
     Raises:
-        UserError: If a required column is missing, or a used one stands there twice.
+        UserError: If a required column is missing, or a used one occurs twice.
     """
     required = required_columns(source)
     used = used_columns(source)
@@ -253,24 +288,25 @@ def match_columns(
     for name in used:
         if names.count(name) > 1:
             raise UserError(
-                f"{file}, {where}, column {name}: stands there {names.count(name)} "
+                f"{file}, {where}, column {name}: occurs {names.count(name)} "
                 "times; keep one"
             )
         if name in required and name not in names:
-            found = ", ".join(map(shorten, names[:12]))
+            found = ", ".join(map(quote_short, names[:12]))
             raise UserError(
                 f"{file}, {where}, column {name}: is missing; found {found}; "
                 f"a {source} file needs {how}{','.join(required)}"
             )
     return [
         names.index(name) if name in used and name in names else len(names)
-        for name in FIELDS
+        for name in ROW_COLUMNS
     ]
 
 
 @contextmanager
-def open_parquet(path: Path, schema: pa.Schema) -> Iterator[pq.ParquetWriter]:
-    """A streaming, atomic parquet writer; text is compressed, not dictionary-coded."""
+def open_parquet_writer(path: Path, schema: pa.Schema) -> Iterator[pq.ParquetWriter]:
+    """Open a writer of batches for a parquet file that appears only once complete."""
+    # Nearly every text and id is unique, so a dictionary of them would only cost space.
     plain = [f.name for f in schema if pa.types.is_list(f.type) or f.name == "id"]
     dictionary = [name for name in schema.names if name not in plain]
     with (
@@ -287,7 +323,11 @@ def open_parquet(path: Path, schema: pa.Schema) -> Iterator[pq.ParquetWriter]:
 
 
 class PairsWriter:
-    """Parses rows of any origin, checks that ids are unique, and writes batches."""
+    """Parse rows of any origin, check that ids are unique, and write batches.
+
+    Args:
+        writer: A writer of ``PAIRS_SCHEMA``.
+    """
 
     def __init__(self, writer: pq.ParquetWriter) -> None:
         self._writer = writer
@@ -298,9 +338,14 @@ class PairsWriter:
     ) -> None:
         """Write all rows of one file and count them.
 
+        Args:
+            rows: The rows, from a reader.
+            counts: Names the file and its source; its counts are updated in place.
+            integer_id: See ``parse_id``.
+
         Raises:
             UserError: If a value cannot be read, an id occurs twice in its source, or
-                there are no rows.
+                the file has no rows.
         """
         source, seen = counts.source, self._seen[counts.source]
         batch: list[tuple[Any, ...]] = []
@@ -338,7 +383,10 @@ class PairsWriter:
             self._write(batch, counts)
 
     def _write(self, batch: list[tuple[Any, ...]], counts: ImportedFile) -> None:
-        columns = dict(zip((*FIELDS, "row"), zip(*batch, strict=True), strict=True))
+        columns = dict(
+            zip((*ROW_COLUMNS, "row"), zip(*batch, strict=True), strict=True)
+        )
+        # Files of different sources number their rows independently.
         columns["id"] = [f"{counts.source}:{name}" for name in columns["id"]]
         columns["source"] = [counts.source] * len(batch)
         columns["file"] = [counts.file] * len(batch)

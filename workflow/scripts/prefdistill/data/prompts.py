@@ -1,9 +1,9 @@
-"""A pair as tokens: one template, one truncation policy, the same at every stage.
+"""Encode pairs as tokens, with one template and one truncation policy for all stages.
 
-The template is cut at its fields. Its literal parts, the turn markers and every turn
-of a text are tokenised on their own, so no token straddles a border and swapping the
-two answers permutes tokens without changing any. Special tokens and the template's own
-markers cannot come out of user text: see ``neutralise``.
+The template is cut at its fields. Its literal parts, the turn markers and each turn of
+a text are tokenised separately. So no token crosses a border, and swapping the answers
+moves tokens without changing any. User text cannot yield a special token or a marker of
+the template: see ``neutralise``.
 """
 
 import hashlib
@@ -23,20 +23,20 @@ from prefdistill.settings import TextSettings
 FIELDS = ("prompt", "response_a", "response_b")
 ELLIPSIS = " ... "
 WORD_JOINER = "\u2060"
-MIN_ANSWER_TOKENS = 8
+MIN_ANSWER_TOKENS = 8  # a longer answer is never trimmed below this
 
 
 @dataclass(frozen=True)
 class Template:
-    """The text settings, parsed.
+    """Hold the parsed ``text`` settings.
 
     Attributes:
         literals: The four pieces of text around the three fields.
         fields: The fields in the order of the template.
-        turn: Marker before every turn from the second on; ``{n}`` is its number.
-        max_length: Longest row in tokens, everything included.
+        turn: Marker before each turn from the second on; ``{n}`` is the turn's number.
+        max_length: Largest number of tokens of a row, everything included.
         prompt_share: Share of the free tokens that a long prompt may claim.
-        head_share: Share of a trimmed text's tokens that come from its beginning.
+        head_share: Share of a trimmed text's tokens that are taken from its beginning.
     """
 
     literals: tuple[str, str, str, str]
@@ -51,7 +51,8 @@ class Template:
         """Parse the ``text`` settings.
 
         Raises:
-            UserError: If a field is unknown, missing or used twice, or B comes first.
+            UserError: If a field is unknown, missing or used twice, or if
+                ``response_b`` precedes ``response_a``.
         """
         parts = list(Formatter().parse(text.template))
         fields = tuple(field for _, field, _, _ in parts if field is not None)
@@ -63,6 +64,7 @@ class Template:
         if fields.index("response_a") > fields.index("response_b"):
             raise UserError("text.template: {response_a} must come before {response_b}")
         literals = [literal for literal, _, _, _ in parts]
+        # Formatter yields no part after a field that ends the template.
         literals += [""] * (4 - len(literals))
         return cls(
             tuple(literals),
@@ -75,8 +77,9 @@ class Template:
 
     @cached_property
     def marker_patterns(self) -> list[str]:
-        """Regular expressions of the strings that user text must not contain."""
+        """Build regular expressions for the strings that user text must not contain."""
         texts = [literal.strip() for literal in self.literals]
+        # A single character, such as a colon, is no marker and stays allowed.
         patterns = [re.escape(text) for text in texts if len(text) > 1]
         if self.turn.replace("{n}", "").strip():
             turn = re.escape(self.turn.strip())
@@ -86,18 +89,18 @@ class Template:
 
 @dataclass(frozen=True)
 class EncodedPairs:
-    """Pairs as tokens, trimmed to the maximum length.
+    """Hold pairs as tokens, trimmed to the maximum length.
 
     Attributes:
         ids: ``(n,)`` unicode row ids.
-        lengths: ``(n,)`` int32 tokens of a row, the same in both orders.
+        lengths: ``(n,)`` int32 number of tokens per row, the same in both orders.
         n_truncated: Number of pairs that lost tokens.
-        literals: The tokens around the fields; the first begins with BOS if there is
-            one.
+        literals: Four int32 token arrays, the template's text around the fields; the
+            first begins with BOS if the tokenizer has one.
         fields: Field names in the template's order.
-        segments: Field name to one int32 token array a row.
-        n_neutralised: Number of pairs with a special token or a marker in a text,
-            which is plain text now.
+        segments: For each field name, one int32 token array per row.
+        n_neutralised: Number of pairs in whose texts a special token or a marker was
+            turned into plain text.
     """
 
     ids: np.ndarray
@@ -109,10 +112,12 @@ class EncodedPairs:
     n_neutralised: int = 0
 
     @cached_property
-    def prefixes(self) -> np.ndarray:
-        """Tokens before the first answer, ``(n,)`` int32: the same in both orders.
+    def prefix_lengths(self) -> np.ndarray:
+        """Count the tokens before the first answer, which both orders share.
 
-        At least the last token of a row is left out, even if both answers are empty.
+        Returns:
+            ``(n,)`` int32, at most the row's length minus 1, since each order needs a
+            token of its own to be scored at.
         """
         before = self.fields[: self.fields.index("response_a")]
         n_tokens = np.full(
@@ -123,11 +128,17 @@ class EncodedPairs:
         return np.minimum(n_tokens, self.lengths - 1)
 
     def tokens(self, row: int, view: str) -> np.ndarray:
-        """Tokens of one row, ``(length,)`` int32, in the order of a view.
+        """Join the tokens of one row, with its answers in the order of a view.
 
         Args:
             row: Position of the pair.
-            view: ``"AB"`` or ``"BA"``: which answer is shown first.
+            view: ``"AB"`` shows answer A first, ``"BA"`` shows B first.
+
+        Returns:
+            ``(length,)`` int32.
+
+        Raises:
+            ValueError: If the view is neither.
         """
         shown = {field: self.segments[field][row] for field in FIELDS}
         if view == "BA":
@@ -144,16 +155,16 @@ class EncodedPairs:
 
 
 def text_digest(text: TextSettings) -> str:
-    """Return the fingerprint of template and truncation: 12 hex digits."""
+    """Digest the ``text`` settings to 12 hex digits."""
     content = json.dumps(asdict(text), sort_keys=True, ensure_ascii=False).encode()
     return hashlib.sha256(content).hexdigest()[:12]
 
 
 def forbidden_tokens(tokenizer: Any) -> dict[int, str]:
-    """Tokens that must not come out of user text: id to its string.
+    """Map the ids of tokens that user text must not yield to their strings.
 
-    These are the special tokens and whatever else was added to the vocabulary, such as
-    tool-call markers, but for the runs of blanks and newlines that Gemma adds.
+    These are the special tokens and all other tokens added to the vocabulary, such as
+    tool-call markers. Runs of blanks or newlines, which Gemma adds, stay allowed.
     """
     added = {i: token.content for i, token in tokenizer.added_tokens_decoder.items()}
     special = dict(
@@ -162,16 +173,18 @@ def forbidden_tokens(tokenizer: Any) -> dict[int, str]:
     return {
         i: content
         for i, content in (added | special).items()
+        # U+2581 stands for a blank in the vocabularies of SentencePiece.
         if content.replace("\u2581", " ").strip()
     }
 
 
 def neutralise(text: str, forbidden: re.Pattern[str]) -> str:
-    """Put a word joiner, which has no width, into every forbidden string of a text.
+    """Break every forbidden string of a text with a word joiner, which has no width.
 
-    The joiner follows the string's first character, so that the text looks and reads
-    the same but is no longer that string. Repeats, for overlapping occurrences.
+    The joiner follows the first character of the string. The text looks the same, but
+    no longer contains that string.
     """
+    # Strings may overlap: breaking one leaves the other for the next round.
     while forbidden.search(text):
         text = forbidden.sub(_split, text)
     return text
@@ -181,14 +194,24 @@ def _split(match: re.Match[str]) -> str:
     return match[0][0] + WORD_JOINER + match[0][1:]
 
 
-def share_tokens(
+def allot_tokens(
     n_prompt: int, n_a: int, n_b: int, n_free: int, prompt_share: float
 ) -> tuple[int, int, int]:
-    """How many tokens of prompt, A and B are kept; symmetric in A and B.
+    """Allot the free tokens of a row to its prompt and its answers A and B.
 
-    The prompt may claim ``prompt_share`` of the free tokens and the answers the rest;
-    what one side leaves over goes to the other. Between the answers the longer one is
-    trimmed first, so that one is trimmed alone until both are equally long.
+    The prompt may claim ``prompt_share`` of the free tokens, the answers the rest. What
+    one side does not need goes to the other. Of the two answers, the longer one is
+    trimmed first, until both are equally long. Swapping A and B swaps the result.
+
+    Args:
+        n_prompt: Tokens of the prompt.
+        n_a: Tokens of answer A.
+        n_b: Tokens of answer B.
+        n_free: Tokens that the row has room for, besides the template's own.
+        prompt_share: See ``Template``.
+
+    Returns:
+        Numbers of tokens to keep of prompt, A and B; at most ``n_free`` in all.
     """
     n_answers = n_free - int(n_free * prompt_share)
     if n_prompt + n_a + n_b <= n_free:
@@ -199,6 +222,7 @@ def share_tokens(
     n_answers = n_free - n_prompt
     if n_a + n_b <= n_answers:
         return n_prompt, n_a, n_b
+    # An odd token is dropped: giving it to one answer would depend on their order.
     half = n_answers // 2
     keep_a = max(half, n_answers - n_b)
     keep_b = max(half, n_answers - n_a)
@@ -208,7 +232,18 @@ def share_tokens(
 def trim(
     tokens: np.ndarray, n_kept: int, ellipsis: np.ndarray, head_share: float
 ) -> np.ndarray:
-    """Keep both ends of a text with an ellipsis between, ``n_kept`` tokens in all."""
+    """Trim a text to ``n_kept`` tokens: its two ends with an ellipsis in between.
+
+    Args:
+        tokens: ``(length,)`` int32.
+        n_kept: Number of tokens to return, the ellipsis included.
+        ellipsis: Tokens of the ellipsis.
+        head_share: See ``Template``.
+
+    Returns:
+        ``(n_kept,)`` int32, or ``tokens`` itself if it is no longer than that. Without
+        room for an ellipsis and two more tokens, only the beginning.
+    """
     if len(tokens) <= n_kept:
         return tokens
     n_ends = n_kept - len(ellipsis)
@@ -222,26 +257,53 @@ def trim(
 
 
 class _Encoder:
-    """Tokenises texts of a table, each distinct one once."""
+    """Tokenise the texts of a table, each distinct one once.
+
+    Args:
+        tokenizer: A fast tokenizer of transformers.
+        template: The parsed ``text`` settings.
+    """
 
     def __init__(self, tokenizer: Any, template: Template) -> None:
         self.tokenizer, self.template = tokenizer, template
         self.special = forbidden_tokens(tokenizer)
         strings = [re.escape(text) for text in self.special.values() if len(text) > 1]
+        # The longest first: an alternation takes the first branch that matches.
         strings.sort(key=len, reverse=True)
         patterns = [*strings, *template.marker_patterns]
+        # (?!) matches nothing, where an empty pattern would match everywhere.
         self.forbidden = re.compile("|".join(patterns) or r"(?!)")
         self.cache: dict[str, np.ndarray] = {}
         self.neutralised: set[str] = set()
         self.markers: dict[int, np.ndarray] = {}
 
-    def literal(self, text: str) -> np.ndarray:
-        """Tokens of trusted text, in which special tokens keep their meaning."""
+    def encode_literal(self, text: str) -> np.ndarray:
+        """Tokenise trusted text, in which special tokens keep their meaning."""
         ids = self.tokenizer(text, add_special_tokens=False, verbose=False).input_ids
         return np.array(ids, dtype=np.int32)
 
-    def learn(self, texts: set[str]) -> None:
-        """Tokenise user texts; no special token can come out of them."""
+    def encode_template(self) -> list[np.ndarray]:
+        """Tokenise the four literals of the template, with BOS if there is one.
+
+        Raises:
+            UserError: If they leave too few of ``max_length`` tokens for the answers.
+        """
+        literals = [self.encode_literal(text) for text in self.template.literals]
+        bos = self.tokenizer.bos_token_id
+        # A template may spell out BOS itself; there must not be two.
+        if bos is not None and literals[0][:1].tolist() != [bos]:
+            literals[0] = np.concatenate([[bos], literals[0]], dtype=np.int32)
+        n_free = self.template.max_length - sum(map(len, literals))
+        n_answers = n_free - int(n_free * self.template.prompt_share)
+        if n_answers < 2 * MIN_ANSWER_TOKENS:
+            raise UserError(
+                f"text.max_length: {self.template.max_length} tokens leave too little "
+                "room for the answers; raise it or lower text.prompt_share"
+            )
+        return literals
+
+    def add_texts(self, texts: set[str]) -> None:
+        """Tokenise user texts and cache their tokens, among them no special token."""
         ordered = sorted(texts - self.cache.keys())
         if not ordered:
             return
@@ -255,18 +317,27 @@ class _Encoder:
         special = np.array(sorted(self.special), dtype=np.int32)
         for text, changed, ids in zip(ordered, harmless, encoded, strict=True):
             tokens = np.array(ids, dtype=np.int32)
-            # A normaliser can build a special string out of another; drop what it made.
+            # NFKC and the like can turn other characters into a special token's string.
             self.cache[text] = tokens[~np.isin(tokens, special)]
             if changed != text or len(self.cache[text]) < len(tokens):
                 self.neutralised.add(text)
 
-    def turns(self, texts: list[str | None]) -> np.ndarray:
-        """Tokens of one side of a conversation, its turns in order and marked."""
+    def join_turns(self, texts: list[str | None]) -> np.ndarray:
+        """Join the tokens of all turns of one text, each after its marker.
+
+        Args:
+            texts: Turns that ``add_texts`` has seen; None is an empty turn.
+
+        Returns:
+            ``(length,)`` int32.
+        """
         pieces = []
         for n, text in enumerate(texts, start=1):
             if n > 1:
                 if n not in self.markers:
-                    self.markers[n] = self.literal(self.template.turn.format(n=n))
+                    self.markers[n] = self.encode_literal(
+                        self.template.turn.format(n=n)
+                    )
                 pieces.append(self.markers[n])
             pieces.append(self.cache[text or ""])
         return np.concatenate(pieces) if pieces else np.zeros(0, np.int32)
@@ -276,18 +347,18 @@ def encode_pairs(table: pa.Table, tokenizer: Any, text: TextSettings) -> Encoded
     """Tokenise and trim the pairs of a table.
 
     Args:
-        table: Columns ``id`` and, each a list of turns, ``prompt``, ``response_a``,
-            ``response_b``.
+        table: ``n`` rows with columns ``id`` and, each a list of turns, ``prompt``,
+            ``response_a`` and ``response_b``.
         tokenizer: A fast tokenizer of transformers.
         text: The ``text`` settings.
 
     Raises:
-        UserError: If the template is unusable or leaves no room for the answers.
+        UserError: If the template is unusable or leaves too little room for answers.
     """
     template = Template.from_settings(text)
     encoder = _Encoder(tokenizer, template)
     columns = {field: table.column(field).to_pylist() for field in FIELDS}
-    encoder.learn(
+    encoder.add_texts(
         {
             turn or ""
             for column in columns.values()
@@ -295,23 +366,15 @@ def encode_pairs(table: pa.Table, tokenizer: Any, text: TextSettings) -> Encoded
             for turn in turns or []
         }
     )
-    literals = [encoder.literal(literal) for literal in template.literals]
-    bos = tokenizer.bos_token_id
-    if bos is not None and literals[0][:1].tolist() != [bos]:
-        literals[0] = np.concatenate([[bos], literals[0]], dtype=np.int32)
+    literals = encoder.encode_template()
     n_fixed = sum(map(len, literals))
     n_free = template.max_length - n_fixed
-    if n_free - int(n_free * template.prompt_share) < 2 * MIN_ANSWER_TOKENS:
-        raise UserError(
-            f"text.max_length: {template.max_length} tokens leave too little room for "
-            "the answers; raise it or lower text.prompt_share"
-        )
-    ellipsis = encoder.literal(ELLIPSIS)
+    ellipsis = encoder.encode_literal(ELLIPSIS)
     segments: dict[str, list[np.ndarray]] = {field: [] for field in FIELDS}
     lengths, n_truncated, n_neutralised = [], 0, 0
     for sides in zip(*(columns[field] for field in FIELDS), strict=True):
-        tokens = [encoder.turns(turns or []) for turns in sides]
-        kept = share_tokens(*map(len, tokens), n_free, template.prompt_share)
+        tokens = [encoder.join_turns(turns or []) for turns in sides]
+        kept = allot_tokens(*map(len, tokens), n_free, template.prompt_share)
         n_truncated += sum(kept) < sum(map(len, tokens))
         n_neutralised += any(
             turn in encoder.neutralised for turns in sides for turn in turns or []

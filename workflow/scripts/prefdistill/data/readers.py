@@ -1,8 +1,7 @@
-"""Rows of one file: CSV or JSON lines, packed or not, or parquet.
+"""Read rows of one file: CSV or JSON lines (plain or compressed), or parquet.
 
-Every reader is a generator of ``RawRow`` in bounded memory that fills the counts of its
-file on the way; ``pairs`` parses the values. Python's csv module reads the CSV, as it
-is strict about quotes, knows cells with line breaks and tells its line.
+Each reader is a generator of ``RawRow`` in bounded memory, and fills the counts of its
+file on the way. ``pairs`` parses the values.
 """
 
 import csv
@@ -12,6 +11,7 @@ import json
 import zlib
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -19,20 +19,21 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from prefdistill.data.pairs import (
-    FIELDS,
     LONE_SURROGATE,
+    ROW_COLUMNS,
     CellFault,
     ImportedFile,
     RawRow,
     match_columns,
-    shorten,
+    quote_short,
     used_columns,
 )
 from prefdistill.errors import UserError
 
 MAX_CELL_BYTES = 64 << 20
 
-# What a file that is no UTF-8 text begins with, and what to do about it.
+# First bytes of files that are not plain UTF-8 text: the fault and its remedy. UTF-32
+# comes before UTF-16, since the mark of UTF-32 starts with that of UTF-16.
 _FOREIGN_STARTS = {
     b"\x00\x00\xfe\xff": "is UTF-32; save it as UTF-8",
     b"\xff\xfe\x00\x00": "is UTF-32; save it as UTF-8",
@@ -44,19 +45,21 @@ _FOREIGN_STARTS = {
     b"\xd0\xcf\x11\xe0": "is an old spreadsheet; export it as CSV",
     b"PAR1": "is a parquet file; name it .parquet",
 }
-# Compressions by the suffix of a file's name: name and first bytes.
-_PACKED = {
+# Suffix of a compressed file: the compression's name and first bytes.
+_COMPRESSIONS = {
     ".gz": ("gzip", b"\x1f\x8b"),
     ".zst": ("zstd", b"\x28\xb5\x2f\xfd"),
 }
-_NOT_READ = {
+# Suffixes of known kinds that are not read: the fault and its remedy.
+_UNSUPPORTED = {
     ".xlsx": "is a spreadsheet; export it as CSV in UTF-8",
     ".xls": "is a spreadsheet; export it as CSV in UTF-8",
     ".ods": "is a spreadsheet; export it as CSV in UTF-8",
     ".zip": "is a zip archive; unpack it and name the file inside",
-    ".json": "is one JSON document; write one object a line and name it .jsonl",
+    ".json": "is one JSON document; write one object per line and name it .jsonl",
     ".tsv": "is separated by tabs; write it with commas and name it .csv",
 }
+# Fragments of the csv module's messages, and what users are told in their place.
 _CSV_FAULTS = {
     "unexpected end of data": "a quote is opened and never closed",
     "expected after": "a quote inside a quoted cell is not doubled",
@@ -66,7 +69,7 @@ _CSV_FAULTS = {
 
 
 def _open_bytes(path: Path) -> BinaryIO:
-    """A file for reading, unpacked where its name ends in .gz or .zst."""
+    """Open a file for reading, decompressed if its name ends in .gz or .zst."""
     suffix = path.suffix.lower()
     if suffix == ".gz":
         return gzip.open(path, "rb")
@@ -76,15 +79,20 @@ def _open_bytes(path: Path) -> BinaryIO:
 
 
 def _open_csv(path: Path, encoding_errors: str) -> io.TextIOWrapper:
+    # utf-8-sig drops a byte order mark; newline="" leaves line ends to the csv module.
     return io.TextIOWrapper(
         _open_bytes(path), encoding="utf-8-sig", errors=encoding_errors, newline=""
     )
 
 
-def _inspect_start(path: Path, counts: ImportedFile) -> None:
-    """Refuse empty files and other formats by their first bytes; count BOM and CRLF."""
-    if path.suffix.lower() in _PACKED:
-        name, magic = _PACKED[path.suffix.lower()]
+def _check_start(path: Path, counts: ImportedFile) -> None:
+    """Refuse empty files and foreign formats by their first bytes; count BOM and CRLF.
+
+    Raises:
+        UserError: If the file is empty, or not what its name says.
+    """
+    if path.suffix.lower() in _COMPRESSIONS:
+        name, magic = _COMPRESSIONS[path.suffix.lower()]
         with open(path, "rb") as packed:
             first = packed.read(4)
         if first and not first.startswith(magic):
@@ -105,29 +113,30 @@ def _inspect_start(path: Path, counts: ImportedFile) -> None:
     counts.repaired["crlf_line_ends"] += header.endswith(b"\r")
 
 
-def _bad_byte(path: Path) -> str:
-    """Where the first byte that is not UTF-8 stands; a second, slower reading."""
+def _locate_bad_byte(path: Path) -> str:
+    """Describe where the first byte that is not UTF-8 stands, by reading again."""
     names: list[str] = []
+    # Undecodable bytes become surrogates, so that the cells that hold one can be found.
     with _open_csv(path, "surrogateescape") as handle:
         rows = csv.reader(handle)
         for number, row in enumerate(row for row in rows if row):
             names = names or row
             for place, cell in enumerate(row):
                 if LONE_SURROGATE.search(cell):
-                    column = (
-                        shorten(names[place])[1:-1] if place < len(names) else place + 1
-                    )
+                    is_named = place < len(names)
+                    column = quote_short(names[place])[1:-1] if is_named else place + 1
                     where = f"row {number}" if number else "header"
                     return f"{where} (line {rows.line_num}), column {column}"
     return "at an unknown place"
 
 
 def one_line(error: BaseException) -> str:
-    """What an error says, line breaks folded."""
+    """Fold the message of an error to one line."""
     return " ".join(str(error).split())
 
 
 def _unreadable(path: Path, error: BaseException) -> UserError:
+    """Make the error for a file that breaks off or cannot be decompressed."""
     return UserError(
         f"{path}: cannot be read to its end ({one_line(error)}); fetch or write it "
         "again"
@@ -135,32 +144,39 @@ def _unreadable(path: Path, error: BaseException) -> UserError:
 
 
 def read_csv_rows(path: Path, source: str, counts: ImportedFile) -> Iterator[RawRow]:
-    """Stream the rows of a Kaggle CSV, plain, gzipped or zstd-compressed.
+    """Stream the rows of a CSV file that has the Kaggle columns.
+
+    Args:
+        path: A plain, gzip- or zstd-compressed file.
+        source: One of ``pairs.SOURCES``, or ``pairs.SCORED``.
+        counts: Receives repairs and ignored columns.
 
     Raises:
-        UserError: If the file cannot be read as UTF-8 CSV with the columns required,
-            or a row has another number of fields than the header.
+        UserError: If the file is not UTF-8 CSV, lacks a required column, or has a row
+            with another number of fields than the header.
     """
     csv.field_size_limit(MAX_CELL_BYTES)
-    where = "header (line 1)"
+    place = "header (line 1)"
     try:
-        _inspect_start(path, counts)
+        _check_start(path, counts)
         with _open_csv(path, "strict") as handle:
+            # Not pyarrow's reader: csv is strict about quotes, reads line breaks within
+            # cells, and knows the line that it is at.
             rows = csv.reader(handle, strict=True)
             names = next(rows)
             while not names:
                 counts.repaired["blank_line"] += 1
                 names = next(rows)
             columns = match_columns(names, source, str(path))
-            used = set(columns)
             counts.ignored_columns = sorted(
-                name for place, name in enumerate(names) if place not in used
+                name for position, name in enumerate(names) if position not in columns
             )
             number = 0
-            where = f"row 1 (line {rows.line_num + 1})"
+            place = f"row 1 (line {rows.line_num + 1})"
             for row in rows:
-                here, number = where, number + bool(row)
-                where = f"row {number + 1} (line {rows.line_num + 1})"
+                # ``place`` is already that of the next row when reading it fails.
+                here, number = place, number + bool(row)
+                place = f"row {number + 1} (line {rows.line_num + 1})"
                 if not row:
                     counts.repaired["blank_line"] += 1
                     continue
@@ -169,39 +185,47 @@ def read_csv_rows(path: Path, source: str, counts: ImportedFile) -> Iterator[Raw
                         f"{path}, {here}: has {len(row)} fields, the header has "
                         f"{len(names)}; quote cells that hold commas or line breaks"
                     )
-                row.append(None)
-                yield RawRow(number, here, [row[place] for place in columns])
-    except csv.Error as error:
-        known = [text for key, text in _CSV_FAULTS.items() if key in str(error)]
-        text = known[0] if known else one_line(error)
-        raise UserError(f"{path}, {where}: {text}") from error
-    except UnicodeDecodeError as error:
-        try:
-            place = _bad_byte(path)
-        except (csv.Error, EOFError, OSError, zlib.error):
-            place = where
-        raise UserError(
-            f"{path}, {place}: is not UTF-8; save the file as UTF-8"
-        ) from error
+                row.append(None)  # ``columns`` points here for an absent column
+                yield RawRow(number, here, [row[position] for position in columns])
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise _explain_csv_fault(path, place, error) from error
     except (EOFError, OSError, zlib.error) as error:
         raise _unreadable(path, error) from error
 
 
+def _explain_csv_fault(path: Path, place: str, error: Exception) -> UserError:
+    """Make the error for CSV that does not parse, or that is not UTF-8.
+
+    Args:
+        path: The file.
+        place: The row that was being read.
+        error: The ``csv.Error`` or ``UnicodeDecodeError``.
+    """
+    if isinstance(error, csv.Error):
+        known = [text for key, text in _CSV_FAULTS.items() if key in str(error)]
+        return UserError(f"{path}, {place}: {known[0] if known else one_line(error)}")
+    # The decoder reads ahead of the rows, so ``place`` may lie before the bad byte.
+    with suppress(csv.Error, EOFError, OSError, zlib.error):
+        place = _locate_bad_byte(path)
+    return UserError(f"{path}, {place}: is not UTF-8; save the file as UTF-8")
+
+
 def _parse_object(line: bytes) -> dict[str, Any]:
-    """A line of JSON as a row.
+    """Parse one line of JSON lines as a row.
 
     Raises:
-        CellFault: If it is not UTF-8 or not an object, or has a column twice.
+        CellFault: If the line is not UTF-8 or not an object, or has a column twice.
     """
 
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    # json itself would silently keep the last of two equal keys.
+    def refuse_repeated(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         for name, n_times in Counter(name for name, _ in pairs).items():
-            if n_times > 1 and name in FIELDS:
-                raise CellFault(name, f"stands there {n_times} times; keep one")
+            if n_times > 1 and name in ROW_COLUMNS:
+                raise CellFault(name, f"occurs {n_times} times; keep one")
         return dict(pairs)
 
     try:
-        row = json.loads(line.decode("utf-8-sig"), object_pairs_hook=unique)
+        row = json.loads(line.decode("utf-8-sig"), object_pairs_hook=refuse_repeated)
     except UnicodeDecodeError:
         raise CellFault("", "is not UTF-8; save the file as UTF-8") from None
     except (ValueError, RecursionError):
@@ -214,16 +238,21 @@ def _parse_object(line: bytes) -> dict[str, Any]:
 
 
 def read_json_rows(path: Path, source: str, counts: ImportedFile) -> Iterator[RawRow]:
-    """Stream the rows of JSON lines: an object a line, with the Kaggle columns as keys.
+    """Stream the rows of JSON lines: one object per line, keyed by the Kaggle columns.
 
-    A text is a list of turns, or a string that holds such a list, as in a CSV.
+    A text is a list of turns, or a string that holds such a list, as in a CSV file.
+
+    Args:
+        path: A plain, gzip- or zstd-compressed file.
+        source: One of ``pairs.SOURCES``, or ``pairs.SCORED``.
+        counts: Receives repairs and ignored columns, the latter at the end.
 
     Raises:
-        UserError: If a line is no JSON object or lacks a column.
+        UserError: If a line is not a JSON object or lacks a required column.
     """
-    number, ignored = 0, set()
+    number, ignored, used = 0, set(), used_columns(source)
     try:
-        _inspect_start(path, counts)
+        _check_start(path, counts)
         with _open_bytes(path) as handle:
             for line_number, line in enumerate(handle, 1):
                 if not line.strip():
@@ -235,12 +264,16 @@ def read_json_rows(path: Path, source: str, counts: ImportedFile) -> Iterator[Ra
                     row = _parse_object(line)
                 except CellFault as fault:
                     raise fault.located(str(path), where) from fault
+                # Each line is an object of its own and may lack a key.
                 match_columns(list(row), source, str(path), where)
-                ignored |= row.keys() - set(used_columns(source))
-                values = [row.get(name) for name in FIELDS]
+                ignored |= row.keys() - set(used)
+                values = [
+                    row[n] if n in used and n in row else None for n in ROW_COLUMNS
+                ]
                 yield RawRow(number, where, values)
     except (EOFError, OSError, zlib.error) as error:
         raise _unreadable(path, error) from error
+    # JSON allows lone surrogates in a key; the report, which is UTF-8, does not.
     counts.ignored_columns = sorted(
         LONE_SURROGATE.sub("\ufffd", name) for name in ignored
     )
@@ -251,8 +284,13 @@ def read_parquet_rows(
 ) -> Iterator[RawRow]:
     """Stream the rows of a parquet file that has the Kaggle columns.
 
+    Args:
+        path: A parquet file; texts are lists of strings, or JSON as in a CSV file.
+        source: One of ``pairs.SOURCES``, or ``pairs.SCORED``.
+        counts: Receives the ignored columns.
+
     Raises:
-        UserError: If it is no readable parquet file or lacks a column.
+        UserError: If the file cannot be read as parquet or lacks a required column.
     """
     number = 0
     try:
@@ -266,7 +304,7 @@ def read_parquet_rows(
                     batch.column(name).to_pylist()
                     if name in used
                     else [None] * len(batch)
-                    for name in FIELDS
+                    for name in ROW_COLUMNS
                 ]
                 for row in zip(*values, strict=True):
                     number += 1
@@ -294,16 +332,21 @@ READERS = {
 
 
 def read_file_rows(path: Path, source: str, counts: ImportedFile) -> Iterator[RawRow]:
-    """Stream the rows of a local file by its kind.
+    """Stream the rows of a local file with the reader for its suffix.
+
+    Args:
+        path: A file with one of the suffixes of ``READERS``, in any case.
+        source: One of ``pairs.SOURCES``, or ``pairs.SCORED``.
+        counts: Receives repairs and ignored columns.
 
     Raises:
-        UserError: If the file is absent, or of another kind.
+        UserError: If the file is absent, has another suffix, or cannot be read.
     """
     if not path.is_file():
         raise UserError(f"{path}: is not a file; check the paths under data")
     for suffix, reader in READERS.items():
         if path.name.lower().endswith(suffix):
             return reader(path, source, counts)
-    known = _NOT_READ.get(path.suffix.lower())
+    known = _UNSUPPORTED.get(path.suffix.lower())
     kinds = f"cannot read this kind of file; give {', '.join(READERS)} instead"
     raise UserError(f"{path}: {known or kinds}")

@@ -1,8 +1,8 @@
-"""The architectures whose decoder layers the engine computes itself.
+"""Describe the architectures whose decoder layers the engine computes itself.
 
 This is the only file that knows architectures. ``ARCHITECTURES`` maps a ``model_type``
-of transformers to its ``Architecture``; a new member of a known family is one entry.
-Models of other types go through transformers.
+of transformers to its ``Architecture``. To add a member of a known family, add one
+entry. transformers computes models of other types.
 """
 
 from dataclasses import dataclass
@@ -13,12 +13,13 @@ from prefdistill.engine.gated import ACTIVATIONS
 
 @dataclass(frozen=True)
 class Architecture:
-    """Describe how a family of models builds its decoder layers.
+    """The structure that a family of models gives its decoder layers.
 
     Attributes:
-        groups: Linear modules of a layer that read the same input, by the group's role:
-            ``qkv``, ``out``, ``gate_up`` and ``down``. Outputs lie in that order.
-        norms: RMS norms of a layer by their place: before or after attention or MLP.
+        groups: Paths of the linear modules in a layer that read the same input, by the
+            group's role: ``qkv``, ``out``, ``gate_up`` or ``down``. A product returns
+            their outputs side by side, in this order.
+        norms: Paths of a layer's RMS norms by place: before or after attention or MLP.
         adds_one: Whether norms scale by ``1 + weight``, in float32, before rounding.
         activation: Key of the configuration that names the MLP's activation.
         score_scale: Key of the number whose inverse square root scales the attention
@@ -35,12 +36,12 @@ class Architecture:
 
     @property
     def linear_modules(self) -> tuple[str, ...]:
-        """Paths of all linear modules inside a layer."""
+        """Return the paths of all linear modules in a layer."""
         return tuple(path for paths in self.groups.values() for path in paths)
 
     @property
     def lora_targets(self) -> tuple[str, ...]:
-        """Names of the modules that can carry LoRA."""
+        """Return the names of the modules that can carry LoRA."""
         return tuple(path.rpartition(".")[2] for path in self.linear_modules)
 
 
@@ -102,10 +103,10 @@ def window_of(config: Any, layer: int) -> int | None:
 
 
 def widths_of(config: Any) -> tuple[int, int, int, int]:
-    """Return how many values a token has in a layer.
+    """Return the number of values per token at four places in a layer.
 
     Returns:
-        Those of the residual stream, the queries, the keys and the MLP's gate.
+        The widths of the residual stream, the queries, the keys and the MLP's gate.
     """
     head_dim = head_dim_of(config)
     query = head_dim * config.num_attention_heads
@@ -114,11 +115,11 @@ def widths_of(config: Any) -> tuple[int, int, int, int]:
 
 
 def lora_values(config: Any) -> int:
-    """Count the weights in a layer of an adapter of rank 1 on all linear modules.
+    """Count one layer's weights in an adapter of rank 1 on all linear modules.
 
-    A module with n inputs and m outputs has n + m of them. A model of an unknown type
-    is counted as a Llama.
+    A model of an unknown type is counted as a Llama.
     """
+    # A module with n inputs and m outputs has n + m of them.
     groups = ARCHITECTURES.get(config.model_type, LLAMA).groups
     hidden, query, keys, gated = widths_of(config)
     qkv = len(groups["qkv"]) * hidden + query + 2 * keys
@@ -127,6 +128,9 @@ def lora_values(config: Any) -> int:
 
 
 def n_norms_after(config: Any) -> int:
-    """Count a layer's norms of what attention and MLP return; see ``lora_values``."""
+    """Count a layer's norms on the outputs of attention and MLP.
+
+    A model of an unknown type is counted as a Llama.
+    """
     norms = ARCHITECTURES.get(config.model_type, LLAMA).norms
     return sum(place.startswith("after") for place in norms)

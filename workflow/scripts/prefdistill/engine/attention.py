@@ -1,11 +1,11 @@
-"""Causal attention within each row of a packed batch.
+"""Compute causal attention within each row of a packed batch.
 
-On the CPU, rows go through PyTorch's scaled dot product attention in small padded
-groups, or through explicit products where scores are soft-capped. On a GPU,
-FlexAttention runs with one block mask a batch.
+On the CPU, rows of similar length are padded into small groups for PyTorch's scaled dot
+product attention, or for explicit products if scores are soft-capped. On a GPU,
+FlexAttention runs with one block mask per batch.
 
-``register`` makes it known to transformers under the name ``packed``. A model loaded
-with that attention hands the ``packed`` argument of its forward to every layer.
+``register`` adds this attention to transformers under the name ``packed``. A model
+loaded with it passes the ``packed`` argument of its forward to every layer.
 """
 
 from dataclasses import dataclass
@@ -23,9 +23,9 @@ from prefdistill.engine.soft_cap import has_quick_tanh, soft_cap
 
 ATTENTION = "packed"
 
-# By size of a head: the block sizes that were faster on an H100 than FlexAttention's
-# own choice, each beside the size of the mask's blocks of keys it was measured with.
-# Smaller blocks of keys skip more of short rows.
+# By size of a head: block sizes that were faster on an H100 than FlexAttention's own
+# choice, with the block size of the mask's keys that they were measured with. Smaller
+# blocks of keys skip more when rows are short.
 FAST_BLOCKS = {
     128: {"fwd": (64, 64, 3, 4, False), "bwd": (32, 64, 64, 32, 3, 4), "keys": 128},
     256: {"fwd": (128, 64, 2, 8, True), "bwd": (64, 64, 128, 32, 2, 8), "keys": 64},
@@ -36,14 +36,14 @@ BACKWARD = ("BLOCK_M1", "BLOCK_N1", "BLOCK_M2", "BLOCK_N2", "num_stages", "num_w
 
 @dataclass(frozen=True)
 class Scores:
-    """Describe how attention computes its scores.
+    """The scaling and bound of attention scores, and the kernels that compute them.
 
     Attributes:
         scaling: Factor of the scores.
         softcap: Bound of the scores, through ``softcap * tanh(score / softcap)``.
-        options: Block sizes of FlexAttention's kernels; None leaves them to it.
+        options: Block sizes of FlexAttention's kernels; None for its own choice.
         key_block: Keys in a block of the mask.
-        quick_tanh: Whether the GPU's own tanh is used; see ``soft_cap``.
+        quick_tanh: Whether to use the GPU's tanh instruction; see ``soft_cap``.
     """
 
     scaling: float
@@ -60,16 +60,25 @@ def scores_on(
     scaling: float,
     softcap: float | None,
 ) -> Scores:
-    """Choose the kernels that are fast on a device for heads of a size."""
+    """Choose fast kernels for a device, dtype and head size.
+
+    Args:
+        device: Where attention is computed.
+        dtype: Dtype of queries and keys.
+        head_dim: Size of a head.
+        scaling: Factor of the scores.
+        softcap: Bound of the scores, or None.
+    """
     options = kernel_options(head_dim, device)
     key_block = FAST_BLOCKS[head_dim]["keys"] if options else BLOCK
     return Scores(scaling, softcap, options, key_block, has_quick_tanh(device, dtype))
 
 
 def kernel_options(head_dim: int, device: torch.device) -> dict[str, int] | None:
-    """Return block sizes for FlexAttention on a device; None leaves them to it."""
+    """Return block sizes for FlexAttention on a device; None for its own choice."""
     if device.type != "cuda" or head_dim not in FAST_BLOCKS:
         return None
+    # The sizes were measured on Hopper; another generation has other optima.
     if torch.cuda.get_device_capability(device)[0] != 9:
         return None
     fast = FAST_BLOCKS[head_dim]
@@ -92,9 +101,9 @@ def packed_attention(
         query: ``(1, n_heads, n_tokens, head_dim)``.
         key: ``(1, n_key_heads, n_tokens, head_dim)``.
         value: Like ``key``.
-        attention: From the batch's layout.
+        attention: From ``PackedLayout.attention``.
         scores: How scores are computed.
-        dropout: Share of attention weights dropped; on the CPU only.
+        dropout: Share of attention weights to drop; only the CPU supports it.
 
     Returns:
         ``(n_tokens, n_heads, head_dim)``.
@@ -127,7 +136,7 @@ def attention_of_some(
     seen: torch.Tensor,
     scores: Scores,
 ) -> torch.Tensor:
-    """Compute the attention of few queries, with all scores at once, in float32.
+    """Compute the attention of a few queries, with all scores at once, in float32.
 
     Args:
         query: ``(n_queries, n_heads, head_dim)``.
@@ -139,7 +148,7 @@ def attention_of_some(
     Returns:
         ``(n_queries, n_heads, head_dim)``.
     """
-    # Heads that share keys lie together: (n_key_heads, n_repeats * n_queries, ...).
+    # Query heads that share keys are adjacent: (n_key_heads, n_repeats * n_queries, _).
     heads = query.unflatten(1, (key.shape[1], -1)).permute(1, 2, 0, 3)
     keys = key.permute(1, 2, 0).float()
     values = _capped(heads.flatten(1, 2).float() @ keys * scores.scaling, scores)
@@ -198,12 +207,10 @@ def _compiled_flex_attention() -> Any:
 
 
 def register() -> None:
-    """Make ``packed`` known to transformers; safe to call again.
-
-    No mask function of that name is registered, so transformers builds no mask.
-    """
+    """Add ``packed`` attention to transformers; repeated calls have no effect."""
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+    # No mask function of that name is registered, so transformers builds no mask.
     ALL_ATTENTION_FUNCTIONS.register(ATTENTION, _layer_attention)
 
 
@@ -221,7 +228,7 @@ def _layer_attention(
     packed: PackedLayout | None = None,
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Compute ``packed_attention`` for a layer of transformers.
+    """Compute ``packed_attention`` for a transformers layer, in transformers' form.
 
     Raises:
         ValueError: If the model was called without a layout.
@@ -231,8 +238,8 @@ def _layer_attention(
     scores = scores_on(query.device, query.dtype, query.shape[-1], scaling, softcap)
     attention = packed.attention(sliding_window, scores.key_block)
     states, n_tokens = (query, key, value), query.shape[2]
-    # GPTQ's calibration adds a dummy row to the layout only, so that attention is
-    # compiled for few shapes; the model has no tokens for it.
+    # GPTQ's calibration adds a dummy row to the layout, so that attention is compiled
+    # for few shapes. The model's states have no tokens for it.
     missing = int(packed.lengths.sum()) - n_tokens
     if missing:
         states = [torch.nn.functional.pad(x, (0, 0, 0, missing)) for x in states]

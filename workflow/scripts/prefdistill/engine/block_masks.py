@@ -1,8 +1,8 @@
-"""Tell FlexAttention which blocks of a packed batch's attention to compute.
+"""Build the masks that tell FlexAttention which blocks of attention to compute.
 
-torch builds such a mask on the GPU, by asking for every query and key. Here the host
-derives it from the rows' lengths, as a token sees one stretch of places (see
-``packing.sight``). One copy brings it to the GPU.
+torch would build such a mask on the GPU, by evaluating every pair of query and key.
+Here the host derives it from the rows' lengths, as a token sees one contiguous range of
+places (see ``packing.sight``). A single copy moves it to the GPU.
 """
 
 import numpy as np
@@ -26,8 +26,8 @@ def block_mask(
 
     Args:
         lengths: ``(n_rows,)`` integer tokens laid out for each row.
-        shared: ``(n_rows,)`` tokens of the row before it that a row begins with.
-        window: A sliding window.
+        shared: ``(n_rows,)`` integer tokens that a row shares with the previous one.
+        window: Size of a sliding window, or None.
         block: Keys in a block.
         device: Where the mask is needed.
     """
@@ -38,19 +38,7 @@ def block_mask(
     for blocks in (partial, full, partial.T, full.T):
         arrays.append(blocks.sum(axis=1))
         arrays.append(np.argsort(~blocks, axis=1, kind="stable").astype(np.int32))
-    # One copy brings all arrays. Each starts at a multiple of 64 values, as compiled
-    # kernels assume aligned inputs.
-    sizes = [-(-array.size // 64) * 64 for array in arrays]
-    flat = np.zeros(sum(sizes), dtype=np.int32)
-    for start, array in zip(np.cumsum(sizes) - sizes, arrays, strict=True):
-        flat[start : start + array.size] = array.ravel()
-    parts = [
-        part[: array.size].view(array.shape)
-        for part, array in zip(
-            to_device(flat, device).split(sizes), arrays, strict=True
-        )
-    ]
-    first, last, position, *tables = parts
+    first, last, position, *tables = _copy_together(arrays, device)
     names = [
         f"{kind}{part}"
         for kind in ("kv_", "full_kv_", "q_", "full_q_")
@@ -64,7 +52,8 @@ def block_mask(
         near = position[query] - position[key] < window
         return visible(batch, head, query, key) & near
 
-    # Tokens that lie forwards see one stretch through a window, too.
+    # In a batch without backward tokens, a window only narrows the ranges: `windowed`
+    # has done so already.
     is_plain = window is None or not shared.any()
     return BlockMask(
         seq_lengths=(n_tokens, n_tokens),
@@ -74,11 +63,33 @@ def block_mask(
     )
 
 
-def windowed(seen: Sight, window: int | None) -> Sight:
-    """Narrow what tokens see to a sliding window, where they lie forwards.
+def _copy_together(
+    arrays: list[np.ndarray], device: torch.device
+) -> list[torch.Tensor]:
+    """Copy int32 arrays to a device in a single copy."""
+    # Each array starts at a multiple of 64 values, as compiled kernels assume aligned
+    # inputs.
+    sizes = [-(-array.size // 64) * 64 for array in arrays]
+    flat = np.zeros(sum(sizes), dtype=np.int32)
+    for start, array in zip(np.cumsum(sizes) - sizes, arrays, strict=True):
+        flat[start : start + array.size] = array.ravel()
+    parts = to_device(flat, device).split(sizes)
+    return [
+        part[: array.size].view(array.shape)
+        for part, array in zip(parts, arrays, strict=True)
+    ]
 
-    A token that lies backwards may see the end of the common tokens but not their
-    beginning, which is not one stretch. What it sees is left as it is.
+
+def windowed(seen: Sight, window: int | None) -> Sight:
+    """Narrow the ranges that tokens see to a sliding window.
+
+    The ranges of backward tokens stay as they are. Through a window, such a token may
+    see the end of the common tokens without their beginning, so what it sees is not one
+    range.
+
+    Args:
+        seen: From ``packing.sight``.
+        window: Size of the window, or None.
     """
     if window is None:
         return seen
@@ -91,19 +102,19 @@ def visible_blocks(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Find the blocks of keys that a block of 128 queries sees in part, and whole.
 
-    Each token sees a stretch that contains it. So what any of neighbouring tokens sees
-    is one stretch, and what all of them see is another. With a window, a token that
-    lies backwards sees less than its stretch; a block of which it sees nothing may then
-    count as seen in part.
+    With a window, a backward token sees less than its range. A block of keys that it
+    does not see may then count as seen in part, which costs time and changes nothing.
 
     Args:
         seen: From ``windowed``.
-        window: A sliding window.
+        window: Size of a sliding window, or None.
         block: Keys in a block.
 
     Returns:
-        Two ``(n_query_blocks, n_key_blocks)`` bool arrays.
+        Two ``(n_query_blocks, n_key_blocks)`` bool arrays: seen in part, seen whole.
     """
+    # Each token sees a range that contains it. So the places that any token of a block
+    # sees form one range, and the places that all of them see form another.
     n_tokens = len(seen.first)
     queries, keys = np.arange(0, n_tokens, BLOCK), np.arange(0, n_tokens, block)
     key_last = np.minimum(keys + block, n_tokens) - 1

@@ -1,8 +1,9 @@
-"""What a decoder layer computes from its weights.
+"""Compute a decoder layer from its weights.
 
-``attention_half`` and ``mlp_half`` make up a layer. Where only some tokens' states are
-wanted, ``heads_of``, ``attention_of_kept`` and ``after_attention`` replace the first
-half of the last layer. States are ``(n, hidden)``, those of a packed batch.
+``attention_half`` and ``mlp_half`` make up a layer. In the last layer, only some
+tokens' states may be wanted. Then ``heads_of``, ``attention_of_kept`` and
+``after_attention`` replace ``attention_half``. States are ``(n, hidden)``, for the n
+tokens of a packed batch.
 """
 
 from collections.abc import Callable
@@ -22,8 +23,8 @@ from prefdistill.engine.frozen import Group, product
 from prefdistill.engine.gated import ACTIVATIONS, project_gated
 from prefdistill.engine.layout import Attention, PackedLayout
 
-# Up to this many kept tokens, all scores at once cost less than attention of all
-# tokens; a batch of real rows keeps 64.
+# Up to this many kept tokens, computing all their scores at once is quicker than
+# attention of all tokens. A batch of real rows keeps 64.
 AT_ONCE = 128
 Heads = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 # Cosines and sines of the rotary embedding, (n, 1, head_dim) each.
@@ -32,7 +33,7 @@ Rope = tuple[torch.Tensor, torch.Tensor]
 
 @dataclass(frozen=True)
 class Shape:
-    """Hold what all layers of a model have in common.
+    """The sizes and settings that all layers of a model have in common.
 
     Attributes:
         n_heads: Query heads.
@@ -54,7 +55,7 @@ class Shape:
 
 
 class Weights(NamedTuple):
-    """Hold a layer's weights: linear modules by group, norms by place; and a shape."""
+    """A layer's weights (linear modules by group, norms by place) and its shape."""
 
     groups: dict[str, Group]
     norms: dict[str, torch.Tensor]
@@ -68,7 +69,18 @@ def attention_half(
     weights: Weights,
     training: bool,
 ) -> torch.Tensor:
-    """Add attention to the residual stream ``(n, hidden)``."""
+    """Add attention to the residual stream.
+
+    Args:
+        x: The residual stream, ``(n, hidden)``.
+        rope: Cosines and sines of the rotary embedding.
+        attention: From ``PackedLayout.attention``.
+        weights: The layer's weights.
+        training: Whether LoRA drops out inputs.
+
+    Returns:
+        ``(n, hidden)``.
+    """
     heads = heads_of(x, rope, weights, training)
     states = attend(heads, attention, weights.shape.scores)
     return after_attention(x, states, weights, training)
@@ -94,7 +106,17 @@ def attend(heads: Heads, attention: Attention, scores: Scores) -> torch.Tensor:
 def after_attention(
     x: torch.Tensor, states: torch.Tensor, weights: Weights, training: bool
 ) -> torch.Tensor:
-    """Add what attention returned, ``(n, heads, head_dim)``, to the residual stream."""
+    """Project attention's output, and add it to the residual stream.
+
+    Args:
+        x: The residual stream, ``(n, hidden)``.
+        states: Output of attention, ``(n, heads, head_dim)``.
+        weights: The layer's weights.
+        training: Whether LoRA drops out inputs.
+
+    Returns:
+        ``(n, hidden)``.
+    """
     states = product(states.flatten(1), weights.groups["out"], training)
     return x + normalised(states, "after_attention", weights)
 
@@ -102,13 +124,17 @@ def after_attention(
 def mlp_half(
     x: torch.Tensor, weights: Weights, training: bool, selective: bool
 ) -> torch.Tensor:
-    """Add the gated MLP to the residual stream ``(n, hidden)``.
+    """Add the gated MLP to the residual stream.
 
     Args:
-        x: The residual stream.
-        weights: The layer's.
+        x: The residual stream, ``(n, hidden)``.
+        weights: The layer's weights.
         training: Whether LoRA drops out inputs.
-        selective: Whether the backward pass computes all but the down projection again.
+        selective: Whether the backward pass recomputes everything except the down
+            projection.
+
+    Returns:
+        ``(n, hidden)``.
     """
 
     def gated(x: torch.Tensor) -> torch.Tensor:
@@ -130,7 +156,7 @@ def _recomputed(mlp: Callable, x: torch.Tensor) -> torch.Tensor:
 
 
 def _keep_down(_context: Any, operation: Any, *_: Any, **__: Any) -> CheckpointPolicy:
-    """Keep what the down projection returns; compute the rest of an MLP again."""
+    """Keep the output of the down projection, and recompute the rest of an MLP."""
     kept = operation is torch.ops.prefdistill.gated_down.default
     return CheckpointPolicy.MUST_SAVE if kept else CheckpointPolicy.PREFER_RECOMPUTE
 
@@ -138,7 +164,17 @@ def _keep_down(_context: Any, operation: Any, *_: Any, **__: Any) -> CheckpointP
 def attention_of_kept(
     heads: Heads, layout: PackedLayout, window: int | None, scores: Scores
 ) -> torch.Tensor:
-    """Compute the attention of the layout's ``keep``, ``(n_kept, heads, head_dim)``."""
+    """Compute the attention of the tokens in the layout's ``keep``.
+
+    Args:
+        heads: Queries, keys and values of all tokens.
+        layout: The batch's layout.
+        window: Size of a sliding window, or None.
+        scores: How scores are computed.
+
+    Returns:
+        ``(n_kept, heads, head_dim)``.
+    """
     query, key, value = heads
     if all_scores_at_once(layout.keep):
         seen = layout.seen_by_kept(window)
@@ -148,12 +184,18 @@ def attention_of_kept(
 
 
 def all_scores_at_once(keep: torch.Tensor) -> bool:
-    """Tell whether all scores of the kept tokens cost less than attention of all."""
+    """Tell whether to compute all scores of the kept tokens at once."""
     return keep.device.type != "cpu" and len(keep) <= AT_ONCE
 
 
 def normalised(x: torch.Tensor, place: str, weights: Weights) -> torch.Tensor:
-    """Apply the RMS norm of a place, in float32; return ``x`` where there is none."""
+    """Apply the RMS norm of a place, in float32; return ``x`` if there is none.
+
+    Args:
+        x: ``(n, hidden)``.
+        place: ``before`` or ``after``, then ``_attention`` or ``_mlp``.
+        weights: The layer's weights.
+    """
     if place not in weights.norms:
         return x
     weight, shape = weights.norms[place], weights.shape

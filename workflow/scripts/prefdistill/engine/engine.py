@@ -1,13 +1,13 @@
-"""Compute a model's decoder on packed batches, fast where its layers are known.
+"""Compute a model's decoder on packed batches, faster than transformers and PEFT.
 
-An ``Engine`` gathers the weights of the layers of known architectures and computes what
-transformers and PEFT compute, with packed attention, one product for linear modules
-that read the same input, and LoRA without casts and copies. On a GPU, one compiled
-graph for each half of a layer serves all layers. Any other model goes through
-transformers: an unknown architecture, GPTQ, or a base spread over GPUs.
+For a known architecture, an ``Engine`` gathers the layers' weights. It then computes
+packed attention, one matrix product for all linear modules that read the same input,
+and LoRA without casts and copies. On a GPU, one compiled graph per half of a layer
+serves all layers. transformers computes any other model: an unknown architecture, GPTQ,
+or a base sharded over GPUs.
 
-One difference is left: linear modules that read the same input share LoRA's dropout
-mask.
+Results are those of transformers and PEFT, with one exception: linear modules that read
+the same input share LoRA's dropout mask.
 """
 
 from collections.abc import Callable
@@ -43,8 +43,8 @@ from prefdistill.engine.packing import PackedBatch
 from prefdistill.errors import UserError
 
 RECOMPUTE = ("none", "selective", "full")
-# Compiling pays from this many operations on: an H100 does them in the minute that
-# compiling takes.
+# From this many operations on, compiling saves more time than it takes: an H100 does
+# this many operations in the minute that compiling takes.
 COMPILE_FLOP = 1e16
 
 
@@ -74,12 +74,12 @@ class Engine:
 
         Args:
             batch: Rows laid end to end.
-            keep: ``(n_kept,)`` int64 places of the only tokens to return, on the
-                model's device; None for all. The last layer computes only keys and
-                values for the others.
+            keep: ``(n_kept,)`` int64 places of the tokens to return, on the model's
+                device; None for all. For the other tokens, the last layer computes only
+                keys and values.
 
         Returns:
-            ``(n_tokens, hidden)``, or ``(n_kept, hidden)``, in the model's dtype.
+            ``(n_tokens, hidden)`` or ``(n_kept, hidden)``, in the model's dtype.
         """
         compute = self._by_layers if self.refresh() else self._by_transformers
         return compute(batch, keep)
@@ -114,7 +114,7 @@ class Engine:
     @torch.inference_mode(False)
     @torch.no_grad()
     def refresh(self) -> bool:
-        """Take over weights that have come, moved or changed since the last call.
+        """Gather the model's weights again if any were added, moved or changed.
 
         Returns:
             Whether this class computes the layers; if not, transformers does.
@@ -128,7 +128,7 @@ class Engine:
                 _is_known(layer, architecture) for layer in self.core.model.layers
             ):
                 self.layers = self._gathered(architecture)
-            # Only now, as gathering moves weights.
+            # After gathering, as it moves weights.
             self._gathered_from = _weights_of(self.core, architecture)
         for layer in self.layers:
             layer.refresh()
@@ -139,7 +139,7 @@ class Engine:
         shape = shape_of(core.config, architecture, core.device, core.dtype)
         modules = core.model.layers
         for number, module in enumerate(modules):
-            # The loss's gradient passes through every layer above one that trains.
+            # The gradient passes through every layer above the first trained one.
             has_gradient |= any(weight.requires_grad for weight in module.parameters())
             layers.append(
                 Layer(
@@ -155,9 +155,9 @@ class Engine:
         """Choose which activations the backward pass computes again.
 
         Args:
-            how: ``none``; ``selective``, an MLP's norm, gate and up, which are half of
-                what is kept; or ``full``, all of a layer. In transformers both mean
-                all of a layer.
+            how: ``none``; ``selective`` for an MLP's norm, gate and up, which are half
+                of the activations; or ``full`` for all of a layer. If transformers
+                computes the model, ``selective`` means ``full``.
         """
         self.recompute = how
         if not self.refresh() and how != "none":
@@ -168,7 +168,7 @@ class Engine:
 
         Args:
             n_operations: Floating point operations of the work to come.
-            how: ``always``, ``never``, or ``auto``: where compiling saves more time on
+            how: ``always``, ``never``, or ``auto``: if compiling saves more time on
                 this work than it takes.
         """
         enough = n_operations > COMPILE_FLOP
@@ -176,7 +176,7 @@ class Engine:
 
 
 class Halves(NamedTuple):
-    """Hold the functions that compute layers, compiled or not."""
+    """The functions that compute layers, compiled or not."""
 
     attention: Callable
     mlp: Callable
@@ -191,8 +191,8 @@ def _plain() -> Halves:
 def _compiled() -> Halves:
     import torch._dynamo
 
-    # One build for each of up to eight shapes, a few masks, and with or without
-    # gradients.
+    # torch's default limit is too low: there is one build for each of up to eight
+    # shapes, a few masks, and with or without gradients.
     torch._dynamo.config.recompile_limit = 256
     torch._dynamo.config.accumulated_recompile_limit = 1024
     build = partial(torch.compile, dynamic=False, fullgraph=True)
@@ -218,11 +218,11 @@ class Layer:
         self._versions: list[int] = []
 
     def refresh(self) -> None:
-        """Take over what has changed in LoRA's weights since the last call.
+        """Copy LoRA's weights again if they changed since the last call.
 
-        Autograd's version of a weight tells. Fused optimisers and changes through
-        ``.data`` do not raise it: whoever makes them calls
-        ``torch.autograd.graph.increment_version``, as ``training`` does.
+        A change is seen by a weight's version in autograd. Fused optimisers and changes
+        through ``.data`` do not raise the version, so their callers must call
+        ``torch.autograd.graph.increment_version``, as ``training.trainer`` does.
         """
         groups = self.weights.groups.values()
         versions = [b._version for group in groups for b in group.b]
@@ -239,9 +239,18 @@ class Layer:
         halves: Halves,
         recompute: str,
     ) -> torch.Tensor:
-        """Compute the residual stream after this layer, ``(n, hidden)``.
+        """Compute the residual stream after this layer.
 
-        The last layer returns ``(n_kept, hidden)`` where the layout has a ``keep``.
+        Args:
+            x: The residual stream before it, ``(n, hidden)``.
+            rope: Cosines and sines of the rotary embedding.
+            layout: The batch's layout.
+            halves: The functions that compute a layer.
+            recompute: ``none``, ``selective`` or ``full``.
+
+        Returns:
+            ``(n, hidden)``; from the last layer ``(n_kept, hidden)`` if the layout has
+            a ``keep``.
         """
         if not torch.is_grad_enabled():
             recompute = "none"
@@ -269,14 +278,21 @@ class Layer:
         heads = halves.heads(x, rope, *common)
         states = attention_of_kept(heads, layout, self.window, scores)
         x = after_attention(x[layout.keep], states, *common)
-        # So few tokens are kept that a graph of their own would not pay.
+        # Not compiled: the kept tokens are too few to make up for another graph.
         return mlp_half(x, *common, selective)
 
 
 def shape_of(
     config: Any, architecture: Architecture, device: torch.device, dtype: torch.dtype
 ) -> Shape:
-    """Read what all layers of a model have in common from its configuration."""
+    """Read the shape of a model's layers from its configuration.
+
+    Args:
+        config: The model's transformers configuration.
+        architecture: The model's architecture.
+        device: Where the model computes.
+        dtype: The dtype that it computes in.
+    """
     head_dim, scale, cap = head_dim_of(config), architecture.score_scale, None
     if architecture.softcap is not None:
         cap = getattr(config, architecture.softcap)
@@ -295,12 +311,12 @@ def shape_of(
 def gathered_weights(
     module: nn.Module, architecture: Architecture, shape: Shape, has_gradient: bool
 ) -> Weights:
-    """Gather a layer's weights; the module's own become views of them.
+    """Gather a layer's weights; the module's own weights become views of them.
 
     Args:
         module: The layer of transformers, with or without LoRA.
-        architecture: The model's.
-        shape: The model's.
+        architecture: The model's architecture.
+        shape: The shape of the model's layers.
         has_gradient: Whether the loss's gradient passes through the layer.
     """
     groups = {
@@ -343,7 +359,7 @@ def _has_lora(module: nn.Module) -> bool:
 
 
 def _is_known(layer: nn.Module, architecture: Architecture) -> bool:
-    """Tell whether linear modules are of known kinds, alike within a group."""
+    """Tell whether a layer's linear modules are of known kinds, one kind per group."""
     for paths in architecture.groups.values():
         modules = [layer.get_submodule(path) for path in paths]
         kinds = {kind_of(base_of(module)) for module in modules}
@@ -358,11 +374,9 @@ def _is_known(layer: nn.Module, architecture: Architecture) -> bool:
 
 
 def _weights_of(core: nn.Module, architecture: Architecture) -> list[tuple]:
-    """Describe the linear modules of two layers, and where their weights lie.
-
-    Moving a model, and adding or removing LoRA, changes both the first and the last
-    layer. A look at all layers would cost too much in every pass.
-    """
+    """Describe the linear modules of two layers, and where their weights are stored."""
+    # Moving a model, or adding or removing LoRA, changes the first and the last layer.
+    # Inspecting all layers would take too long in every pass.
     found: list[tuple] = []
     for layer in (core.model.layers[0], core.model.layers[-1]):
         for path in architecture.linear_modules:
@@ -377,7 +391,10 @@ def _weights_of(core: nn.Module, architecture: Architecture) -> list[tuple]:
 
 
 def quantise_to_fp8(core: nn.Module) -> None:
-    """Turn the linear modules of a loaded model's decoder into fp8, in place.
+    """Quantise the linear modules of a loaded model's decoder to fp8, in place.
+
+    Args:
+        core: A transformers model of a known architecture.
 
     Raises:
         UserError: If the engine does not know its layers.

@@ -1,8 +1,8 @@
-"""Store frozen weights in fp8: e4m3 with one scale a row, for ``torch._scaled_mm``.
+"""Store frozen weights in fp8: e4m3 with one scale per row, for ``torch._scaled_mm``.
 
-A scale factors out of a product only if it does not vary along the summed dimension. So
-the forward pass needs scales for the weight's rows (outputs), the backward pass for its
-columns (inputs). Training keeps both copies, which together are as large as bf16.
+A scale factors out of a product only if it is constant along the summed dimension. So
+the forward pass needs one scale per row of the weight (output), the backward pass one
+per column (input). Training keeps both copies, which together are as large as bf16.
 """
 
 from collections.abc import Sequence
@@ -12,19 +12,26 @@ from torch import nn
 
 FP8 = torch.float8_e4m3fn
 FP8_MAX = 448.0
-FP8_STEP = 16  # fp8 products need dimensions that are multiples of this
-WIDE = 8000  # a compiled kernel reads a row with more values twice to scale it
+FP8_STEP = 16  # dimensions of fp8 products must be multiples of this
+WIDE = 8000  # to scale a row with more values, torch's compiled kernel reads it twice
 
 
 def rowwise_fp8(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Quantise to ``(n, k)`` e4m3 and ``(n, 1)`` float32 scales: ``x = q * scale``."""
+    """Quantise rows to e4m3, so that ``x = q * scale``.
+
+    Args:
+        x: ``(n, k)`` float.
+
+    Returns:
+        ``(n, k)`` e4m3 and ``(n, 1)`` float32 scales.
+    """
     wide = x.float()
     scale = wide.abs().amax(dim=1, keepdim=True).clamp(min=1e-12) / FP8_MAX
     return (wide / scale).clamp(-FP8_MAX, FP8_MAX).to(FP8), scale
 
 
 def rounded_up(rank: int) -> int:
-    """Return how many columns LoRA of a rank takes in fp8."""
+    """Return the number of columns that LoRA of a rank takes in fp8."""
     return -(-rank // FP8_STEP) * FP8_STEP
 
 
@@ -35,12 +42,12 @@ def quantise_wide(
     factor: torch.Tensor | None,
     n_more: int,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Compute ``rowwise_fp8`` of ``[x | factor low]``, reading it once on a GPU.
+    """Compute ``rowwise_fp8`` of ``[x | factor low]``; a GPU reads the input once.
 
     Args:
         x: ``(n, k)``.
         low: ``(n, rank)``, or None.
-        factor: ``(1,)`` float32 that ``low`` is multiplied by.
+        factor: ``(1,)`` float32 factor of ``low``.
         n_more: Columns for ``low``; those beyond its rank are zero.
 
     Returns:
@@ -64,7 +71,7 @@ def _(x, low, factor, n_more):
 
 
 def quantised(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Compute ``rowwise_fp8``, with our own kernel where torch's reads rows twice."""
+    """Compute ``rowwise_fp8``, with our own kernel if torch's would read rows twice."""
     return quantise_wide(x, None, None, 0) if x.shape[1] > WIDE else rowwise_fp8(x)
 
 
@@ -78,11 +85,19 @@ def fp8_product(
 ) -> torch.Tensor:
     """Multiply ``(n, k)`` by the transpose of ``(m, k)``, both e4m3 with row scales.
 
-    Sums are in float32: with a GPU's fast ones (``use_fast_accum``), the losses of a
-    few training steps were off by three times what rounding explains (docs/results.md).
-    The CPU has no such product with row scales, so it multiplies in ``dtype``.
+    Args:
+        x: ``(n, k)`` e4m3.
+        x_scale: ``(n, 1)`` float32.
+        weight: ``(m, k)`` e4m3.
+        scale: ``(m, 1)`` float32.
+        dtype: Dtype of the result.
+
+    Returns:
+        ``(n, m)``.
     """
     if x.device.type == "cuda":
+        # Without `use_fast_accum`: with it, the losses of a few training steps were off
+        # by three times the error that rounding explains.
         return torch._scaled_mm(
             x,
             weight.t(),
@@ -90,6 +105,7 @@ def fp8_product(
             scale_b=scale.t(),
             out_dtype=dtype,
         )
+    # The CPU has no fp8 product with row scales.
     output = x.to(dtype) @ weight.to(dtype).t()
     return output.mul_(x_scale.to(dtype) * scale.to(dtype).t())
 
@@ -100,11 +116,9 @@ def _(x, x_scale, weight, scale, dtype):
 
 
 def to_fp8(module: nn.Linear) -> None:
-    """Turn a module's frozen weight into e4m3 with a scale for each output, in place.
-
-    An empty parameter of the old dtype stays in its place: it tells what to compute in.
-    """
+    """Quantise a module's frozen weight to e4m3 with one scale per output, in place."""
     weight, scale = rowwise_fp8(module.weight.detach())
+    # An empty parameter stays, as its dtype says what to compute in.
     module.weight = nn.Parameter(module.weight.new_empty(0), requires_grad=False)
     module.register_buffer("fp8_weight", weight, persistent=False)
     module.register_buffer("fp8_scale", scale, persistent=False)
@@ -113,7 +127,13 @@ def to_fp8(module: nn.Linear) -> None:
 def gather_fp8(
     modules: Sequence[nn.Module], rank: int, has_gradient: bool
 ) -> dict[str, torch.Tensor]:
-    """Gather the weights of fp8 modules for ``frozen.gather``; theirs become views."""
+    """Gather fp8 modules' weights for ``frozen.gather``; theirs become views.
+
+    Args:
+        modules: Modules that read the same input.
+        rank: Sum of the ranks of their LoRA.
+        has_gradient: Whether gradients will pass through them.
+    """
     sizes, n_inputs = [m.out_features for m in modules], modules[0].in_features
     n_more = rounded_up(rank)
     weight = modules[0].fp8_weight.new_zeros(sum(sizes), n_inputs + n_more)
@@ -124,8 +144,8 @@ def gather_fp8(
     tensors = {"weight": weight, "scale": scale}
     if rank:
         tensors["factor"] = scale.new_ones(1)
-    # The copy for gradients is made from the rounded weight, so that both passes use
-    # the same values. Its last rows are b'.
+    # The copy for gradients is quantised from the rounded weight, so that both passes
+    # use nearly the same values. Its last rows hold b'.
     if has_gradient:
         columns = (weight.float() * scale).t().contiguous()
         tensors["weight_t"], tensors["scale_t"] = rowwise_fp8(columns)
@@ -133,12 +153,15 @@ def gather_fp8(
 
 
 def put_fp8(frozen: dict[str, torch.Tensor], b: torch.Tensor) -> None:
-    """Store LoRA's scaled ``b``, ``(out, rank)``, beside the weight.
+    """Store LoRA's ``b`` beside the weight, in place.
 
-    ``b`` takes the scales of the weight's rows; in the copy for gradients, it has its
-    own scales. Where ``b`` is larger than its row's scale allows, it is divided by a
-    factor, and products multiply ``low`` by the same factor.
+    Args:
+        frozen: From ``gather_fp8``.
+        b: ``(out, rank)``, scaled by ``alpha / r``.
     """
+    # In the forward pass, b shares the scales of the weight's rows. If it exceeds the
+    # range that a scale allows, it is divided by a factor, and products multiply `low`
+    # by the same factor. In the copy for gradients, b has scales of its own.
     rank = b.shape[1]
     first = frozen["weight"].shape[1] - rounded_up(rank)
     values = b.float() / frozen["scale"]

@@ -1,14 +1,13 @@
-"""Multiply by frozen base weights, plain, NF4 or fp8, with LoRA on top.
+"""Multiply by frozen base weights (plain, NF4 or fp8), and add LoRA.
 
-Linear modules that read the same input (q, k and v; gate and up) are one product. A
-frozen weight needs no gradient, so only gradients of the input and of LoRA are defined.
-Weights are a flat dictionary of tensors, so one compiled layer serves all layers.
+Linear modules that read the same input (q, k and v; gate and up) are one product.
+Gradients are defined only for the input and for LoRA, as a frozen weight needs none.
 
-LoRA adds ``low b'`` with ``low = x A'``. ``b``, ``(out, rank)``, holds the scaled B of
-all modules that read the input. Each B has its own rows and columns, so LoRA is one
-product, too. Plain and fp8 weights hold ``b`` as further columns: one product of
-``[x | low]`` and ``[W | b]`` computes everything, and no output is read and written
-again. NF4 adds ``low b'`` in place.
+LoRA adds ``low b'`` with ``low = x A'``. ``b``, ``(out, rank)``, is block-diagonal: it
+holds the scaled B of every module in rows and columns of its own. So LoRA of all
+modules is one product, too. Plain and fp8 weights have ``b`` as additional columns: one
+product of ``[x | low]`` and ``[W | b]`` computes everything, without a second pass over
+the output. NF4 adds ``low b'`` in place.
 """
 
 from collections.abc import Sequence
@@ -38,11 +37,12 @@ Tensors = dict[str, torch.Tensor]
 
 
 class Group(NamedTuple):
-    """Linear modules that read the same input, as one.
+    """The weights of linear modules that read the same input.
 
     Attributes:
         kind: ``plain``, ``nf4`` or ``fp8``.
-        frozen: The frozen weights in the form of their kind, ``bias`` and ``b``.
+        frozen: The frozen weights in the form of their kind, ``bias`` and ``b``. They
+            are a flat dictionary, so that one compiled layer serves all layers.
         sizes: Number of outputs of each module.
         adapted: Indices of the modules that carry LoRA.
         a: The ``(r, in)`` float32 weights of their LoRA.
@@ -62,11 +62,11 @@ class Group(NamedTuple):
 
     @property
     def rank(self) -> int:
-        """Sum of the ranks of the modules' LoRA."""
+        """Return the sum of the ranks of the modules' LoRA."""
         return sum(map(len, self.a))
 
     def blocks(self, b: torch.Tensor) -> list[torch.Tensor]:
-        """Return the part of ``(out, rank)`` that belongs to each module with LoRA."""
+        """Return each adapted module's block of ``b``, ``(out, rank)``, as views."""
         rows = b.split(self.sizes)
         ranks = [len(a) for a in self.a]
         return [
@@ -76,7 +76,7 @@ class Group(NamedTuple):
 
     @torch.no_grad()
     def refresh(self) -> None:
-        """Copy LoRA's B, which an optimiser changes, to where products read it."""
+        """Copy LoRA's B, which the optimiser changes, into ``frozen``."""
         if not self.adapted:
             return
         if self.kind == "fp8":
@@ -90,7 +90,7 @@ class Group(NamedTuple):
 
 
 def kind_of(module: nn.Module) -> str | None:
-    """Return ``plain``, ``nf4`` or ``fp8``; None for other kinds, such as GPTQ."""
+    """Return a module's kind: ``plain``, ``nf4`` or ``fp8``; None for others (GPTQ)."""
     if hasattr(module, "fp8_weight"):
         return "fp8"
     state = quant_state(module)
@@ -105,8 +105,8 @@ def gather(
 ) -> Tensors:
     """Gather the frozen weights of linear modules that read the same input.
 
-    Plain and fp8 weights move into one tensor, and the modules' own weights become
-    views of it, so that they take no memory twice.
+    Plain and fp8 weights are copied into one tensor, and the modules' own weights
+    become views of it, so that no weight is stored twice.
 
     Args:
         kind: Kind of the modules.
@@ -140,7 +140,16 @@ def _gather_plain(modules: Sequence[nn.Module], rank: int) -> Tensors:
 
 
 def product(x: torch.Tensor, group: Group, training: bool) -> torch.Tensor:
-    """Compute the outputs of a group's modules side by side, from ``(n, in)``."""
+    """Compute the outputs of a group's modules side by side.
+
+    Args:
+        x: Their input, ``(n, in)``.
+        group: The modules.
+        training: Whether LoRA drops out inputs.
+
+    Returns:
+        ``(n, out)``, in the dtype of ``x``.
+    """
     names, values = read_by_products(group)
     static = group.kind, group.sizes, group.adapted, group.scaling, names
     dropped = a = None
@@ -159,19 +168,17 @@ def product(x: torch.Tensor, group: Group, training: bool) -> torch.Tensor:
 
 
 def read_by_products(group: Group) -> tuple[tuple[str, ...], list[torch.Tensor]]:
-    """Return names and tensors of the frozen weights that products read."""
-    # A plain weight holds b as its last columns.
+    """Return the names and tensors of the frozen weights that products read."""
+    # A plain weight has b as its last columns.
     apart = ("bias", "b") if group.kind == "plain" else ("bias",)
     names = tuple(name for name in group.frozen if name not in apart)
     return names, [group.frozen[name] for name in names]
 
 
 def needs_backward(x: torch.Tensor, group: Group) -> bool:
-    """Tell whether a group's outputs have a gradient.
-
-    Without this check, dynamo misbinds the arguments of an autograd function that has
-    no gradient to compute.
-    """
+    """Tell whether a group's outputs need a gradient."""
+    # Without this check, dynamo binds the wrong arguments of an autograd function that
+    # has no gradient to compute.
     tensors = (x, *group.b)
     return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
 
@@ -245,7 +252,18 @@ def gradients_of_b(
     adapted: tuple[int, ...],
     scaling: float,
 ) -> list[torch.Tensor]:
-    """Compute float32 gradients of the B of each module with LoRA, ``(out, r)``."""
+    """Compute the gradient of each adapted module's B.
+
+    Args:
+        gradient: Gradient of the outputs, ``(n, out)``.
+        low: ``(n, rank)``.
+        sizes: Number of outputs of each module.
+        adapted: Indices of the modules with LoRA.
+        scaling: ``alpha / r``.
+
+    Returns:
+        ``(out, r)`` float32 each.
+    """
     parts = gradient.split(sizes, dim=1)
     lows = low.chunk(len(adapted), dim=1)
     return [
@@ -261,7 +279,18 @@ def forward_product(
     x: torch.Tensor,
     low: torch.Tensor | None,
 ) -> torch.Tensor:
-    """Compute ``x W' + low b'``, ``(n, out)``."""
+    """Compute ``x W' + low b'``.
+
+    Args:
+        kind: ``plain``, ``nf4`` or ``fp8``.
+        sizes: Number of outputs of each module.
+        frozen: The frozen weights.
+        x: ``(n, in)``.
+        low: ``(n, rank)``; None without LoRA.
+
+    Returns:
+        ``(n, out)``.
+    """
     if kind == "plain":
         return linear(x if low is None else torch.cat([x, low], 1), frozen["weight"])
     if kind == "fp8":
@@ -282,9 +311,18 @@ def backward_product(
     gradient: torch.Tensor,
     rank: int,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Compute ``gradient W`` and, where ``rank`` is not 0, ``gradient b``.
+    """Compute ``gradient W`` and, if ``rank`` is not 0, ``gradient b``.
 
-    Both may be views of one tensor.
+    Args:
+        kind: ``plain``, ``nf4`` or ``fp8``.
+        sizes: Number of outputs of each module.
+        frozen: The frozen weights.
+        gradient: Gradient of the outputs, ``(n, out)``.
+        rank: Sum of the ranks of the modules' LoRA.
+
+    Returns:
+        ``(n, in)`` and ``(n, rank)``, which may be views of one tensor; None for the
+        second without LoRA.
     """
     if kind == "nf4":
         low_gradient = gradient @ frozen["b"] if rank else None

@@ -1,9 +1,10 @@
 """Compute the second half of a gated MLP, ``down(act(gate) * up)``, with LoRA.
 
-A compiler would keep the product of gate and up for the backward pass, and read its
-factors twice there. Here only the factors are kept. One kernel computes their gradients
-and, for the gradient of LoRA's A, the product again. In the forward pass the product is
-written directly beside LoRA's columns, where the matrix product reads it.
+torch's compiler would keep the product of gate and up for the backward pass, and read
+its factors twice there. Here only the factors are kept. One kernel computes their
+gradients and recomputes the product, which the gradient of LoRA's A needs. In the
+forward pass, the product is written directly beside LoRA's columns, where the matrix
+product reads it.
 """
 
 from collections.abc import Sequence
@@ -35,7 +36,7 @@ def project_gated(gate_up: torch.Tensor, group: Group, activation: str) -> torch
     Args:
         gate_up: ``(n, 2 m)``, gate and up side by side.
         group: The down projection.
-        activation: The gate's, from ``ACTIVATIONS``.
+        activation: The gate's activation, a key of ``ACTIVATIONS``.
     """
     names, values = read_by_products(group)
     a = torch.cat(group.a).to(gate_up.dtype) if group.adapted else None
@@ -92,18 +93,21 @@ def gated_down(
     sizes: Sequence[int],
     names: str,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Compute ``h W' + low b'``, and ``low``, which is empty without LoRA.
+    """Compute ``h W' + low b'`` and ``low``, with ``h = act(gate) * up``.
 
-    It is one operation, so that ``h`` is neither copied nor kept.
+    It is one operation for torch's compiler, so that ``h`` is neither copied nor kept.
 
     Args:
         gate_up: ``(n, 2 m)``.
         a: LoRA's A, ``(rank, m)``, or None.
         values: The tensors that ``frozen.forward_product`` reads.
-        activation: The gate's.
+        activation: The gate's activation.
         kind: Kind of the frozen weights.
         sizes: Number of outputs, as a list of one.
         names: Names of the values, joined by commas.
+
+    Returns:
+        ``(n, out)`` and ``(n, rank)``; the second is empty without LoRA.
     """
     frozen = dict(zip(names.split(","), values, strict=True))
     n_columns = gate_up.shape[1] // 2
@@ -132,8 +136,14 @@ def _(gate_up, a, values, activation, kind, sizes, names):
 def gate(gate_up: torch.Tensor, activation: str, n_more: int) -> torch.Tensor:
     """Compute ``act(gate) * up`` in float32, and round it once.
 
+    Args:
+        gate_up: ``(n, 2 m)``, gate and up side by side.
+        activation: The gate's activation.
+        n_more: Additional columns.
+
     Returns:
-        ``(n, m + n_more)``; the last ``n_more`` columns are for the caller to write.
+        ``(n, m + n_more)``; the last ``n_more`` columns are uninitialised, for the
+        caller to write.
     """
     n_rows, n_columns = len(gate_up), gate_up.shape[1] // 2
     output = gate_up.new_empty(n_rows, n_columns + n_more)
@@ -157,10 +167,10 @@ def gate_backward(
     """Compute the gradient of ``gate_up``, and ``act(gate) * up`` if LoRA needs it.
 
     Args:
-        gradient: Gradient of ``act(gate) * up``, ``(n, m)``, through the frozen weight.
-        more: The same gradient through LoRA, ``(n, m)``, or None.
+        gradient: Gradient of ``act(gate) * up`` through the frozen weight, ``(n, m)``.
+        more: Gradient of the same through LoRA, ``(n, m)``, or None.
         gate_up: ``(n, 2 m)``.
-        activation: The gate's.
+        activation: The gate's activation.
 
     Returns:
         ``(n, 2 m)`` and ``(n, m)``; the second is empty without LoRA.

@@ -1,14 +1,14 @@
-"""Triton kernels that read wide rows once, where torch's compiler reads them twice.
+"""Quantise rows and compute gated MLPs with Triton kernels that read wide rows once.
 
-This module is imported only on a GPU. ``fp8`` and ``gated`` define the same functions
-in PyTorch.
+Kernels of torch's compiler read them twice. This module is imported only on a GPU.
+``fp8`` and ``gated`` define the same functions in PyTorch.
 """
 
 import torch
 import triton
 import triton.language as tl
 
-GATE_BLOCK = 1024
+GATE_BLOCK = 1024  # values that one program of a gate's kernel computes
 
 
 @triton.jit
@@ -45,7 +45,17 @@ def quantise_rows(
     factor: torch.Tensor | None,
     n_output: int,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Compute ``fp8.quantise_wide`` on the GPU; a row's values lie side by side."""
+    """Compute ``fp8.quantise_wide`` on the GPU.
+
+    Args:
+        x: ``(n, k)``, contiguous within rows.
+        low: ``(n, rank)``, contiguous within rows, or None.
+        factor: ``(1,)`` float32 factor of ``low``.
+        n_output: Columns of the result; those beyond ``k + rank`` are zero.
+
+    Returns:
+        ``(n, n_output)`` e4m3 and ``(n, 1)`` float32 scales.
+    """
     n_rows, n_columns = x.shape
     output = torch.empty(n_rows, n_output, dtype=torch.float8_e4m3fn, device=x.device)
     scales = torch.empty(n_rows, 1, dtype=torch.float32, device=x.device)
@@ -95,7 +105,7 @@ def gate_rows(gate_up: torch.Tensor, output: torch.Tensor, activation: str) -> N
 
     Args:
         gate_up: ``(n, 2 m)``, contiguous.
-        output: ``(n, m)``, whose rows may lie apart; overwritten.
+        output: ``(n, m)``, contiguous within rows; overwritten.
         activation: ``silu`` or ``gelu_pytorch_tanh``.
     """
     n_rows, n_columns = output.shape
@@ -136,7 +146,17 @@ def gate_backward_rows(
     gate_up: torch.Tensor,
     activation: str,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Compute ``gated.gate_backward`` on the GPU; ``gradient``'s rows may lie apart."""
+    """Compute ``gated.gate_backward`` on the GPU.
+
+    Args:
+        gradient: ``(n, m)``, contiguous within rows.
+        more: ``(n, m)``, contiguous, or None.
+        gate_up: ``(n, 2 m)``, contiguous.
+        activation: ``silu`` or ``gelu_pytorch_tanh``.
+
+    Returns:
+        ``(n, 2 m)`` and ``(n, m)``; the second is empty without ``more``.
+    """
     n_rows, n_columns = gradient.shape
     gate_up_gradient = torch.empty_like(gate_up)
     has_more = more is not None

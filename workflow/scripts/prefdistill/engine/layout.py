@@ -1,4 +1,4 @@
-"""Where the rows of a packed batch lie, and which tokens their attention sees."""
+"""Locate the rows of a packed batch, and the tokens that their attention sees."""
 
 from typing import Any, NamedTuple
 
@@ -10,12 +10,13 @@ from prefdistill.engine.block_masks import BLOCK, block_mask
 from prefdistill.engine.device import to_device
 from prefdistill.engine.packing import sight
 
-# On a CPU, rows share a group while the shortest has this part of the longest's tokens.
+# On a CPU, rows share a group if the shortest has at least this share of the longest
+# one's tokens.
 GROUP_FILL = 0.7
 
 
 class Grouped(NamedTuple):
-    """Describe attention on the CPU: rows in groups, and a sliding window or None."""
+    """Attention on the CPU: rows in padded groups, and a sliding window or None."""
 
     layout: "PackedLayout"
     window: int | None
@@ -25,14 +26,14 @@ Attention = Grouped | BlockMask
 
 
 class PackedLayout:
-    """Hold where the rows of a packed batch lie; all layers share it.
+    """The places of a packed batch's rows; all layers share it.
 
     Args:
         lengths: ``(n_rows,)`` integer tokens laid out for each row.
         device: Where the indices are needed.
-        shared: ``(n_rows,)`` tokens of the row before it that a row begins with, laid
-            out as ``packing.sight`` says; None for none.
-        keep: ``(n_kept,)`` int64 places of the only tokens whose last hidden states are
+        shared: ``(n_rows,)`` integer tokens that a row shares with the previous one,
+            laid out as ``packing.sight`` describes; None for none.
+        keep: ``(n_kept,)`` int64 places of the tokens whose last hidden states are
             wanted, on the device; None for all.
     """
 
@@ -51,10 +52,11 @@ class PackedLayout:
             self.groups, self.scatter = self._grouped()
 
     def attention(self, window: int | None, block: int = BLOCK) -> Attention:
-        """Return what ``packed_attention`` needs to know of the batch.
+        """Return the batch's mask or groups, for ``packed_attention``.
 
         Args:
-            window: A sliding window; one that no row exceeds counts as none.
+            window: Size of a sliding window, or None. A window that no row exceeds
+                counts as None.
             block: Keys in a block of the mask, from ``Scores.key_block``.
         """
         if window is not None and window >= (self.lengths + self.shared).max():
@@ -68,7 +70,11 @@ class PackedLayout:
         return self._masks[window, block]
 
     def seen_by_kept(self, window: int | None) -> torch.Tensor:
-        """Return the places that ``keep``'s tokens see, ``(n_kept, n_tokens)`` bool."""
+        """Return the mask of places that the kept tokens see.
+
+        Returns:
+            ``(n_kept, n_tokens)`` bool.
+        """
         key = ("kept", window)
         if key not in self._masks:
             arrays = np.stack(sight(self.lengths, self.shared))
@@ -81,7 +87,11 @@ class PackedLayout:
         return self._masks[key]
 
     def causal_mask(self, length: int, window: int | None) -> torch.Tensor:
-        """Return which keys (columns) a query (row) sees, ``(length, length)`` bool."""
+        """Return the mask of keys (columns) that a row's queries (rows) see.
+
+        Returns:
+            ``(length, length)`` bool.
+        """
         key = ("dense", length, window)
         if key not in self._masks:
             ones = torch.ones(length, length, dtype=torch.bool)
@@ -92,14 +102,13 @@ class PackedLayout:
     def _grouped(self) -> tuple[list[torch.Tensor], torch.Tensor]:
         """Put rows of similar length into right-padded groups.
 
-        Padding repeats place 0. It comes after a row's own tokens, so causal attention
-        never reads it, and its output is not scattered back. Tokens that a row shares
-        with the row before it are not scattered back either: that row owns them.
-
         Returns:
-            Places of each group's tokens, ``(n, length)`` int64; and for each place of
-            the batch, where the groups' outputs hold it, ``(n_tokens,)`` int64.
+            The places of each group's tokens, ``(n, length)`` int64; and for each place
+            of the batch, its index in the groups' outputs, ``(n_tokens,)`` int64.
         """
+        # Padding repeats place 0. It follows a row's own tokens, so causal attention
+        # never reads it, and its output is not scattered back. Tokens shared with the
+        # previous row are not scattered back either, as that row owns them.
         rows = self._places()
         whole = np.array([len(places) for places in rows])
         order = np.argsort(-whole, kind="stable")
@@ -120,7 +129,7 @@ class PackedLayout:
         return groups, torch.from_numpy(scatter)
 
     def _places(self) -> list[np.ndarray]:
-        """Return where each row's tokens lie, from its first to its last."""
+        """Return the places of each row's tokens, from its first to its last."""
         position = sight(self.lengths, self.shared).position
         rows: list[np.ndarray] = []
         for end, length, n_shared in zip(

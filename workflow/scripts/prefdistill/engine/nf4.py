@@ -1,4 +1,4 @@
-"""Multiply by NF4 weights of bitsandbytes, dequantised for each product."""
+"""Multiply by NF4 weights of bitsandbytes, which each product dequantises."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 NF4_BLOCK = 64
-# Block size of the blocks' absolute maxima, which are quantised, too ("double
+# The blocks' absolute maxima are quantised too, in blocks of this size ("double
 # quantisation").
 NF4_NESTED_BLOCK = 256
 
@@ -19,13 +19,17 @@ def quant_state(module: nn.Module) -> Any:
 
 
 def is_known(state: Any) -> bool:
-    """Tell whether a weight is stored in the form that this module reads."""
+    """Tell whether a weight is stored in the form that this module can read.
+
+    Args:
+        state: From ``quant_state``.
+    """
     nested = state.nested and state.state2.blocksize == NF4_NESTED_BLOCK
     return state.quant_type == "nf4" and state.blocksize == NF4_BLOCK and nested
 
 
 def gather_nf4(modules: Sequence[nn.Module]) -> dict[str, torch.Tensor]:
-    """Collect the weights of NF4 modules for ``frozen.gather``; they do not move."""
+    """Collect NF4 modules' weights for ``frozen.gather``, without copying them."""
     tensors = {}
     for number, module in enumerate(modules):
         state, weight = quant_state(module), module.weight.data
@@ -39,7 +43,12 @@ def gather_nf4(modules: Sequence[nn.Module]) -> dict[str, torch.Tensor]:
 
 
 def nf4_lists(frozen: dict[str, torch.Tensor], sizes: Sequence[int]) -> tuple:
-    """Return a group's tensors in the form that ``nf4_product`` takes."""
+    """Return a group's tensors as the arguments that ``nf4_product`` takes.
+
+    Args:
+        frozen: From ``gather_nf4``.
+        sizes: Number of outputs of each module.
+    """
     numbers = range(len(sizes))
     names = ("packed", "absmax", "offset", "nested")
     lists = [[frozen[f"{name}{number}"] for number in numbers] for name in names]
@@ -59,10 +68,25 @@ def nf4_product(
     b: torch.Tensor | None,
     transposed: bool,
 ) -> torch.Tensor:
-    """Compute ``x W' + low b'``, or ``x W`` if transposed, with NF4 weights stacked.
+    """Compute ``x W' + low b'``, or ``x W`` if transposed, with stacked NF4 weights.
 
-    It is one operation, so that a compiler cannot keep the dequantised weight for the
-    backward pass.
+    It is one operation for torch's compiler, which so cannot keep the dequantised
+    weight for the backward pass.
+
+    Args:
+        x: ``(n, in)``, or ``(n, out)`` if transposed.
+        packed: Bytes of each module's weight, two values per byte, uint8.
+        absmax: Quantised maxima of each weight's blocks, uint8.
+        offset: Mean of each weight's maxima.
+        nested: Scales of the quantised maxima, float32.
+        code: The values that quantised maxima stand for, float32.
+        sizes: Number of outputs of each module.
+        low: ``(n, rank)``, or None.
+        b: ``(out, rank)``, or None.
+        transposed: Whether to multiply by ``W`` and not by ``W'``.
+
+    Returns:
+        ``(n, out)``, or ``(n, in)`` if transposed, in the dtype of ``x``.
     """
     n_inputs = 2 * packed[0].numel() // sizes[0]
     whole = x.new_empty(sum(sizes), n_inputs)

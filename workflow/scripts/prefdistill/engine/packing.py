@@ -1,8 +1,8 @@
 """Pack rows end to end into bins of a token budget, instead of padded batches.
 
-The two orders of a pair begin with the same tokens, up to the first answer. A bin that
-holds both orders computes these tokens once: they attend to the same tokens in either
-row, so their states are the same.
+The two orders of a pair begin with the same tokens, up to the first answer. Causal
+attention gives these tokens the same states in both rows, so a bin that holds both
+orders computes them once.
 """
 
 from bisect import bisect_left
@@ -12,24 +12,25 @@ from typing import NamedTuple
 
 import numpy as np
 
-# Tokens of a pass on a CPU: more are not faster, and slower once they leave its caches.
+# Tokens in a pass on a CPU: longer passes are not faster, and become slower once they
+# exceed its caches.
 CPU_TOKENS = 2048
 
 
 @dataclass(frozen=True)
 class PackedBatch:
-    """Hold rows laid end to end; see ``sight`` for two that share their beginning.
+    """Rows laid end to end; ``sight`` describes the layout of two that share tokens.
 
-    A dummy row may follow the others, to fill the batch up; nobody scores it.
+    A dummy row may follow the others to fill the batch up. It is never scored.
 
     Attributes:
         input_ids: ``(1, n_tokens)`` int64.
         position_ids: ``(1, n_tokens)`` int64 positions of tokens in their rows, from 0.
-        cu_lengths: Borders of the rows, the dummy row included, int64: row i lies in
-            ``[cu[i], cu[i + 1])``.
+        cu_lengths: ``(n + 1,)`` int64 borders of the rows, with the dummy row: row i
+            takes the places from ``cu[i]`` to ``cu[i + 1]``, exclusive.
         last: ``(n_rows,)`` int64 places of the rows' last tokens, without the dummy's.
-        shared: For each row, the dummy row included, int64: how many tokens of the row
-            before it begins with. They are not laid out again.
+        shared: ``(n,)`` int64 tokens that a row shares with the previous one, with the
+            dummy row. They are laid out once, in the previous row.
     """
 
     input_ids: np.ndarray
@@ -40,12 +41,12 @@ class PackedBatch:
 
     @property
     def lengths(self) -> np.ndarray:
-        """Tokens laid out for each row, the dummy row included, int64."""
+        """Count the tokens of each row, the dummy row included, ``(n,)`` int64."""
         return np.diff(self.cu_lengths)
 
 
 class Sight(NamedTuple):
-    """Hold what each token of a batch may see: three ``(n_tokens,)`` int32 arrays.
+    """The places that each token of a batch may see, as ``(n_tokens,)`` int32 arrays.
 
     A token sees the places from ``first`` to ``last``, its own included. ``position``
     is its number in its row.
@@ -57,20 +58,22 @@ class Sight(NamedTuple):
 
 
 def sight(lengths: np.ndarray, shared: np.ndarray) -> Sight:
-    """Find where tokens stand in their rows, and what they may see.
+    """Find each token's position in its row, and the places that it may see.
 
-    A row lies forwards. If the next row shares its beginning, its own tokens lie
-    backwards before the common ones: rows ``p q a b`` and ``p q c d`` are laid out as
+    A row is laid out forwards. If the next row shares its beginning, the tokens that it
+    does not share are laid out backwards, before the common ones: rows ``p q a b`` and
+    ``p q c d`` become
 
         b a p q c d
 
-    So the tokens that precede a token in its row always fill one stretch of places, as
-    in a batch without common tokens.
+    So the tokens that precede a token in its row always fill one contiguous range of
+    places, as in a batch without common tokens.
 
     Args:
         lengths: ``(n_rows,)`` integer tokens laid out for each row.
-        shared: ``(n_rows,)`` integer tokens of the row before it that a row begins
-            with, never all of it. The row before such a row shares none itself.
+        shared: ``(n_rows,)`` integer tokens that a row shares with the previous one,
+            fewer than its own. A row that shares its beginning with the next one shares
+            none with the previous one.
     """
     ends = np.cumsum(lengths, dtype=np.int32)
     next_shared = np.append(shared, 0)[1:].astype(np.int32)
@@ -117,13 +120,13 @@ def pack(
 
     Args:
         lengths: ``(n,)`` integer tokens of each row.
-        token_budget: Most tokens a bin may hold, common ones counted once.
-        common: ``(n,)`` integer tokens that a row may share with the row before it; see
+        token_budget: Most tokens in a bin, with common tokens counted once.
+        common: ``(n,)`` integer tokens that a row may share with the previous one; see
             ``sight``. None for none.
 
     Returns:
         One int64 array of row indices per bin, for ``collate`` and ``shared_tokens``;
-        every row is in one of them.
+        every row is in one bin.
     """
     common = np.zeros_like(lengths) if common is None else common
     units, sizes = _units(lengths, common, token_budget)
@@ -149,20 +152,20 @@ def pack_shares(
     """Share out rows to processes by tokens, then ``pack`` each share.
 
     The longest rows come first, each to the share with the fewest tokens. Two rows with
-    a common beginning go together unless they exceed the budget or an even share. Whole
-    bins could not be shared out as evenly, as a step has few of them. The result is
-    deterministic.
+    a common beginning go together unless they exceed the budget or an even share. The
+    result is deterministic.
 
     Args:
         lengths: ``(n,)`` integer tokens of each row.
-        token_budget: Most tokens a bin may hold, as for ``pack``.
-        common: ``(n,)`` integer tokens shared with the row before, as for ``pack``.
+        token_budget: Most tokens in a bin, as for ``pack``.
+        common: ``(n,)`` integer tokens shared with the previous row, as for ``pack``.
         n_shares: Number of processes; with one, the bins are those of ``pack``.
 
     Returns:
-        Bins of each share; every row is in one bin. A share has no bin where there are
-        too few rows.
+        The bins of each share; every row is in one bin. If there are too few rows, some
+        shares have no bin.
     """
+    # Rows are shared out, and not bins: a step has too few bins for even shares.
     even = int(lengths.sum() - common.sum()) // n_shares
     units, sizes = _units(lengths, common, min(token_budget, even))
     shares: list[list[int]] = [[] for _ in range(n_shares)]
@@ -180,11 +183,11 @@ def pack_shares(
 
 
 def shared_tokens(rows: np.ndarray, common: np.ndarray) -> np.ndarray:
-    """Count the tokens that each row of a bin shares with the row before it.
+    """Count the tokens that each row of a bin shares with the previous row of the bin.
 
     Args:
         rows: ``(n,)`` row indices in the order of the bin.
-        common: Those of all rows, as ``pack`` takes it.
+        common: Common tokens of all rows, as ``pack`` takes them.
 
     Returns:
         ``(n,)`` int64.
@@ -196,10 +199,10 @@ def shared_tokens(rows: np.ndarray, common: np.ndarray) -> np.ndarray:
 def collate(
     rows: Sequence[np.ndarray], step: int = 1, shared: np.ndarray | None = None
 ) -> PackedBatch:
-    """Lay token arrays end to end, in the order given.
+    """Lay token arrays end to end, in the given order.
 
     Args:
-        rows: Tokens of each row, whole.
+        rows: All tokens of each row, ``(length,)`` integer.
         step: A dummy row fills the batch up to a multiple of this many tokens.
         shared: ``(n_rows,)`` from ``shared_tokens``; None for none.
     """
@@ -227,12 +230,17 @@ def collate(
 
 
 def shape_step(token_budget: int, device_type: str, n_shapes: int = 4) -> int:
-    """Return what batches' lengths are rounded up to; on a GPU a part of the budget.
+    """Return the step that lengths of batches are rounded up to.
 
-    Compiled layers are built once for each shape, which takes seconds. Only the last of
-    a step's bins has much less than the budget, so four shapes cost little padding. (A
-    budget that is not a multiple of 128, attention's block size, needs more shapes.)
+    Args:
+        token_budget: Most tokens in a batch.
+        device_type: On a GPU, the step is a fraction of the budget; elsewhere it is 1.
+        n_shapes: Number of lengths that batches may have on a GPU. A budget that is not
+            a multiple of 128, attention's block size, may need more.
     """
     if device_type != "cuda":
         return 1
+    # Compiled layers are built once per shape, which takes seconds. Only the last of a
+    # step's bins has much fewer tokens than the budget, so four shapes add little
+    # padding.
     return -(-token_budget // (n_shapes * 128)) * 128

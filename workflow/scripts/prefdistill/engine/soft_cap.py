@@ -1,6 +1,6 @@
 """Bound attention scores inside FlexAttention's kernels.
 
-The bound is ``bound * tanh(score / bound)``. CUDA's library computes tanh in many
+A bounded score is ``bound * tanh(score / bound)``. CUDA's library computes tanh in many
 instructions. NVIDIA GPUs since Turing have one instruction for it, with a relative
 error of at most 2^-11. Rounding queries and keys to 16 bits changes a score by more.
 """
@@ -17,7 +17,7 @@ ASSEMBLY = "tanh.approx.f32 $0, $1;"
 def soft_cap(bound: float, quick: bool) -> Callable:
     """Return FlexAttention's score modification for a bound.
 
-    It is cached, as a new function object would compile the kernels again.
+    It is cached, as a new function object would make torch compile the kernels again.
 
     Args:
         bound: Bound of the scores.
@@ -36,7 +36,8 @@ def soft_cap(bound: float, quick: bool) -> Callable:
 def has_quick_tanh(device: torch.device, dtype: torch.dtype) -> bool:
     """Tell whether a GPU has the instruction, and it is exact enough for the dtype.
 
-    Call this before torch compiles a kernel that uses it: it teaches the compiler.
+    Call this before torch compiles a kernel that uses the instruction: it registers the
+    instruction with the compiler.
     """
     if device.type != "cuda" or torch.version.hip or dtype.itemsize > 2:
         return False
@@ -48,7 +49,7 @@ def has_quick_tanh(device: torch.device, dtype: torch.dtype) -> bool:
 
 @torch.library.custom_op("prefdistill::quick_tanh", mutates_args=())
 def quick_tanh(x: torch.Tensor) -> torch.Tensor:
-    """Compute ``tanh``; a compiled kernel uses ``ASSEMBLY`` for it."""
+    """Compute ``tanh``; compiled kernels use the instruction in ``ASSEMBLY``."""
     return torch.tanh(x)
 
 
@@ -80,7 +81,7 @@ class _Tanh(torch.autograd.Function):
 
 @cache
 def _teach_compiler() -> None:
-    """Teach torch's compiler what ``quick_tanh`` is in a kernel."""
+    """Make torch's compiler replace ``quick_tanh`` by ``ASSEMBLY`` in kernels."""
     from torch._inductor.lowering import make_pointwise, register_lowering
     from torch._inductor.virtualized import ops
 

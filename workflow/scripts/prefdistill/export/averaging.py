@@ -2,9 +2,9 @@
 
 The mean of models is the mean of their *deltas*, ``sum_k w_k (alpha_k / r_k) B_k A_k``.
 Averaging ``lora_A`` and ``lora_B`` separately, as public code does, gives
-``mean(B) mean(A)``, which differs. PEFT's ``add_weighted_adapter`` refuses adapters
-that carry a score head. The exact mean is again a LoRA adapter, whose rank is the sum
-of the ranks, so it works unmerged too.
+``mean(B) mean(A)``, which differs. The exact mean is again a LoRA adapter, whose rank
+is the sum of the ranks. PEFT's ``add_weighted_adapter`` cannot make it: it refuses
+adapters with a score head.
 """
 
 import math
@@ -17,6 +17,11 @@ from prefdistill.models.adapter_files import Adapter
 
 
 def _check_alike(adapters: list[Adapter], weights: list[float]) -> None:
+    """Check the weights, and that all adapters have one base, targets and shapes.
+
+    Raises:
+        UserError: If they do not.
+    """
     first = adapters[0]
     if len(weights) != len(adapters):
         raise UserError(f"{len(weights)} fold weights for {len(adapters)} adapters")
@@ -50,11 +55,15 @@ def _with_rank(config: dict[str, Any], rank: int, alpha: float) -> dict[str, Any
 
 
 def delta_mean(adapters: list[Adapter], weights: list[float]) -> Adapter:
-    """The exact weighted mean of deltas, as one adapter of concatenated rank.
+    """Compute the exact weighted mean of deltas, as one adapter of concatenated rank.
 
     ``A = [A_1; A_2; ..]`` and ``B = [w_1 s_1 B_1, w_2 s_2 B_2, ..]`` with ``s_k =
-    alpha_k / r_k``; alpha equals the total rank, so that PEFT scales by 1. Ranks and
+    alpha_k / r_k``. Alpha equals the total rank, so that PEFT scales by 1. Ranks and
     alphas may differ between adapters. Score heads are averaged.
+
+    Args:
+        adapters: The adapters.
+        weights: One per adapter; not negative, and their sum is 1.
 
     Raises:
         UserError: If weights are not finite, non-negative and summing to 1, or the
@@ -80,7 +89,11 @@ def delta_mean(adapters: list[Adapter], weights: list[float]) -> Adapter:
 
 
 def factor_mean(adapters: list[Adapter], weights: list[float]) -> Adapter:
-    """A and B averaged on their own: BlackPearl's way, kept for comparison.
+    """Average A and B separately, as BlackPearl did; kept for comparison.
+
+    Args:
+        adapters: The adapters, of one rank and alpha.
+        weights: See ``delta_mean``.
 
     Raises:
         UserError: As ``delta_mean``, and if ranks or alphas differ.
@@ -110,20 +123,23 @@ def _mean_score(adapters: list[Adapter], weights: list[float]) -> torch.Tensor:
 
 
 def squared_norm(b: torch.Tensor, a: torch.Tensor) -> float:
-    """Squared Frobenius norm of ``b @ a`` from the two Gram matrices, in float64.
+    """Compute the squared Frobenius norm of ``b @ a`` in float64.
 
-    ``|BA|^2 = tr(B'B AA')`` costs rank x rank memory rather than out x in.
+    Args:
+        b: ``(out, rank)``.
+        a: ``(rank, in)``.
     """
+    # |BA|^2 = tr(B'B AA') takes rank x rank memory, and not out x in.
     a, b = a.double(), b.double()
     return max(float(((b.T @ b) * (a @ a.T)).sum()), 0.0)
 
 
 def relative_errors(approximate: Adapter, exact: Adapter) -> dict[str, float | str]:
-    """Relative Frobenius error of one adapter's deltas against another's.
+    """Measure the relative Frobenius error of an adapter's deltas against another's.
 
     Returns:
-        ``overall`` over all modules together, ``max_layer`` the largest of a single
-        module and ``layer`` its name. Below about 1e-7 it is rounding.
+        ``overall``, the error over all modules; ``max_layer``, the largest error of one
+        module; and ``layer``, that module's name. Errors below about 1e-7 are rounding.
     """
     errors, total, total_exact = {}, 0.0, 0.0
     for module, (a, b) in exact.layers.items():

@@ -1,4 +1,4 @@
-"""The model card of a released judge: its use, data, scores, limits and licences."""
+"""Write a released judge's model card: its use, data, scores, limits and licences."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,8 +9,8 @@ from prefdistill.report.markdown_tables import markdown_table, score_table
 from prefdistill.version import __version__
 
 NULL_STAGES = ("prior", "length", "trees")
-# By the beginning of a Hub repository's name: a short name of the licence for the
-# Hub, and what it asks of those who hand on a model made from it.
+# By the beginning of a Hub repository's name: the licence's short name on the Hub, and
+# what it demands from those who redistribute a model made from it.
 LICENCES = {
     "google/gemma": (
         "gemma",
@@ -35,12 +35,12 @@ LICENCES = {
 
 @dataclass(frozen=True)
 class CardFacts:
-    """What the card is written from.
+    """The facts that the card states.
 
     Attributes:
         judge: The stage's name in the scores: merged, gptq8 or gptq4.
         student: Settings of the student's base model.
-        teachers: Settings of the base model of each teacher, by the teacher's name.
+        teachers: Settings of each teacher's base model, by the teacher's name.
         settings: Content of ``judge.json``.
         scores: Rows of ``scores.csv`` on test, see ``markdown_tables.rows_on_test``.
         calibration: Content of ``calibration.json``.
@@ -61,7 +61,7 @@ class CardFacts:
 
 
 def base_name(base: Mapping[str, Any]) -> str:
-    """What a base model is called: its repository, package, folder or architecture."""
+    """Return a base model's name: its repository, package, folder or architecture."""
     if base["source"] == "tiny":
         return f"a tiny {base['architecture']} made by this workflow"
     keys = {"hub": "repo", "package": "package", "path": "path"}
@@ -69,13 +69,13 @@ def base_name(base: Mapping[str, Any]) -> str:
 
 
 def _licence(base: Mapping[str, Any]) -> tuple[str, str] | None:
-    """The licence's name and demands, where the repository's name tells them."""
+    """Return the licence's name and demands, if the repository's name tells them."""
     name = str(base.get("repo", ""))
     return next((v for start, v in LICENCES.items() if name.startswith(start)), None)
 
 
 def _front_matter(facts: CardFacts) -> str:
-    """The head that the Hub reads."""
+    """Write the metadata that the Hub reads."""
     lines = ["library_name: transformers", "pipeline_tag: text-classification"]
     lines.append(f"license: {(_licence(facts.student) or ('other',))[0]}")
     if facts.student["source"] == "hub":
@@ -196,7 +196,7 @@ def _licence_notes(facts: CardFacts) -> str:
 
 
 def card_text(facts: CardFacts) -> str:
-    """The whole card, Markdown."""
+    """Write the whole card as Markdown."""
     quantised = facts.judge.startswith("gptq")
     kind = f"GPTQ, {facts.judge[4:]} bit" if quantised else "16 bit"
     teachers = ", ".join(base_name(base) for base in facts.teachers.values())

@@ -1,9 +1,9 @@
-"""GPTQ (Frantar et al. 2022, arXiv 2210.17323) of a sequence classifier.
+"""Quantise a sequence classifier with GPTQ (Frantar et al. 2022, arXiv 2210.17323).
 
-GPTQModel rounds one layer after the other, and corrects the columns still to come for
-the error made on calibration rows. It loads models as causal language models, which
-silently drops the score head; here its loader is pointed at the classifier class, and
-what it writes is reloaded and checked by ``gptq_check``.
+GPTQModel rounds one layer after the other, and corrects a layer's later columns for the
+error of its earlier ones on calibration rows. It loads models as causal language
+models, which silently drops the score head. So its loader is replaced here, and
+``gptq_check`` reloads and checks the model that it writes.
 """
 
 import logging
@@ -44,7 +44,14 @@ logger = logging.getLogger(__name__)
 
 
 def sample_pairs(table: pa.Table, split: str, n_pairs: int, seed: int) -> pa.Table:
-    """A seeded sample, in the order of the table, of the pairs of one split."""
+    """Draw a seeded sample of one split's pairs, in the order of the table.
+
+    Args:
+        table: A fold's rows.
+        split: The split.
+        n_pairs: Number of pairs; all if there are fewer.
+        seed: Of the sample.
+    """
     rows = table.filter(pc.equal(table["split"], split))
     generator = np.random.default_rng(seed)
     chosen = generator.permutation(rows.num_rows)[:n_pairs]
@@ -54,7 +61,16 @@ def sample_pairs(table: pa.Table, split: str, n_pairs: int, seed: int) -> pa.Tab
 def token_rows(
     table: pa.Table, tokenizer: Any, text: dict[str, Any]
 ) -> list[np.ndarray]:
-    """Tokens of both orders of each pair, as at inference: ``(length,)`` int32 each."""
+    """Tokenise both orders of each pair, as at inference.
+
+    Args:
+        table: The pairs.
+        tokenizer: The classifier's tokenizer.
+        text: The ``text`` settings.
+
+    Returns:
+        ``(length,)`` int32 tokens of each row, AB and BA of a pair together.
+    """
     encoded = encode_pairs(table, tokenizer, read(TextSettings, text))
     return [
         encoded.tokens(row, view) for row in range(len(encoded.ids)) for view in VIEWS
@@ -64,9 +80,13 @@ def token_rows(
 def check_group_size(folder: Path, group_size: int) -> None:
     """Check that every linear layer of a classifier can be quantised.
 
+    Args:
+        folder: The classifier's folder.
+        group_size: Weights that share a scale along the in-features.
+
     Raises:
-        UserError: Naming the first layer whose in-features are not a multiple of
-            ``group_size``, or whose sides do not fill 32-bit words.
+        UserError: If a layer's in-features are not a multiple of ``group_size``, or its
+            sides do not fill 32-bit words; it names the first such layer.
     """
     for name, entry in sorted(tensor_header(folder / "model.safetensors").items()):
         if ".layers." not in name or len(entry["shape"]) != 2:
@@ -88,9 +108,13 @@ def check_group_size(folder: Path, group_size: int) -> None:
 
 @contextmanager
 def _classifier_loader(model_type: str, token_budget: int) -> Iterator[Any]:
-    """GPTQModel with its class for ``model_type`` replaced by ``packed_classifier``."""
-    # Without these, the first quantisation spends 50 s on compiling a packing kernel,
-    # and two cores wait for workers that never come.
+    """Yield GPTQModel with its class for a model type replaced by a packed classifier.
+
+    Raises:
+        UserError: If GPTQModel does not know the model type.
+    """
+    # Without these, the first quantisation compiles a packing kernel for 50 s, and on
+    # two cores it waits for workers that never start.
     os.environ.setdefault("GPTQMODEL_DISABLE_PACK_EXT", "1")
     os.environ.setdefault("GPTQMODEL_CPU_WORKERS", "2")
     with open(os.devnull, "w") as silence, redirect_stdout(silence):
@@ -116,7 +140,7 @@ def _quantise(
     token_budget: int,
     options: dict[str, Any],
 ) -> None:
-    """Quantise into a scratch folder, as GPTQModel leaves it."""
+    """Quantise a classifier with GPTQModel, and save its files in a scratch folder."""
     if not torch.cuda.is_available():
         token_budget = min(token_budget, CPU_TOKENS)
     register()
@@ -137,12 +161,13 @@ def _quantise(
 
 
 def _install(source: Path, scratch: Path, target: Path) -> None:
-    """Move GPTQModel's files to their place as one file of the usual dtypes.
+    """Write GPTQModel's result to the target folder, with one file of weights.
 
-    The packed weights stay bit by bit what GPTQModel wrote (loading and saving them
-    again would break them). The other weights return to the dtypes of the 16-bit model,
-    and its configuration replaces GPTQModel's, with no path of this machine inside.
+    Raises:
+        UserError: If the score head is missing.
     """
+    # Packed weights are copied bit by bit, as loading and saving a quantised model
+    # would break them. All other weights are those of the 16-bit model, in its dtypes.
     original = read_tensors(source / "model.safetensors")
     tensors = {}
     for path in sorted(scratch.glob("*.safetensors")):
@@ -151,6 +176,7 @@ def _install(source: Path, scratch: Path, target: Path) -> None:
     if SCORE not in tensors:
         raise UserError(f"{source}: GPTQModel dropped the score head; report this")
     settings = read_json(scratch / "config.json")["quantization_config"]
+    # GPTQModel's own configuration holds a path of this machine.
     settings.get("meta", {}).pop("offload_to_disk_path", None)
     settings.pop("dataset", None)
     config = read_json(source / "config.json")
@@ -172,17 +198,17 @@ def quantise_classifier(
     seed: int,
     token_budget: int,
 ) -> None:
-    """Quantise a classifier's linear layers; embedding and score head are kept.
+    """Quantise a classifier's linear layers; embedding and score head stay as they are.
 
     Args:
-        source: A classifier folder as ``merging.write_classifier`` leaves it.
-        target: Gets one ``model.safetensors``, ``config.json`` and the tokenizer.
+        source: A classifier folder from ``merging.write_classifier``.
+        target: Folder for ``model.safetensors``, ``config.json`` and the tokenizer.
         rows: Calibration tokens, ``(length,)`` integer each.
         bits: 4 or 8.
         group_size: Weights that share a scale along the in-features.
-        desc_act: Quantise columns in order of falling activation.
-        damp_percent: Damping of the Hessian's diagonal, a share of its mean.
-        seed: Of anything random inside GPTQModel.
+        desc_act: Whether to quantise columns in order of falling activation.
+        damp_percent: Damping of the Hessian's diagonal, as a share of its mean.
+        seed: Of everything random in GPTQModel.
         token_budget: Most calibration tokens in a forward pass.
 
     Raises:
@@ -212,19 +238,23 @@ def export_quantised(
     text: dict[str, Any],
     token_budget: int,
 ) -> None:
-    """Quantise a classifier, reload it, and write ``quantisation.json`` beside it.
+    """Quantise a classifier, reload and check it, and write ``quantisation.json``.
 
-    Calibration rows are training pairs, the comparison is on ``select`` pairs; both
-    are tokenised as at inference.
+    It is calibrated on training pairs, and compared with the 16-bit model on ``select``
+    pairs. Both are tokenised as at inference.
 
     Args:
         source: The 16-bit classifier folder.
         target: Folder of the quantised one.
         fold_path: A fold file, which holds training and ``select`` pairs.
         bits: 4 or 8.
-        settings: group_size, desc_act, damp_percent, n_calibration_pairs, seed.
+        settings: group_size, desc_act, damp_percent, n_calibration_pairs and seed.
         text: The ``text`` settings.
         token_budget: Most calibration tokens in a forward pass.
+
+    Raises:
+        UserError: If the model cannot be quantised, or differs from its files once it
+            is reloaded.
     """
     table = read_table(fold_path, FOLD_SCHEMA)
     tokenizer = load_tokenizer(source)
@@ -243,25 +273,29 @@ def export_quantised(
         token_budget=token_budget,
         **{key: settings[key] for key in (*GPTQ_OPTIONS, "seed")},
     )
-    gap, kernel_error = compare(
-        source, target, rows_of("select", N_COMPARED_PAIRS), bits
-    )
-    n_bytes = (target / "model.safetensors").stat().st_size
-    n_bytes_before = (source / "model.safetensors").stat().st_size
-    logger.info("logit gap %s, size %.2f", gap, n_bytes / n_bytes_before)
-    write_json(
-        target / "quantisation.json",
-        {
-            "bits": bits,
-            **{key: settings[key] for key in GPTQ_OPTIONS},
-            "n_calibration_rows": len(rows),
-            "n_calibration_tokens": sum(map(len, rows)),
-            "gap_to_16_bit": asdict(gap),
-            "kernel_error": kernel_error,
-            "n_bytes": n_bytes,
-            "n_bytes_16_bit": n_bytes_before,
-            "size_ratio": n_bytes / n_bytes_before,
-            "source_sha256": file_digest(source / "model.safetensors"),
-            "model_sha256": file_digest(target / "model.safetensors"),
-        },
-    )
+    compared = rows_of("select", N_COMPARED_PAIRS)
+    gap, kernel_error = compare(source, target, compared, bits)
+    sizes = _sizes(source / "model.safetensors", target / "model.safetensors")
+    logger.info("logit gap %s, size %.2f", gap, sizes["size_ratio"])
+    record = {
+        "bits": bits,
+        **{key: settings[key] for key in GPTQ_OPTIONS},
+        "n_calibration_rows": len(rows),
+        "n_calibration_tokens": sum(map(len, rows)),
+        "gap_to_16_bit": asdict(gap),
+        "kernel_error": kernel_error,
+        **sizes,
+    }
+    write_json(target / "quantisation.json", record)
+
+
+def _sizes(source: Path, target: Path) -> dict[str, Any]:
+    """Describe sizes and digests of the weights before and after quantisation."""
+    n_bytes, n_bytes_before = target.stat().st_size, source.stat().st_size
+    return {
+        "n_bytes": n_bytes,
+        "n_bytes_16_bit": n_bytes_before,
+        "size_ratio": n_bytes / n_bytes_before,
+        "source_sha256": file_digest(source),
+        "model_sha256": file_digest(target),
+    }

@@ -1,10 +1,10 @@
-"""Give GPTQModel packed forward passes for its calibration.
+"""Calibrate GPTQModel on packed forward passes.
 
 GPTQModel embeds each calibration example, records the arguments of the first layer, and
-then runs layer after layer on them. Here an example is a pass of several rows laid end
-to end, and each layer is called with their layout, so that packed attention keeps the
-rows apart. A linear layer's Hessian is 2 / n times the sum of x x' over all n tokens,
-so it does not depend on how passes hold them.
+runs one layer after the other on them. Here an example is a pass of several packed
+rows, and each layer gets their layout, so that packed attention separates the rows. A
+linear layer's Hessian is 2 / n times the sum of x x' over all n tokens, so packing does
+not change it.
 """
 
 from typing import Any
@@ -17,10 +17,7 @@ from prefdistill.engine.packing import collate, pack, shape_step
 
 
 def packed_passes(rows: list[np.ndarray], token_budget: int) -> list[dict[str, Any]]:
-    """Make examples for GPTQModel: rows in bins, without padding.
-
-    The two orders of a pair do not share tokens, as all tokens of both rows count in
-    the Hessians.
+    """Pack rows into examples for GPTQModel, without padding.
 
     Args:
         rows: Calibration tokens, ``(length,)`` integer each.
@@ -30,6 +27,8 @@ def packed_passes(rows: list[np.ndarray], token_budget: int) -> list[dict[str, A
         Arguments of the model's forward: ``input_ids`` and ``position_ids``,
         ``(1, n_tokens)`` int64 each, and the rows' lengths as ``packed``.
     """
+    # The two orders of a pair share no tokens here, as all tokens of both rows count in
+    # the Hessians.
     lengths = np.array([len(row) for row in rows])
     batches = [
         collate([rows[row] for row in members])
@@ -53,8 +52,8 @@ def packed_classifier(definition: type, token_budget: int) -> type:
         token_budget: The budget that the passes were made with.
 
     Returns:
-        A subclass that loads a classifier, and overrides two methods that GPTQModel
-        leaves to definitions.
+        A subclass that loads a classifier, and overrides two methods that definitions
+        of GPTQModel may override.
     """
     from transformers import AutoModelForSequenceClassification
 
@@ -76,7 +75,7 @@ def packed_classifier(definition: type, token_budget: int) -> type:
         ) -> dict[str, Any]:
             """Turn the rows' lengths into a layout on the layer's device."""
             lengths = additional_inputs["packed"]
-            # Attention is compiled once for each shape: a dummy row keeps shapes few.
+            # Attention is compiled once per shape; a dummy row keeps the shapes few.
             missing = -int(lengths.sum()) % shape_step(token_budget, target_device.type)
             if missing:
                 lengths = np.append(lengths, missing)

@@ -1,9 +1,9 @@
 """Check a GPTQ model on disk, with plain transformers and plain arithmetic.
 
-Loaders of quantised models are known to drop the score head or misread zero points
-silently. So a written model is reloaded as a user would reload it. Its quantised layers
-are compared with the weights in the files, everything else with the 16-bit model, and
-the gap between the two models' logits is measured.
+Loaders of quantised models are known to drop the score head, or to misread zero points,
+without an error. So a written model is reloaded as a user would do it. Its quantised
+layers are compared with the weights in the files, everything else with the 16-bit
+model. The gap between the two models' logits is measured.
 """
 
 from contextlib import ExitStack
@@ -19,13 +19,13 @@ from scipy.special import log_softmax
 from torch.nn.functional import linear
 
 from prefdistill.errors import UserError
-from prefdistill.models.loading import use_eager_kernels, use_torch_kernels
+from prefdistill.models.gptq_kernels import use_eager_kernels, use_torch_kernels
 
 N_CHECKED_ROWS = 2
-# Relative error of a layer's output. On SmolLM2, correct kernels had at most 0.005 in
-# float32 and bf16; zero points off by one had 0.08 with 8 bits and 15 with 4 bits.
-# Logits would tell less: through 30 layers, bf16 changes them as much as GPTQ-8 does,
-# by a thirtieth of their standard deviation.
+# Largest relative error of a layer's output. On SmolLM2, correct kernels had at most
+# 0.005 in float32 and bf16; zero points that are off by one had 0.08 with 8 bits and 15
+# with 4 bits. Logits would show less: through 30 layers, bf16 changes them as much as
+# GPTQ-8 does, by a thirtieth of their standard deviation.
 KERNEL_TOLERANCE = 0.02
 # Keys in which a quantised model's configuration may differ.
 UNCOMPARED = {"_name_or_path", "quantization_config", "transformers_version"}
@@ -33,7 +33,7 @@ UNCOMPARED = {"_name_or_path", "quantization_config", "transformers_version"}
 
 @dataclass(frozen=True)
 class LogitGap:
-    """Measure how far a quantised model's logits are from the 16-bit model's.
+    """The distance of a quantised model's logits from the 16-bit model's.
 
     Attributes:
         n_rows: Rows compared; each order of a pair is one.
@@ -58,7 +58,7 @@ def default_dtype() -> torch.dtype:
 
 
 def load_plain(folder: Path) -> torch.nn.Module:
-    """Load a classifier by plain transformers, refusing missing or unexpected weights.
+    """Load a classifier with plain transformers; every weight must fit.
 
     Raises:
         UserError: If a weight is missing or left over.
@@ -91,14 +91,27 @@ def load_plain(folder: Path) -> torch.nn.Module:
 
 @torch.inference_mode()
 def row_logits(model: torch.nn.Module, rows: list[np.ndarray]) -> np.ndarray:
-    """Compute logits of rows one by one, ``(n, 3)`` float32."""
+    """Compute the logits of rows one by one.
+
+    Args:
+        model: A classifier with the attention of plain transformers.
+        rows: Tokens of each row, ``(length,)`` integer.
+
+    Returns:
+        ``(n, 3)`` float32.
+    """
     device = next(model.parameters()).device
     batches = (torch.from_numpy(row.astype(np.int64))[None].to(device) for row in rows)
     return np.stack([model(batch).logits[0].float().cpu().numpy() for batch in batches])
 
 
 def logit_gap(reference: np.ndarray, quantised: np.ndarray) -> LogitGap:
-    """Compare two ``(n, 3)`` arrays of logits."""
+    """Compare the logits of two models on the same rows.
+
+    Args:
+        reference: ``(n, 3)`` logits of the 16-bit model.
+        quantised: ``(n, 3)`` logits of the quantised model.
+    """
     difference = np.abs(reference - quantised)
     log_p, log_q = log_softmax(reference, axis=1), log_softmax(quantised, axis=1)
     return LogitGap(
@@ -112,14 +125,18 @@ def logit_gap(reference: np.ndarray, quantised: np.ndarray) -> LogitGap:
 
 
 def dequantise(packed: dict[str, torch.Tensor], bits: int) -> torch.Tensor:
-    """Compute the weight that a GPTQ layer stands for, ``(out, in)`` float32.
+    """Compute the weight that a GPTQ layer stores.
 
     Args:
         packed: ``qweight`` int32 ``(in * bits / 32, out)``, ``qzeros`` int32
             ``(n_groups, out * bits / 32)``, ``scales`` ``(n_groups, out)`` and
             ``g_idx`` ``(in,)``, the group of each in-feature.
-        bits: 4 or 8; the low bits of a word come first. Zero points are stored minus 1.
+        bits: 4 or 8.
+
+    Returns:
+        ``(out, in)`` float32.
     """
+    # The low bits of a word come first. Zero points are stored minus 1.
     shifts = torch.arange(0, 32, bits, device=packed["qweight"].device)
     mask = 2**bits - 1
     words = packed["qweight"].unsqueeze(1) >> shifts.view(1, -1, 1)
@@ -133,7 +150,7 @@ def dequantise(packed: dict[str, torch.Tensor], bits: int) -> torch.Tensor:
 def kernel_errors(
     model: torch.nn.Module, folder: Path, rows: list[np.ndarray], bits: int
 ) -> dict[str, float]:
-    """Measure how far each GPTQ layer's output is from that of the weights on disk.
+    """Compare each GPTQ layer's output with the product of the weights on disk.
 
     Args:
         model: The model as loaded from the folder, with GPTQ kernels.
@@ -142,9 +159,9 @@ def kernel_errors(
         bits: 4 or 8.
 
     Returns:
-        For each layer the largest relative error of a row: norm of the difference from
-        the product with our own dequantised weight, in float32, over the norm; NaN if
-        one is.
+        For each layer, the largest relative error of a row: the norm of the difference
+        from a float32 product with the dequantised weight, over that product's norm.
+        NaN if the error of any row is NaN.
     """
     errors: dict[str, float] = {}
     with ExitStack() as stack:
@@ -160,6 +177,7 @@ def kernel_errors(
             bias = None if module.bias is None else module.bias.float()
             exact = linear(inputs[0].float(), dequantise(packed, bits), bias)
             error = (output.float() - exact).norm() / exact.norm().clamp(min=1e-12)
+            # np.maximum keeps a NaN, which max would drop.
             errors[name] = float(np.maximum(float(error), errors.get(name, 0.0)))
 
         for key in archive.keys():  # noqa: SIM118
@@ -175,11 +193,11 @@ def kernel_errors(
 def compare(
     source: Path, target: Path, rows: list[np.ndarray], bits: int
 ) -> tuple[LogitGap, float]:
-    """Reload a quantised model and compare it with the model that it came from.
+    """Reload a quantised model, and compare it with its files and its source.
 
-    Each GPTQ layer is compared with its weight as our own arithmetic dequantises it
-    from the files; all other weights and settings are compared with the source's. A
-    difference there means a broken file or kernel, not rounding.
+    Each GPTQ layer is compared with its weight in the files, dequantised by
+    ``dequantise``. All other weights and settings are compared with the source's. A
+    difference means a broken file or kernel, not rounding.
 
     Args:
         source: The 16-bit classifier.
@@ -198,7 +216,7 @@ def compare(
     errors = kernel_errors(quantised, target, rows[:N_CHECKED_ROWS], bits)
     if not errors:
         raise UserError(f"{target}: no layer of the reloaded model is a GPTQ one")
-    worst = list(errors)[int(np.argmax(list(errors.values())))]  # a NaN, if any
+    worst = list(errors)[int(np.argmax(list(errors.values())))]  # a NaN comes first
     if not errors[worst] <= KERNEL_TOLERANCE:
         raise UserError(
             f"{target}: {worst} of the reloaded model is {errors[worst]:.2g} off its "

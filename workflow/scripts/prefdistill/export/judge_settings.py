@@ -1,8 +1,7 @@
-"""What a finished judge needs besides its weights.
+"""Read and write the settings of a finished judge, which lie beside its weights.
 
 ``judge.json`` says how a row is built and read, ``calibration.json`` how logits are
-scaled. Both lie beside the weights, so that other programs can use the folder, wherever
-it is moved.
+scaled. With both, the folder works on its own, wherever it is moved.
 """
 
 from collections.abc import Sequence
@@ -21,13 +20,14 @@ from prefdistill.storage.records import read_json, write_json
 SETTINGS_FILE = "judge.json"
 CALIBRATION_FILE = "calibration.json"
 FORMAT = 1
-# An early judge could have these; without them its probabilities would be others.
+# Settings of judges from early versions. This version would ignore them, and compute
+# other probabilities.
 GONE = ("known_priors", "second_view")
 
 
 @dataclass(frozen=True)
 class JudgeSettings:
-    """How a judge is used.
+    """The settings that a judge is used with.
 
     Attributes:
         text: The ``text`` settings: template, mark of turns, length, truncation.
@@ -43,12 +43,12 @@ class JudgeSettings:
 def write_judge_settings(
     folder: Path, text: dict[str, Any], views: Sequence[str]
 ) -> None:
-    """Write ``judge.json``: all that is needed to build and read rows the same way.
+    """Write ``judge.json``, which says how to build and read rows.
 
     Args:
-        folder: The judge's.
+        folder: The judge's folder.
         text: The ``text`` settings.
-        views: Orders that are shown.
+        views: Orders that are shown, of AB and BA.
     """
     write_json(
         folder / SETTINGS_FILE,
@@ -64,16 +64,17 @@ def write_judge_settings(
 
 
 def read_judge_settings(folder: Path) -> JudgeSettings:
-    """Read how the judge of a folder is used.
+    """Read the settings of the judge in a folder.
 
     Raises:
-        UserError: If a file is missing or damaged, or is of another format.
+        UserError: If a file is missing or damaged, or has another version's format.
     """
     for name in (SETTINGS_FILE, CALIBRATION_FILE, "config.json", WEIGHTS):
         if not (folder / name).is_file():
             raise UserError(
-                f"{folder}: has no {name}, so it is no finished judge; name a folder "
-                "of results/release (`make release`), results/merged or results/gptq"
+                f"{folder}: has no {name}, so it is not a finished judge; name a "
+                "folder of results/release (`make release`), results/merged or "
+                "results/gptq"
             )
     settings = read_json(folder / SETTINGS_FILE)
     found = (settings.get("format"), tuple(settings.get("classes", ())))

@@ -1,8 +1,8 @@
-"""Merging of an adapter into its 16-bit base, written as one plain classifier.
+"""Merge an adapter into its 16-bit base, and write one plain classifier.
 
-Tensors are read, merged and written one at a time, so that a 9B model needs the memory
-of its largest tensor only. The sum is made in float32 and rounded once: PEFT's
-``merge_and_unload`` on a bf16 base rounds the delta as well.
+Tensors are read, merged and written one at a time, so a 9B model needs only the memory
+of its largest tensor. The sum is computed in float32 and rounded once. PEFT's
+``merge_and_unload`` on a bf16 base would round the delta too.
 """
 
 import json
@@ -28,12 +28,12 @@ DTYPES = {"bfloat16": ("BF16", torch.bfloat16), "float16": ("F16", torch.float16
 
 @dataclass(frozen=True)
 class CastError:
-    """What rounding to 16 bits cost.
+    """The error of rounding merged weights to 16 bits.
 
     Attributes:
-        max_abs: Largest absolute change of a weight.
-        merged_over_delta: Frobenius norm of the rounding errors of the adapted
-            modules over that of the deltas; null without an adapter.
+        max_abs: Largest absolute error of a weight.
+        merged_over_delta: Frobenius norm of the adapted modules' rounding errors, over
+            the norm of their deltas; None without an adapter.
     """
 
     max_abs: float
@@ -41,11 +41,13 @@ class CastError:
 
 
 def classifier_config(base: dict[str, Any], dtype: str) -> dict[str, Any]:
-    """The config.json of the classifier of a causal language model.
+    """Build the config.json of a classifier from that of a causal language model.
 
-    Three classes as shown: (first answer, second answer, tie). The padding token,
-    which plain transformers needs to find a row's last token in a padded batch, falls
-    back to the end-of-sequence token.
+    The three classes are as shown: (first answer, second answer, tie).
+
+    Args:
+        base: Content of the base's config.json.
+        dtype: ``bfloat16`` or ``float16``.
 
     Raises:
         UserError: If the base is quantised or not a known kind of architecture.
@@ -60,6 +62,7 @@ def classifier_config(base: dict[str, Any], dtype: str) -> dict[str, Any]:
         )
     dropped = ("torch_dtype", "_name_or_path", "auto_map", "transformers_version")
     config = {key: value for key, value in base.items() if key not in dropped}
+    # transformers finds a row's last token in a padded batch by the padding token.
     pad = base.get("pad_token_id")
     if pad is None:
         pad = base.get("eos_token_id")
@@ -76,10 +79,11 @@ def classifier_config(base: dict[str, Any], dtype: str) -> dict[str, Any]:
 
 
 class _TensorWriter:
-    """Writes a safetensors file whose tensors arrive one by one, in a known order.
+    """Write a safetensors file whose tensors arrive one by one, in a known order.
 
-    Raises:
-        UserError: From ``write``, if a value is NaN or infinite.
+    Args:
+        path: The file.
+        entries: Dtype code and shape of each tensor, in the order of writing.
     """
 
     def __init__(self, path: Path, entries: dict[str, tuple[str, list[int]]]) -> None:
@@ -94,12 +98,16 @@ class _TensorWriter:
             }
             offset = end
         raw = json.dumps(header).encode()
-        raw += b" " * (-len(raw) % 8)
+        raw += b" " * (-len(raw) % 8)  # the format aligns data to 8 bytes
         self.handle = open(path, "wb")  # noqa: SIM115
         self.handle.write(len(raw).to_bytes(8, "little") + raw)
 
     def write(self, name: str, tensor: torch.Tensor) -> None:
-        """Append the next tensor's data."""
+        """Append the next tensor's data.
+
+        Raises:
+            UserError: If a value is NaN or infinite.
+        """
         if not torch.isfinite(tensor).all():
             raise UserError(f"{name}: not finite in {tensor.dtype}; merge to bfloat16")
         flat = tensor.contiguous().view(-1).view(torch.uint8)
@@ -113,14 +121,14 @@ class _TensorWriter:
 
 
 class _Merger:
-    """Adds deltas in float32, rounds once, and keeps account of the rounding."""
+    """Add deltas in float32, round once, and sum up the rounding errors."""
 
     def __init__(self, adapter: Adapter | None, dtype: torch.dtype) -> None:
         self.adapter, self.dtype = adapter, dtype
         self.max_abs = self.squared_error = self.squared_delta = 0.0
 
     def merge(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
-        """The tensor plus its delta, if it has one, rounded."""
+        """Return the rounded sum of a tensor and its delta, if it has one."""
         exact = tensor.float()
         module = name.removesuffix(".weight")
         delta = None
@@ -136,7 +144,7 @@ class _Merger:
         return rounded
 
     def cast_error(self) -> CastError:
-        """What the rounding cost over all tensors so far."""
+        """Return the rounding error over all tensors so far."""
         known = self.squared_delta > 0
         ratio = math.sqrt(self.squared_error / self.squared_delta) if known else None
         return CastError(self.max_abs, ratio)
@@ -171,16 +179,19 @@ def write_classifier(
 ) -> CastError:
     """Write base + delta as a classifier that plain transformers loads.
 
-    One ``model.safetensors`` in 16 bits without an LM head, ``config.json`` and the
-    tokenizer files. The score head stays float32 in the file; transformers casts it to
-    the dtype that the caller loads the model in. The weights appear last.
+    The folder gets ``config.json``, the tokenizer files, and one ``model.safetensors``
+    in 16 bits without an LM head. The score head is float32 in the file; transformers
+    casts it to the dtype that the caller loads the model in.
 
     Args:
         base: Folder with single or sharded safetensors weights.
         target: Folder to write to.
-        score: ``(3, hidden)`` head.
+        score: ``(3, hidden)`` weights of the score head.
         adapter: Its deltas are added; its own head is ignored.
         dtype: ``bfloat16`` or ``float16``.
+
+    Returns:
+        The error of rounding to 16 bits.
 
     Raises:
         UserError: If the adapter does not fit the base, or a weight is not finite.
@@ -201,6 +212,7 @@ def write_classifier(
     merger = _Merger(adapter, torch_dtype)
     write_json(target / "config.json", config)
     copy_tokenizer(base, target)
+    # The weights last: whoever finds them finds the other files too.
     with (
         atomic_path(target / "model.safetensors") as temporary,
         _TensorWriter(temporary, entries) as writer,

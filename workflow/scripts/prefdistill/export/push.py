@@ -1,6 +1,6 @@
-"""Upload a release folder to the Hub, or only show what would be uploaded.
+"""Upload a release folder to the Hub, or only list the files of the upload.
 
-The token comes from the environment variable HF_TOKEN and from nowhere else. A new
+The token comes from the environment variable HF_TOKEN, and from nowhere else. A new
 repository is private: make it public on its page, once you have read the licences.
 """
 
@@ -16,7 +16,11 @@ from prefdistill.version import __version__
 
 
 def describe(folder: Path, repository: str) -> str:
-    """List what would be uploaded where, and the card's notes on licences.
+    """List the files of an upload, and the card's notes on licences.
+
+    Args:
+        folder: The release folder.
+        repository: ``owner/name`` on the Hub.
 
     Raises:
         UserError: If a file of the release is missing, or the weights are damaged.
@@ -35,12 +39,16 @@ def describe(folder: Path, repository: str) -> str:
 def push(folder: Path, repository: str) -> str:
     """Upload the files of a release in one commit, and return the commit's address.
 
+    Args:
+        folder: The release folder.
+        repository: ``owner/name`` on the Hub; created as private if it is new.
+
     Raises:
         UserError: If there is no token, or the Hub refuses.
     """
     token = os.environ.get("HF_TOKEN")
     if not token:
-        raise UserError("HF_TOKEN: is not set; put a token with write access into it")
+        raise UserError("HF_TOKEN: is not set; set it to a token with write access")
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
@@ -64,6 +72,10 @@ def push(folder: Path, repository: str) -> str:
 
 def main(arguments: Sequence[str], prog: str) -> None:
     """Run ``prefdistill push``.
+
+    Args:
+        arguments: The command's arguments.
+        prog: Name of the command in its usage.
 
     Raises:
         UserError: As ``describe`` and ``push``.

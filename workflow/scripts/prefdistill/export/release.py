@@ -1,7 +1,7 @@
-"""A finished judge as a folder to hand on: weights, settings, card and example.
+"""Write a finished judge as a folder to publish: weights, settings, card and example.
 
 The folder loads in plain transformers, and ``EXAMPLE`` shows how to use it without this
-package. ``judge.json`` appears last: where it is, everything is.
+package.
 """
 
 import errno
@@ -20,7 +20,8 @@ from prefdistill.storage.whole_files import atomic_path, write_text
 
 CARD_FILE, EXAMPLE_FILE = "README.md", "example.py"
 QUANTISED_FILE = "quantize_config.json"
-# What every release has; ``judge.json`` last.
+# The files of every release. `judge.json` is written last, so a folder that has it is
+# complete.
 RELEASE_FILES = (
     WEIGHTS,
     "config.json",
@@ -35,6 +36,7 @@ OPTIONAL_FILES = (
     QUANTISED_FILE,
     *[name for name in TOKENIZER_FILES if name not in RELEASE_FILES],
 )
+# The system's errors where hard links are impossible.
 _NO_LINKS = (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP, errno.EACCES)
 
 EXAMPLE = r'''"""python example.py PROMPT ANSWER_A ANSWER_B: which would a person prefer?"""
@@ -56,10 +58,8 @@ print(json.dumps(dict(zip(("a", "b", "tie"), torch.stack(views).mean(0).tolist()
 
 
 def link_file(source: Path, target: Path) -> None:
-    """Make ``target`` a hard link to a file, or a copy where links cannot be.
-
-    The link is safe: every writer here replaces a file, and none changes it in place.
-    """
+    """Make ``target`` a hard link to a file, or a copy if links are impossible."""
+    # Linking is safe, as every writer here replaces files and changes none in place.
     try:
         with atomic_path(target) as temporary:
             os.link(source, temporary)
@@ -70,10 +70,10 @@ def link_file(source: Path, target: Path) -> None:
 
 
 def write_release(source: Path, target: Path, card: str) -> None:
-    """Fill a release folder from that of a finished judge.
+    """Fill a release folder with the files of a finished judge.
 
     Args:
-        source: Has the weights, ``calibration.json`` and ``judge.json``.
+        source: Folder with the weights, ``calibration.json`` and ``judge.json``.
         target: The release folder.
         card: Text of its README.
 
@@ -95,7 +95,7 @@ def write_release(source: Path, target: Path, card: str) -> None:
 
 
 def release_files(folder: Path) -> list[Path]:
-    """The files of a release, in the order of ``RELEASE_FILES``, then optional ones.
+    """List the files of a release: ``RELEASE_FILES`` in order, then optional files.
 
     Raises:
         UserError: If one is missing.
@@ -103,7 +103,7 @@ def release_files(folder: Path) -> list[Path]:
     missing = [name for name in RELEASE_FILES if not (folder / name).is_file()]
     if missing:
         raise UserError(
-            f"{folder}: has no {missing[0]}, so it is no whole release; run "
+            f"{folder}: has no {missing[0]}, so it is not a whole release; run "
             "`make release` with the run's CONFIG (delete its judge.json if need be)"
         )
     found = [folder / name for name in OPTIONAL_FILES if (folder / name).is_file()]

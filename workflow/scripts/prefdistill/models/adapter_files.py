@@ -1,7 +1,6 @@
 """Read and write LoRA adapters as plain tensors, in PEFT's file format.
 
-Only torch and safetensors are needed: no model is loaded. ``models.lora`` puts the same
-files on a loaded model, through PEFT.
+No model is loaded. ``models.lora`` adds the same files to a loaded model, through PEFT.
 """
 
 from dataclasses import dataclass
@@ -29,8 +28,8 @@ UNSUPPORTED = {
     "layer_replication": "replicated layers (layer_replication)",
     "fan_in_fan_out": "transposed weights (fan_in_fan_out)",
 }
-# Keys that a plain adapter may set. Any other key of PEFT's that holds a value makes
-# another delta, or has PEFT import what it names.
+# Keys that a plain adapter may set. Any other key that holds a value changes the delta,
+# or makes PEFT import the module that it names.
 PLAIN = frozenset(
     {
         *("peft_type", "peft_version", "task_type", "inference_mode", "revision"),
@@ -47,11 +46,11 @@ class Adapter:
     """A LoRA adapter of a sequence classifier, in float32.
 
     Attributes:
-        name: Where it came from, for messages.
+        name: Where it came from, for error messages.
         config: The content of adapter_config.json.
-        layers: ``{module: (A (r, in), B (out, r))}``, modules as named in the base
-            model, such as ``model.layers.0.self_attn.q_proj``.
-        score: ``(n_classes, hidden)`` head.
+        layers: ``{module: (A, B)}``, float32 ``(r, in)`` and ``(out, r)``. Modules are
+            named as in the base model, such as ``model.layers.0.self_attn.q_proj``.
+        score: ``(n_classes, hidden)`` float32 weights of the score head.
         scaling: ``alpha / r``.
     """
 
@@ -63,17 +62,17 @@ class Adapter:
 
     @property
     def rank(self) -> int:
-        """The rank r."""
+        """Return the rank r."""
         return self.config["r"]
 
     def delta(self, module: str) -> torch.Tensor:
-        """``(out, in)`` float32: what the adapter adds to a module's weight."""
+        """Return what the adapter adds to a module's weight, ``(out, in)`` float32."""
         a, b = self.layers[module]
         return self.scaling * (b @ a)
 
 
 def read_adapter_config(folder: Path) -> dict[str, Any]:
-    """Read a PEFT adapter's settings and check that it is plain LoRA.
+    """Read a PEFT adapter's settings, and check that it is plain LoRA.
 
     Raises:
         UserError: For rsLoRA, DoRA, biases and other variants, or a damaged file.
@@ -105,7 +104,7 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
 
 
 def read_adapter(folder: Path) -> Adapter:
-    """Read a PEFT adapter and check that its delta is plain ``(alpha / r) B A``.
+    """Read a PEFT adapter, and check that its delta is plain ``(alpha / r) B A``.
 
     Raises:
         UserError: For rsLoRA, DoRA, biases and other variants, a missing score head, a
@@ -121,10 +120,10 @@ def read_adapter(folder: Path) -> Adapter:
 def _assemble(
     name: str, config: dict[str, Any], saved: dict[str, torch.Tensor]
 ) -> Adapter:
-    """An adapter of the tensors in its file.
+    """Build an adapter from the tensors in its file.
 
     Raises:
-        ValueError: If they are not those of a plain LoRA adapter.
+        ValueError: If the tensors are not those of a plain LoRA adapter.
     """
     tensors = {key: tensor.float() for key, tensor in saved.items()}
     check_finite(tensors)
@@ -135,7 +134,9 @@ def _assemble(
     for key, tensor in tensors.items():
         module, _, part = key.removeprefix(PREFIX).partition(".lora_")
         if part not in ("A.weight", "B.weight") or tensor.ndim != 2:
-            raise ValueError(f"tensor {key} {tuple(tensor.shape)} is none of its parts")
+            raise ValueError(
+                f"tensor {key} {tuple(tensor.shape)} is not part of a plain adapter"
+            )
         pairs.setdefault(module, {})[part[0]] = tensor
     for module, pair in pairs.items():
         ranks = [pair["A"].shape[0], pair["B"].shape[1]] if len(pair) == 2 else []
@@ -147,9 +148,7 @@ def _assemble(
 
 
 def write_adapter(adapter: Adapter, folder: Path) -> None:
-    """Write a PEFT adapter (float32) that ``PeftModel.from_pretrained`` loads.
-
-    The weights, which readers ask for, appear last.
+    """Write a float32 PEFT adapter that ``PeftModel.from_pretrained`` loads.
 
     Raises:
         UserError: If a weight is NaN or infinite.
@@ -159,4 +158,5 @@ def write_adapter(adapter: Adapter, folder: Path) -> None:
         tensors[f"{PREFIX}{module}.lora_A.weight"] = a.contiguous()
         tensors[f"{PREFIX}{module}.lora_B.weight"] = b.contiguous()
     write_json(folder / ADAPTER_CONFIG, adapter.config)
+    # The weights last: whoever finds them finds the settings too.
     write_tensors(folder / ADAPTER_WEIGHTS, tensors)

@@ -1,4 +1,4 @@
-"""Refuse a model folder whose parts do not fit each other or this pipeline."""
+"""Check that the files of a model folder fit each other and this workflow."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,10 +15,14 @@ from prefdistill.storage.whole_files import LONGEST_REASON
 
 
 def check_vocabulary(folder: Path, tokenizer: Any) -> None:
-    """Refuse a tokenizer with ids that the model beside it has no embedding for.
+    """Check that a tokenizer has no id beyond the vocabulary of the model beside it.
+
+    Args:
+        folder: Holds the tokenizer, and maybe a model.
+        tokenizer: The folder's tokenizer, as transformers loaded it.
 
     Raises:
-        UserError: Naming the highest id.
+        UserError: If the model has no embedding for an id; it names the highest one.
     """
     if not (folder / "config.json").is_file():
         return
@@ -32,7 +36,12 @@ def check_vocabulary(folder: Path, tokenizer: Any) -> None:
 
 
 def check_class(folder: Path, config: Any, auto_class: Any) -> None:
-    """Refuse a model that is not a language model of decoder layers.
+    """Check that a model is a language model of decoder layers.
+
+    Args:
+        folder: The model folder, for the message.
+        config: The model's transformers configuration.
+        auto_class: The transformers class that will load it.
 
     Raises:
         UserError: If transformers has no class for this task, or does not keep the
@@ -57,14 +66,14 @@ def check_class(folder: Path, config: Any, auto_class: Any) -> None:
 
 @contextmanager
 def fitting(path: Path, what: str) -> Iterator[None]:
-    """Turn an error about shapes into one line.
+    """Report an error about shapes in one line.
 
     Args:
         path: The file whose shapes do not fit.
         what: What they should fit, for the message.
 
     Raises:
-        UserError: If torch or transformers raises an error about shapes meanwhile.
+        DamagedFile: If torch or transformers raises an error about shapes in the body.
     """
     try:
         yield
@@ -79,10 +88,14 @@ def fitting(path: Path, what: str) -> Iterator[None]:
 
 
 def check_missing(folder: Path, missing: set[str]) -> None:
-    """Refuse a model that lacks weights.
+    """Check that a model lacks no weights.
+
+    Args:
+        folder: The model folder, for the message.
+        missing: Names of the weights that it lacks.
 
     Raises:
-        DamagedFile: Naming the first missing weight.
+        DamagedFile: If it lacks any; it names the first.
     """
     if missing:
         path = weights_path(folder)
@@ -95,12 +108,12 @@ def check_weights(folder: Path, model: torch.nn.Module) -> None:
     """Check that a loaded model's weights are finite.
 
     Raises:
-        DamagedFile: Naming the first weight that holds NaN or infinity.
+        DamagedFile: If one holds NaN or infinity; it names the first.
     """
     for name, weight in model.named_parameters():
         if not weight.is_floating_point() or not weight.numel():
             continue
-        # The extremes carry NaN and infinity on, without a copy of the weight.
+        # Minimum and maximum propagate NaN and infinity without a copy of the weight.
         extremes = torch.stack(torch.aminmax(weight.detach()))
         if not torch.isfinite(extremes).all():
             path = weights_path(folder)

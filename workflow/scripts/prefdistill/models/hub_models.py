@@ -27,7 +27,7 @@ LINE_EVERY_S = 10.0
 class Lines(tqdm):
     """A progress bar that logs a line every ten seconds, and one when it closes.
 
-    Jobs share the terminal, so a bar that redraws itself would be torn.
+    Jobs share the terminal, where lines of other jobs would break a redrawn bar.
     """
 
     def __init__(self, *args: Any, **settings: Any) -> None:
@@ -35,7 +35,8 @@ class Lines(tqdm):
         super().__init__(*args, **settings | {"file": io.StringIO()})
 
     def display(self, msg: str | None = None, pos: int | None = None) -> bool:
-        """Log where the bar stands. ``close`` disables the bar before its last line."""
+        """Log the bar's state, if a line is due."""
+        # `close` disables the bar before it shows its last line.
         if self.disable or time.monotonic() >= self._due:
             self._due = time.monotonic() + LINE_EVERY_S
             logger.info("%s", msg or str(self).strip())
@@ -45,8 +46,8 @@ class Lines(tqdm):
 def download_model(repo: str, revision: str | None, folder: Path) -> str:
     """Resolve a revision to a commit, and download the files of that commit.
 
-    The client resumes a download that was interrupted. A gated model needs a token in
-    the environment variable ``HF_TOKEN``.
+    An interrupted download resumes. A gated model needs a token in the environment
+    variable ``HF_TOKEN``.
 
     Args:
         repo: ``owner/name``.
@@ -54,14 +55,15 @@ def download_model(repo: str, revision: str | None, folder: Path) -> str:
         folder: Where the files go.
 
     Returns:
-        The commit.
+        The commit's hash.
 
     Raises:
-        UserError: If the hub does not hand the model out.
+        UserError: If the hub refuses or cannot be reached.
     """
     import huggingface_hub
 
-    logging.getLogger("httpx2").setLevel(logging.WARNING)  # it logs signed addresses
+    # At level INFO it logs signed addresses.
+    logging.getLogger("httpx2").setLevel(logging.WARNING)
     token = os.environ.get("HF_TOKEN") or False
     try:
         commit = huggingface_hub.model_info(repo, revision=revision, token=token).sha
@@ -74,7 +76,7 @@ def download_model(repo: str, revision: str | None, folder: Path) -> str:
             token=token,
             tqdm_class=Lines,
         )
-    except Exception as error:  # the client has a dozen kinds, with no common base
+    except Exception as error:  # the client's exceptions have no common base class
         if disk_fault(error):
             raise
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,4 +1,4 @@
-"""Count the tokens of rows before the cut, and what the cut takes away."""
+"""Count the tokens of rows, and how many of them truncation removes."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -11,9 +11,8 @@ from prefdistill.data.prompts import encode_pairs
 from prefdistill.models.loading import load_tokenizer
 from prefdistill.settings import TextSettings
 
-# Longer than any row, so that nothing is cut.
-NO_LIMIT = 2**31
-# Of more rows every second, third, ... is counted: time and memory stay bounded.
+NO_LIMIT = 2**31  # longer than any row
+# Of more rows, only every second, third, ... is counted, to bound time and memory.
 MAX_ROWS = 20_000
 QUANTILES = (0.05, 0.5, 0.95, 0.99, 1.0)
 
@@ -21,16 +20,16 @@ QUANTILES = (0.05, 0.5, 0.95, 0.99, 1.0)
 def count_lengths(
     table: pa.Table, base: Path, text: TextSettings
 ) -> tuple[int, dict[str, np.ndarray]]:
-    """Tokenise a fold's rows as the student does, without the cut.
+    """Tokenise a fold's rows as the student does, without truncation.
 
     Args:
         table: A fold's rows.
-        base: Folder of the student's base, whose tokenizer counts.
+        base: Folder of the student's base, whose tokenizer is used.
         text: How pairs become tokens.
 
     Returns:
-        Of how many rows one was counted; and for each split the number of tokens of
-        each counted row.
+        n, if every n-th row was counted; and for each split the ``(n_counted,)``
+        integer numbers of tokens.
     """
     every = -(-len(table) // MAX_ROWS)
     table = table.take(np.arange(0, len(table), every))
@@ -44,7 +43,12 @@ def count_lengths(
 
 
 def describe_lengths(n_tokens: np.ndarray, max_length: int) -> dict[str, Any]:
-    """Count rows and tokens, those that the cut takes, and quantiles of lengths."""
+    """Count rows and tokens, those that truncation affects, and quantiles of lengths.
+
+    Args:
+        n_tokens: ``(n,)`` integer tokens of each row.
+        max_length: Most tokens that a row keeps.
+    """
     lost = np.maximum(n_tokens - max_length, 0)
     return {
         "rows": len(n_tokens),

@@ -1,7 +1,7 @@
 """Add, load, merge and save LoRA adapters of a loaded model, through PEFT.
 
-``adapters`` reads, averages and writes the same two files as plain tensors, without a
-model and without PEFT. PEFT is imported inside functions; ``models`` says why.
+``adapter_files`` reads and writes the same two files as plain tensors, without a model.
+PEFT is imported inside functions, for the reason that ``loading`` gives.
 """
 
 from pathlib import Path
@@ -15,12 +15,9 @@ from prefdistill.models.adapter_files import (
     read_adapter_config,
 )
 from prefdistill.models.folder_checks import fitting
-from prefdistill.models.loading import (
-    default_device,
-    device_of,
-    load_classifier,
-    resolve_precision,
-)
+from prefdistill.models.forward import device_of
+from prefdistill.models.loading import load_classifier
+from prefdistill.models.precision import default_device, resolve_precision
 from prefdistill.settings import LoraSettings
 from prefdistill.storage.records import read_json, write_json
 from prefdistill.storage.tensors import check_finite, read_tensors, write_tensors
@@ -30,12 +27,12 @@ from prefdistill.storage.whole_files import reading
 def add_adapter(
     model: torch.nn.Module, lora: LoraSettings, seed: int
 ) -> torch.nn.Module:
-    """Wrap a model with a fresh float32 LoRA adapter (and its trainable head).
+    """Wrap a model with a fresh float32 LoRA adapter, and make its head trainable.
 
     Args:
-        model: A classifier, or a language model, which has no head to train.
+        model: A classifier, or a language model, which has no score head.
         lora: The adapter's shape.
-        seed: Seed of the initialisation; it leaves torch's own generator alone.
+        seed: Seed of the initialisation; torch's global generator is not used.
 
     Raises:
         UserError: If no layer or no target is left to adapt.
@@ -67,6 +64,11 @@ def load_adapter(
 ) -> torch.nn.Module:
     """Wrap a classifier with a saved adapter and its head.
 
+    Args:
+        model: The base, as a frozen classifier.
+        folder: The adapter's folder.
+        trainable: Whether adapter and head are to be trained further.
+
     Raises:
         DamagedFile: If the adapter's weights are not exactly those of the model.
     """
@@ -92,7 +94,8 @@ def load_adapter(
 def load_merged(folder: Path, adapter: Path, precision: str) -> torch.nn.Module:
     """Load a classifier with an adapter merged into it in float32, then cast.
 
-    An NF4 base becomes a 16-bit one, as the merged weights no longer fit its blocks.
+    An NF4 base becomes a 16-bit one, as the merged weights no longer fit the scales of
+    its blocks.
     """
     device = default_device()
     dtype, _ = resolve_precision(precision, device)
@@ -109,7 +112,7 @@ def adapter_rank(folder: Path) -> int:
 
 
 def adapter_tensors(model: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """Return an adapter's weights under PEFT's file names, float32 on the CPU."""
+    """Return an adapter's weights by PEFT's names in its file, float32 on the CPU."""
     from peft import get_peft_model_state_dict
 
     state = get_peft_model_state_dict(model, save_embedding_layers=False)
@@ -122,13 +125,13 @@ def adapter_tensors(model: torch.nn.Module) -> dict[str, torch.Tensor]:
 def save_adapter(
     model: torch.nn.Module, folder: Path, head: torch.Tensor | None = None
 ) -> None:
-    """Write an adapter in PEFT's format, float32, each file whole or absent.
+    """Write an adapter in PEFT's format, in float32.
 
     Args:
         model: A PEFT model.
         folder: Where ``adapter_model.safetensors`` and ``adapter_config.json`` go.
-        head: Score weights to write in place of the model's own; a language model has
-            none of its own.
+        head: ``(3, hidden)`` float32 score weights that replace the model's own; needed
+            for a language model, which has none.
 
     Raises:
         UserError: If a weight is NaN or infinite.

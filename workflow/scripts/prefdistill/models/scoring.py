@@ -1,4 +1,4 @@
-"""Score pairs in both orders, with packed batches."""
+"""Score pairs in both orders of the answers, in packed batches."""
 
 import logging
 import time
@@ -12,12 +12,7 @@ import torch
 from prefdistill.data.prompts import EncodedPairs
 from prefdistill.engine.packing import collate, pack, shape_step, shared_tokens
 from prefdistill.errors import Interrupted, UserError
-from prefdistill.models.loading import (
-    classify,
-    device_of,
-    engine_of,
-    is_sharded,
-)
+from prefdistill.models.forward import classify, device_of, engine_of, is_sharded
 from prefdistill.models.memory import count_parameters, halved_budget, note_short_memory
 from prefdistill.running.processes import (
     any_process,
@@ -35,8 +30,10 @@ from prefdistill.storage.logits import VIEWS
 logger = logging.getLogger(__name__)
 
 SAVE_EVERY_S = 300.0
-# Bins that a process hands to a GPU before it waits for their logits.
+# Bins that a process queues on a GPU before it waits for their logits.
 QUEUED_BINS = 8
+# With fewer bins, every progress line is logged, however quickly they follow.
+FEW_BINS = 50
 
 
 def score_pairs(
@@ -53,7 +50,7 @@ def score_pairs(
     With both orders, the common prompt of a pair is computed once (see ``packing``).
 
     Args:
-        model: A classifier of ``models``; it is put into evaluation mode.
+        model: A classifier from ``models.loading``; it is put into evaluation mode.
         encoded: The pairs.
         views: Orders to show, of AB and BA.
         token_budget: Most tokens in a forward pass; halved when memory runs out.
@@ -74,6 +71,7 @@ def score_pairs(
     rows = _Rows(encoded, views)
     lengths = rows.lengths
     n_weights = count_parameters(model)["linear"]
+    # A multiplication and an addition for each weight and token.
     engine_of(model).set_compiled(2 * n_weights * float(rows.n_tokens))
     state = _State(torch.zeros(len(lengths), 3), 0, token_budget, token_budget)
     if checkpoints:
@@ -81,7 +79,7 @@ def score_pairs(
     if is_sharded(model):  # every process needs the same number of passes
         state.pass_budget = state.token_budget
     bins = pack(lengths, state.token_budget, rows.common)
-    every_s = 0 if len(bins) < 50 else 10
+    every_s = 0 if len(bins) < FEW_BINS else 10
     progress = Progress(len(bins), "batches", done=state.n_done, every_s=every_s)
     first = saved = state.n_done
     saved_at = time.monotonic()
@@ -99,13 +97,7 @@ def score_pairs(
                 progressed=saved > first,
             )
         together = bins[state.n_done : state.n_done + n_together]
-        scored = _score_together(model, rows, together, state.pass_budget)
-        members = np.concatenate(together)
-        while scored is None:
-            state.halve(int(lengths[members].max()))
-            scored = _score_together(model, rows, together, state.pass_budget)
-        state.logits[members] = scored
-        state.n_done += len(together)
+        members = _take_bins(model, rows, together, state)
         n_new += len(together)
         n_tokens += int(lengths[members].sum())
         if n_new >= progress_batches or state.n_done == len(bins):
@@ -115,7 +107,7 @@ def score_pairs(
 
 
 class _Rows:
-    """Hold the rows to score: the pairs in their order, each in all views.
+    """The rows to score: the pairs in their order, each in all views.
 
     Args:
         encoded: The pairs.
@@ -125,18 +117,18 @@ class _Rows:
     def __init__(self, encoded: EncodedPairs, views: Sequence[str]) -> None:
         self.encoded, self.views = encoded, views
         self.lengths = np.repeat(encoded.lengths, len(views))
-        # Tokens shared with the row before; the first row of a pair shares none.
+        # Tokens shared with the previous row; the first row of a pair shares none.
         self.common = np.zeros_like(self.lengths)
         for column in range(1, len(views)):
-            self.common[column :: len(views)] = encoded.prefixes
+            self.common[column :: len(views)] = encoded.prefix_lengths
 
     @property
     def n_tokens(self) -> int:
-        """Count the tokens to compute if every common prompt is computed once."""
+        """Count the tokens to compute, with every common prompt computed once."""
         return int(self.lengths.sum() - self.common.sum())
 
     def tokens(self, row: int) -> np.ndarray:
-        """Return the tokens of a row."""
+        """Return the tokens of a row, ``(length,)`` integer."""
         pair, column = divmod(row, len(self.views))
         return self.encoded.tokens(pair, self.views[column])
 
@@ -165,13 +157,14 @@ class _State:
             logger.info("going on after %d batches", self.n_done)
 
     def save(self, checkpoints: Checkpoints) -> None:
+        """Save the state in the first process; the others wait for it."""
         budgets = {"token_budget": self.token_budget, "pass_budget": self.pass_budget}
         if is_first():
             checkpoints.save(self.n_done, {"logits": self.logits}, budgets)
         wait_for_all()
 
     def halve(self, longest_row: int) -> None:
-        """Halve the tokens in a pass, from now on.
+        """Halve the tokens in all passes to come.
 
         Raises:
             UserError: If a pass held only one row.
@@ -183,19 +176,38 @@ def _queued_bins(model: Any) -> int:
     return QUEUED_BINS if device_of(model).type == "cuda" else 1
 
 
+def _take_bins(
+    model: Any, rows: _Rows, bins: list[np.ndarray], state: _State
+) -> np.ndarray:
+    """Score bins into the state, in smaller passes if memory runs out.
+
+    Returns:
+        ``(n,)`` int64 row indices of the bins.
+    """
+    members = np.concatenate(bins)
+    scored = _score_together(model, rows, bins, state.pass_budget)
+    while scored is None:
+        state.halve(int(rows.lengths[members].max()))
+        scored = _score_together(model, rows, bins, state.pass_budget)
+    state.logits[members] = scored
+    state.n_done += len(bins)
+    return members
+
+
 def _score_together(
     model: Any, rows: _Rows, bins: list[np.ndarray], pass_budget: int
 ) -> torch.Tensor | None:
-    """Score the rows of some bins; return None if memory ran out in any process.
+    """Score the rows of bins, shared out to the processes.
 
     Returns:
-        ``(rows, 3)`` on the CPU, bin after bin, in every process.
+        ``(n_rows, 3)`` float32 on the CPU, bin after bin, in every process; None if
+        memory ran out in any process.
 
     Raises:
         UserError: If a logit is not finite.
     """
-    # Process r scores bins r, r + n, and so on. A process without one scores the last
-    # bin again, as a sharded model needs all processes in every pass.
+    # Process r of n scores bins r, r + n, and so on. A process that has none left
+    # scores the last bin again, as a sharded model needs all processes in every pass.
     n_rounds = -(-len(bins) // n_processes())
     own = range(rank(), rank() + n_rounds * n_processes(), n_processes())
     scored = _score(
@@ -223,10 +235,10 @@ def _score_together(
 def _score(
     model: Any, rows: _Rows, bins: list[np.ndarray], pass_budget: int
 ) -> list[torch.Tensor] | None:
-    """Score each bin's rows, ``(rows, 3)`` on the CPU; None if memory ran out.
+    """Score each bin's rows in this process.
 
-    All passes are queued before the first result is copied, so the GPU never waits for
-    the host.
+    Returns:
+        ``(n_rows, 3)`` float32 on the CPU for each bin; None if memory ran out.
     """
     step = shape_step(min(pass_budget, rows.n_tokens), device_of(model).type)
     queued = []
@@ -242,6 +254,8 @@ def _score(
     except torch.OutOfMemoryError as error:
         note_short_memory(model, error)
         return None
+    # Results are copied only once all passes are queued: the GPU never waits for the
+    # host.
     results, filled = [], 0
     for n_rows, part, scored in queued:
         if not filled:
@@ -254,7 +268,7 @@ def _score(
 def subset_rows(
     split: np.ndarray, rows: list[int] | None, n_rows: int | None, seed: int
 ) -> np.ndarray:
-    """Choose the rows of a fold file to score, ``(n,)`` bool.
+    """Choose the rows of a fold file to score.
 
     Args:
         split: ``(n,)`` split of each row. Rows outside ``train`` are always scored.
@@ -262,6 +276,9 @@ def subset_rows(
             file order; None for all.
         n_rows: Number of train rows to sample; None for all.
         seed: Of the sample.
+
+    Returns:
+        ``(n,)`` bool.
 
     Raises:
         UserError: If the range holds no train row.

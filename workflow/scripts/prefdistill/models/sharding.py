@@ -1,10 +1,8 @@
-"""Load base models whose frozen weights are spread over a job's processes (FSDP2).
+"""Load base models whose frozen weights are sharded over a job's processes (FSDP2).
 
-Each process holds its part of every decoder layer, and gathers the other parts just
+Each process holds one shard of every decoder layer, and gathers the other shards just
 before the layer computes. Adapters and heads are added later and stay whole in every
-process, so that training and checkpoints are those of an unsharded model. Weights are
-read layer by layer and cut at once: no process ever holds more than its part and one
-layer.
+process, so training and checkpoints are the same as for an unsharded model.
 """
 
 import logging
@@ -27,7 +25,13 @@ TensorOf = Callable[[str, torch.Size], torch.Tensor]
 
 
 def empty_model(auto_class: Any, config: Any, dtype: torch.dtype) -> nn.Module:
-    """Make a model with packed attention, and without memory for its weights."""
+    """Make a model with packed attention whose weights take no memory.
+
+    Args:
+        auto_class: The transformers class that makes the model.
+        config: The model's configuration.
+        dtype: Dtype of the weights.
+    """
     from accelerate import init_empty_weights
 
     register()
@@ -46,7 +50,7 @@ def load_sharded(
     *,
     nf4: bool,
 ) -> tuple[nn.Module, set[str]]:
-    """Load a frozen model in parts; all processes call this together.
+    """Load this process's shards of a frozen model; all processes call this together.
 
     Args:
         auto_class: The transformers class that makes the model.
@@ -57,7 +61,7 @@ def load_sharded(
         nf4: Whether to quantise the linear layers of the decoder.
 
     Returns:
-        The model; and the names of the weights that the folder lacks, filled with 0.
+        The model; and the names of weights that the folder lacks, which are 0.
 
     Raises:
         UserError: If the folder's weights are quantised already.
@@ -97,15 +101,15 @@ def materialise(
     nf4: bool,
     sharded: bool = True,
 ) -> None:
-    """Fill an empty model, layer by layer, and keep this process's part of each.
+    """Fill an empty model layer by layer, and keep this process's shard of each layer.
 
     Args:
         model: A transformers model whose weights, not buffers, are on the meta device.
         tensor_of: Function from a weight's name and shape to its values.
         dtype: Dtype of the weights that are not quantised.
-        device: Where this process's parts go.
+        device: Where this process's shards go.
         nf4: Whether to quantise the linear layers of the decoder.
-        sharded: Whether to keep only a part of each layer.
+        sharded: Whether to keep only one shard of each layer.
     """
     import torch.distributed as dist
     from torch.distributed.device_mesh import init_device_mesh
@@ -115,6 +119,7 @@ def materialise(
     mesh = init_device_mesh(device.type, (dist.get_world_size(),)) if sharded else None
     layers = enumerate(model.model.layers)
     blocks = [(f"model.layers.{number}", layer) for number, layer in layers]
+    # One block after the other: a process never holds more than its shards and a layer.
     for prefix, block in [*blocks, ("model", model.model)]:
         _fill(block, prefix, tensor_of, dtype, device, nf4)
         if mesh is not None:
@@ -156,7 +161,7 @@ def _fill(
 def _nf4_linear(linear: nn.Linear, dtype: torch.dtype) -> nn.Module:
     """Make an empty bitsandbytes layer in place of a linear one.
 
-    Its weight will be a plain tensor of bytes, which FSDP can cut. bitsandbytes finds
+    Its weight will be a plain tensor of bytes, which FSDP can shard. bitsandbytes finds
     the scales in the layer's own ``quant_state``, which every process holds whole.
     """
     from bitsandbytes.nn import Linear4bit
@@ -177,9 +182,9 @@ def _nf4_linear(linear: nn.Linear, dtype: torch.dtype) -> nn.Module:
 def _quantise(value: torch.Tensor) -> tuple[torch.Tensor, Any]:
     from bitsandbytes.functional import quantize_4bit
 
-    # FSDP of torch below 2.13 takes only floating point tensors, so the bytes are
-    # stored as float32. As bfloat16, the gathering copy would change bytes that look
-    # like a NaN.
+    # FSDP of torch below 2.13 shards only floating point tensors, so the bytes are
+    # stored as float32. With bfloat16, gathering would change bytes that look like a
+    # NaN.
     return quantize_4bit(
         value,
         compress_statistics=True,

@@ -1,4 +1,4 @@
-"""Try a configured model on a few pairs before any training, and describe it."""
+"""Try a configured model on a few pairs before any training, and report the result."""
 
 from pathlib import Path
 from typing import Any
@@ -8,14 +8,11 @@ from scipy.special import softmax
 
 from prefdistill.data.prompts import encode_pairs
 from prefdistill.engine.engine import RECOMPUTE
-from prefdistill.models.loading import (
-    base_precision,
-    core_model,
-    load_classifier,
-    load_tokenizer,
-)
+from prefdistill.models.forward import core_model
+from prefdistill.models.loading import load_classifier, load_tokenizer
 from prefdistill.models.lora import add_adapter
 from prefdistill.models.memory import count_parameters, estimate_memory
+from prefdistill.models.precision import base_precision
 from prefdistill.models.scoring import score_pairs
 from prefdistill.settings import LoraSettings, TextSettings, read
 from prefdistill.storage.logits import VIEWS
@@ -36,9 +33,9 @@ def pairs_to_try(pairs: list[dict[str, str]]) -> pa.Table:
 def try_model(
     folder: Path, settings: dict[str, Any], text: TextSettings, pairs: pa.Table
 ) -> dict[str, Any]:
-    """Load a model, score pairs in both orders, and describe both.
+    """Load a model, score pairs in both orders, and describe model and scores.
 
-    Its head and adapter have their seeded initial values: training starts from them.
+    Head and adapter have the seeded values that training starts from.
 
     Args:
         folder: The base model.
@@ -47,8 +44,8 @@ def try_model(
         pairs: See ``pairs_to_try``.
 
     Returns:
-        Cells of one row: architecture, sizes, GiB of training, and for each pair and
-        order the probabilities of first, second and tie, as shown.
+        Cells of one CSV row: architecture, sizes, memory of training in GiB, and for
+        each pair and order the probabilities of first, second and tie, as shown.
     """
     precision, seed = settings["precision"], settings["post_pretrain"]["seed"]
     model = load_classifier(folder, precision, head_seed=seed)

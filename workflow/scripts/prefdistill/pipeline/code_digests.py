@@ -1,11 +1,11 @@
-"""Digests of the code that a rule runs, function by function.
+"""Hash the code that a rule runs, function by function.
 
 Snakemake tracks a script by its modification time and ignores the modules that it
-imports. A digest among a rule's params makes both part of a job's identity instead: an
-edited loss reruns the training that uses it, while a comment, a touch, a fresh clone
-or an edit of another function in the same file reruns nothing.
+imports. A digest among a rule's params makes both part of a job's identity instead. So
+an edited loss reruns the training that uses it. A comment, a touch, a fresh clone or an
+edit of another function in the same file reruns nothing.
 
-Nothing heavy is imported here, as the Snakefile uses this module.
+Imported by the Snakefile, so it stays light.
 """
 
 import ast
@@ -22,7 +22,7 @@ from prefdistill.storage.whole_files import write_text
 
 SCRIPTS = Path(__file__).resolve().parents[2]
 PACKAGE = "prefdistill"
-# Modules that say how a job runs and not what comes out: an edit reruns nothing.
+# Modules that decide how a job runs, not what comes out: an edit reruns nothing.
 RUN_TIME_MODULES = frozenset(
     {
         "prefdistill.errors",
@@ -40,13 +40,13 @@ RUN_TIME_MODULES = frozenset(
 
 # The key of the statements that bind no single name, such as an `if` or a call.
 _OTHERS = ""
-# Fields of syntax nodes that say nothing about what the code does.
+# Fields of syntax nodes that do not change what the code does.
 _SILENT_FIELDS = frozenset({"ctx", "kind", "type_comment"})
 
 
 @dataclass(frozen=True)
 class _Unit:
-    """One statement: its syntax as text, its names, its (module, name) imports."""
+    """Hold a statement: its syntax as text, its names, its (module, name) imports."""
 
     text: str
     names: frozenset[str]
@@ -56,17 +56,19 @@ class _Unit:
 def code_digest(script: str, scripts: Path = SCRIPTS) -> str:
     """Hash a script and every definition of the package that it can reach.
 
-    All of the script counts. Of a module of the package count the definitions
-    (functions, classes, assignments, imports) that are reached by name from what is
-    imported of it, at any depth, and the statements that are none of these, as they run
-    on import. A name counts as a use of the definition so named even where a local
-    variable hides it: the digest may change without need, but does not stay the same
-    when a definition that can run has changed. Comments, docstrings, bare strings and
-    layout do not count, nor do the modules in ``RUN_TIME_MODULES``.
+    The whole script counts. In a module of the package, these count:
 
-    Reading syntax trees takes longer than everything else that the Snakefile does, and
-    every job reads the Snakefile. So digests are kept in ``__pycache__``, under the
-    hash of the bytes of all files. An edit is seen by the next process.
+    - the definitions (functions, classes, assignments, imports) that are reached by
+      name from what is imported of the module, at any depth;
+    - the statements that define nothing, because they run on import.
+
+    A name counts as a use of a definition even where a local variable hides it. So the
+    digest may change without need, but always changes with a definition that can run.
+    Comments, docstrings, bare strings, layout and ``RUN_TIME_MODULES`` do not count.
+
+    Every job reads the Snakefile, and reading syntax trees takes longer than all else
+    that the Snakefile does. So digests are kept in ``__pycache__``, under the hash of
+    the bytes of all files. The next process sees an edit.
 
     Args:
         script: Name of a file in ``scripts``, such as ``"train_teacher.py"``.
@@ -90,7 +92,7 @@ def code_digest(script: str, scripts: Path = SCRIPTS) -> str:
 
 @cache
 def _kept_digests(scripts: Path) -> tuple[dict[str, str], Callable[[], None]]:
-    """The digests known for exactly these files, and how to keep more of them."""
+    """Read the digests of exactly these files; return a function that saves more."""
     files = sorted([*scripts.glob("*.py"), *(scripts / PACKAGE).rglob("*.py")])
     content = hashlib.sha256(repr(sys.version_info[:2]).encode())
     for path in files:
@@ -133,7 +135,7 @@ def _digest(main: Path, scripts: Path) -> str:
 
 
 def _targets(unit: _Unit, path: Path, scripts: Path) -> Iterator[tuple[Path, str]]:
-    """The (file, name) pairs that a statement imports from the package.
+    """List the (file, name) pairs that a statement imports from the package.
 
     Raises:
         ValueError: If there is no such name, or a script is imported.
@@ -168,7 +170,7 @@ def _exists(path: Path) -> bool:
 
 @cache
 def _statements(path: Path) -> dict[str, list[ast.stmt]]:
-    """The top-level statements of a file by the name that they bind, in file order.
+    """List the top-level statements of a file by the name that they bind, in order.
 
     Statements that bind no single name are under ``_OTHERS``; names bound within them
     have an empty list, because those statements count in any case.
@@ -189,7 +191,7 @@ def _statements(path: Path) -> dict[str, list[ast.stmt]]:
 
 
 def _bindings(statement: ast.stmt) -> list[tuple[str, ast.stmt]] | None:
-    """Names that a definition binds, each with its statement; None if it is none."""
+    """List the names that a definition binds, with statements; None if it is none."""
     if isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
         return [(statement.name, statement)]
     if isinstance(statement, ast.Import | ast.ImportFrom):
@@ -214,7 +216,7 @@ def _bindings(statement: ast.stmt) -> list[tuple[str, ast.stmt]] | None:
 
 
 def _one(statement: ast.Import | ast.ImportFrom, alias: ast.alias) -> ast.stmt:
-    """The import statement with one of its names."""
+    """Return the import statement with one of its names."""
     if isinstance(statement, ast.Import):
         return ast.Import(names=[alias])
     return ast.ImportFrom(module=statement.module, names=[alias], level=statement.level)
@@ -240,7 +242,7 @@ def _is_bare_string(node: ast.AST) -> bool:
 
 @cache
 def _unit(statement: ast.stmt, path: Path) -> _Unit:
-    """Read a statement in one walk, as ``ast.dump`` with a second one takes too long.
+    """Read a statement in one walk: ``ast.dump`` and a second walk take too long.
 
     Raises:
         ValueError: If the statement holds an import that cannot be followed.

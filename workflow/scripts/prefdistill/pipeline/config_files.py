@@ -1,6 +1,6 @@
-"""Configuration files before they are merged: whole YAML, and no key twice.
+"""Check configuration files before they are merged: whole YAML, and no key twice.
 
-Snakemake keeps the last of two equal keys, and says of a broken file neither which nor
+Snakemake keeps the last of two equal keys, and does not say which file is broken, or
 where. Imported by the Snakefile and the driver, so it stays light.
 """
 
@@ -39,7 +39,7 @@ def check_config_file(path: str | Path) -> None:
 
 
 def _explain(error: yaml.YAMLError) -> str:
-    """Where a file stops being YAML, and why."""
+    """Say where a file stops being YAML, and why."""
     mark = getattr(error, "problem_mark", None)
     place = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
     problem = " ".join(str(getattr(error, "problem", None) or error).split())
@@ -47,7 +47,7 @@ def _explain(error: yaml.YAMLError) -> str:
 
 
 def _mappings(root: yaml.Node) -> Iterable[yaml.MappingNode]:
-    """All mappings of a document, each once, however often an alias names it."""
+    """Yield all mappings of a document, each once even if aliases name it again."""
     waiting, seen = [root], set()
     while waiting:
         node = waiting.pop()

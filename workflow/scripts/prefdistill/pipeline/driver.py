@@ -1,15 +1,16 @@
 """Allow one driver per folder, and recover from a killed one by the same command.
 
-A driver is the Snakemake process that a person starts. It locks its folder with files
-that stay behind when it is killed; they do not say whether it still lives. So every
-driver also holds a lock of the kernel (flock) on an empty file, from when it reads the
-Snakefile to its end, however it ends: that one cannot be left behind, and no process id
-is mistaken for another. A record beside it names the last driver.
+A driver is the Snakemake process that a person starts. Snakemake locks its folder with
+files. They stay when the driver is killed, and do not say whether it still lives. So
+every driver also holds a lock of the kernel (flock) on an empty file, from when it
+reads the Snakefile to its end. The kernel releases that lock however the process ends,
+and unlike a process id, nothing else can be mistaken for it. A record beside the lock
+names the last driver.
 
-``prefdistill run`` clears up after a dead driver and then becomes Snakemake.
+``prefdistill run`` cleans up after a dead driver and then becomes Snakemake.
 ``FOLDER``, ``LOCK`` and ``OWNER`` are relative to the folder that Snakemake works in.
 
-Only YAML and the standard library are imported here, as the Snakefile uses this module.
+Imported by the Snakefile, so it stays light: YAML and the standard library.
 """
 
 import argparse
@@ -41,8 +42,11 @@ SLURM_PATIENCE_S = 120
 def hold_folder() -> IO | None:
     """Take this process's share of the folder's lock; it lasts while the file is open.
 
-    Waits while another driver is being cleared up after. None where the file system
-    cannot lock or be written to; ``main`` refuses such a one.
+    Waits while ``recover`` holds the lock alone.
+
+    Returns:
+        The open lock file; None where the file system cannot lock or cannot be written
+        to. ``main`` refuses such a file system.
     """
     try:
         FOLDER.mkdir(exist_ok=True)
@@ -54,7 +58,7 @@ def hold_folder() -> IO | None:
 
 
 def write_owner(root: Path = Path()) -> None:
-    """Record this process as the folder's driver, by rename."""
+    """Record this process as the folder's driver; the file is replaced by rename."""
     owner = {
         "host": socket.gethostname(),
         "pid": os.getpid(),
@@ -82,7 +86,7 @@ def driver_at_work(root: Path = Path()) -> str | None:
 
 
 def recover(root: Path = Path()) -> None:
-    """Clear up after a dead driver, if there was one, and record this process.
+    """Clean up after a dead driver, if there was one, and record this process.
 
     Args:
         root: The folder that Snakemake works in.
@@ -143,10 +147,10 @@ def _words(owner: dict | None) -> str:
 
 
 def _require_dead_owner(root: Path) -> dict:
-    """Return the record of the driver that left its lock behind.
+    """Return the record of the driver that left Snakemake's lock behind.
 
-    Called while no driver of this host lives. Where the file system shares locks
-    between hosts none lives at all, but not every file system does.
+    Call while no driver of this host lives. If the file system shares locks between
+    hosts, then none lives on any host; but not every file system shares them.
 
     Raises:
         UserError: If it is not known to be dead.
@@ -166,7 +170,7 @@ def _require_dead_owner(root: Path) -> dict:
 
 
 def _has_left(job: str) -> bool:
-    """Tell whether a Slurm job has ended, or is this one, started again elsewhere."""
+    """Tell whether a Slurm job has ended, or is this job after its requeue."""
     if job == os.environ.get("SLURM_JOB_ID"):
         return True
     listed = _squeue("--format=%A")
@@ -184,7 +188,7 @@ def _squeue(*options: str) -> list[str] | None:
 
 
 def _slurm_jobs(root: Path) -> list[str] | None:
-    """List jobs that this user's drivers submitted in the folder; None if unknown."""
+    """List the jobs that this user's drivers submitted there; None if unknown."""
     lines = _squeue(f"--user={os.getuid()}", "--format=%i|%k|%Z")
     if lines is None:
         return None
@@ -196,7 +200,7 @@ def _slurm_jobs(root: Path) -> list[str] | None:
 
 
 def _cancel_slurm_jobs(root: Path) -> None:
-    """Cancel what a dead driver has submitted; training saves its state and ends.
+    """Cancel the jobs of a dead driver; a training saves its state and ends.
 
     Raises:
         UserError: If a job is still there after two minutes.
@@ -214,7 +218,7 @@ def _cancel_slurm_jobs(root: Path) -> None:
         if time.monotonic() > deadline:
             raise UserError(
                 f"Slurm jobs {' '.join(jobs)} of a dead driver do not end; start again "
-                "when squeue lists them no more"
+                "when squeue no longer lists them"
             )
         time.sleep(1)
 

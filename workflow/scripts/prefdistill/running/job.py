@@ -46,7 +46,7 @@ from prefdistill.running.workers import (
 
 logger = logging.getLogger(JOB_LOGGER)
 
-END_S = 900  # how long Slurm may take to end a job
+END_S = 900  # seconds to wait until Slurm ends a job that it has queued again
 
 
 def run_job(
@@ -62,15 +62,17 @@ def run_job(
 
     Args:
         job: The script's ``snakemake`` object.
-        main: The script's function; see ``binding.bind`` for what it is called with.
+        main: The script's function; ``binding.bind`` says what it is called with.
             Without it, return the context manager of ``guarded`` (scripts that do not
             bind by name yet).
-        online: Whether the job may use the hub, with the token of the environment.
-        processes: Processes that share the job's work, one for each GPU.
-        libraries: Imports the libraries that ``main`` needs, such as
-            ``imports.import_quantiser``. Called first, in each process that does work.
-        **values: More of ``main``'s parameters: what the rule does not name, as it
-            changes no result, such as a budget of tokens.
+        online: Whether the job may use the Hugging Face hub, with the environment's
+            token.
+        processes: Processes that share the job's work, one per GPU.
+        libraries: Function that imports the libraries that ``main`` needs, such as
+            ``quick_imports.import_quantiser``. Each process that does work calls it
+            first.
+        **values: Parameters of ``main`` that the rule does not name because they change
+            no result, such as a token budget.
     """
     guard = guarded(job, online=online, processes=processes)
     if main is None:
@@ -86,19 +88,20 @@ def run_job(
 def guarded(job: Any, *, online: bool = False, processes: int = 1) -> Iterator[None]:
     """Run the body as a job: log, signals, time limit, one copy, clear errors.
 
-    A ``UserError`` ends the job with one line on the terminal and the log's path. Any
-    other exception does too, and leaves its traceback in the log. After SIGTERM or
-    SIGUSR1 the body may save and raise ``Interrupted``, which ends the job with 143.
-    Shortly before the job's time limit on Slurm it may do the same, and the job is
-    queued again by itself.
+    An exception ends the job with one line on the terminal that names the log; the log
+    gets the traceback. After SIGTERM or SIGUSR1, the body may save and raise
+    ``Interrupted``, which ends the job with exit status 143. Shortly before the job's
+    time limit on Slurm, the body may do the same, and the job is queued again.
 
-    With more than one process, workers run the body: they run this script again
-    (``launch``). This process holds the lock, watches the clock, hands signals on and
-    ends as the workers did.
+    With more than one process, workers run the body: each runs this script again (see
+    ``workers``). This process holds the lock, watches the clock and passes signals on.
 
-    Args: See ``run_job``.
+    Args:
+        job: The script's ``snakemake`` object.
+        online: See ``run_job``.
+        processes: See ``run_job``.
     """
-    atexit.register(gc.freeze)  # or Python looks for garbage once more, for 0.7 s
+    atexit.register(gc.freeze)  # or a last garbage collection takes 0.7 s
     set_threads(job.threads)
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     if not online:
@@ -126,7 +129,8 @@ def guarded(job: Any, *, online: bool = False, processes: int = 1) -> Iterator[N
             requeue()
         keep_log(log_path)
         if stop_reason() == TIME_LIMIT:
-            time.sleep(END_S)  # Slurm ends the job; if it ended itself, it would fail
+            # Slurm ends a requeued job; one that ends by itself counts as failed.
+            time.sleep(END_S)
         sys.exit(STOPPED)
     except Exception as error:
         to_terminal.setLevel(logging.CRITICAL)
@@ -139,21 +143,21 @@ def guarded(job: Any, *, online: bool = False, processes: int = 1) -> Iterator[N
 
 
 def set_threads(n_threads: int) -> None:
-    """Limit the threads of numerical libraries. Call it before they are imported."""
+    """Limit the threads of numerical libraries; call it before they are imported."""
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         os.environ[name] = str(n_threads)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 
 def _stay_offline() -> None:
-    """Keep the hub, and the token for it, from a job that has no business there."""
+    """Take the hub, and its token, away from a job that does not need them."""
     os.environ["HF_HUB_OFFLINE"] = os.environ["TRANSFORMERS_OFFLINE"] = "1"
     for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
         os.environ.pop(name, None)
 
 
 def _run_in_workers(count: int, lock: int) -> None:
-    """Have the job done by several processes; see ``launch.run_workers``.
+    """Run the job in several processes; see ``workers.run_workers``.
 
     Raises:
         Interrupted: If they were stopped.
@@ -173,8 +177,8 @@ def _run_in_workers(count: int, lock: int) -> None:
 def _work(job: Any) -> Iterator[None]:
     """Run the body in one of a job's several processes, and report how it ended.
 
-    Worker 0 logs as a job on its own does. The others log only warnings, with their
-    number. A worker that ends early leaves at once: to disconnect could hang.
+    Worker 0 logs as the only process of a job does. The others log only warnings, with
+    their number.
     """
     rank = worker_rank()
     to_terminal = log_to(Path(job.log[0]), prefix=f"[{rank}] " if rank else "")
@@ -190,6 +194,7 @@ def _work(job: Any) -> Iterator[None]:
         disconnect()
     except Interrupted as stop:
         report(Outcome("stopped", str(stop), stop.progressed))
+        # At once: disconnecting could wait for the other workers for ever.
         os._exit(STOPPED)
     except Exception as error:
         foreseen = isinstance(error, UserError) or disk_fault(error)

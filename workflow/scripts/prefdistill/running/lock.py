@@ -1,7 +1,7 @@
-"""One copy of a job at a time.
+"""Let only one copy of a job run at a time.
 
-Two copies run at once when a cluster queues a job again whose first process still
-lives, or when a driver was killed and its jobs were not.
+Two copies run at once when a cluster requeues a job whose first process still runs, or
+when Snakemake was killed and its jobs were not.
 """
 
 import fcntl
@@ -38,14 +38,15 @@ def _fingerprint(job: Any) -> str:
 
 @contextmanager
 def only_copy(job: Any) -> Iterator[int]:
-    """Hold the job's lock; end well if another copy of it has just done the same work.
-
-    The lock is the system's (flock), on a file beside the log: it goes when its holder
-    dies.
+    """Hold the job's lock, or exit with 0 if another copy has just done the same work.
 
     Yields:
         The lock's file descriptor.
+
+    Raises:
+        Interrupted: If this job has to stop before it gets the lock.
     """
+    # A lock of the system (flock), which is released when its holder dies.
     log_path = Path(job.log[0])
     path = log_path.with_name(f".{log_path.stem}.lock")
     fingerprint = _fingerprint(job)
@@ -56,7 +57,7 @@ def only_copy(job: Any) -> Iterator[int]:
         if waited and same and all(map(os.path.exists, job.output)):
             logger.info("the other copy finished this job")
             sys.exit(0)
-        with suppress(OSError):  # a full disk is for the job's own files to say
+        with suppress(OSError):  # the job's own files will report a full disk
             os.ftruncate(lock, 0)
             text = f"{socket.gethostname()} {os.getpid()}\n{fingerprint}\n"
             os.pwrite(lock, text.encode(), 0)
@@ -69,7 +70,7 @@ def _wait_for_lock(lock: int, path: Path) -> bool:
     """Take the lock of an open file.
 
     Returns:
-        Whether another copy held it.
+        Whether this job had to wait for another copy.
 
     Raises:
         Interrupted: If this job has to stop before it gets the lock.
@@ -85,7 +86,10 @@ def _wait_for_lock(lock: int, path: Path) -> bool:
                 logger.warning("another copy runs (%s); waiting for it", holder)
             waited = True
         except OSError as error:
-            logger.warning("%s: no file locks here (%s)", path, error.strerror)
+            logger.warning(
+                "%s: its file system has no locks (%s); going on without one",
+                path, error.strerror,
+            )  # fmt: skip
             return False
         if stop_requested():
             raise Interrupted("nothing done yet", progressed=False)

@@ -1,6 +1,6 @@
-"""A job's log, and the one line that says why the job failed.
+"""Write a job's log, and describe in one line why the job failed.
 
-Only the standard library is imported here, as the Snakefile uses this module.
+The Snakefile imports this module, so only the standard library is imported here.
 """
 
 import logging
@@ -13,23 +13,28 @@ from pathlib import Path
 from prefdistill.errors import DamagedFile, UserError, disk_fault
 from prefdistill.running.rule_lookup import rerun_advice
 
-# The name on the lines about the job itself. ``overview`` finds them by it.
+# ``pipeline.overview`` finds the lines about the job itself by this logger's name.
 JOB_LOGGER = "prefdistill.running.job"
-FAILED = "failed: "  # stands before an error's one line; see ``failures``
+# ``pipeline.failed_jobs`` finds an error's one line by this beginning.
+FAILED = "failed: "
 
 logger = logging.getLogger(JOB_LOGGER)
 
 
 def log_to(log_path: Path, prefix: str = "") -> logging.Handler:
-    """Log to the file and the terminal.
+    """Log to a file and to the terminal.
 
     A line on the terminal begins with the job's name, as several jobs may run at once.
+
+    Args:
+        log_path: The file; lines are appended.
+        prefix: Text before each message.
 
     Returns:
         The terminal's handler.
     """
     log_path.parent.mkdir(parents=True, exist_ok=True)
-    logging.raiseExceptions = False  # a full disk is said once, not by each log line
+    logging.raiseExceptions = False  # or each log line would report a full disk again
     to_file = logging.FileHandler(log_path, mode="a", encoding="utf-8")
     to_file.setFormatter(
         logging.Formatter(f"%(asctime)s {prefix}%(levelname)s %(name)s: %(message)s")
@@ -45,26 +50,27 @@ def log_to(log_path: Path, prefix: str = "") -> logging.Handler:
 
 
 def log_place() -> None:
-    """Log where the job runs, so that a failure can be looked up there."""
+    """Log the host, Slurm job and GPUs, so that a failure can be looked up there."""
     names = ("SLURM_JOB_ID", "SLURM_RESTART_COUNT", "CUDA_VISIBLE_DEVICES")
     known = [f"{name}={os.environ[name]}" for name in names if name in os.environ]
     logger.debug("%s", " ".join([f"on {socket.gethostname()}", *known]))
 
 
 def keep_log(log_path: Path) -> None:
-    """Append the log to that of the job's earlier runs, as Snakemake deletes it."""
+    """Append the log to the log of earlier runs."""
+    # Snakemake deletes a job's log before it runs the job again.
     earlier = log_path.with_suffix(".earlier.log")
     with suppress(OSError), open(earlier, "a", encoding="utf-8") as log:
         log.write(log_path.read_text(encoding="utf-8") + "\n")
 
 
 def error_line(error: Exception) -> str:
-    """Describe an error in one line, with the remedy for who runs the workflow.
+    """Describe an error in one line, with the remedy for the workflow's user.
 
-    A damaged file that a rule made is to be deleted, so that the rule makes it again.
-    An error that nobody foresaw begins with its type.
+    An unforeseen error's line begins with its type.
     """
     if isinstance(error, DamagedFile):
+        # A file that a rule made is best deleted: the rule then makes it again.
         advice = rerun_advice(error.path)
         return f"{error.path}: {error.what}; {advice}" if advice else str(error)
     kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "

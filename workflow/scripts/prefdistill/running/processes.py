@@ -1,6 +1,6 @@
-"""What the processes of one job have in common: who does what, sums, agreements.
+"""Share a job's work among its processes: ranks, sums, and common decisions.
 
-Without a process group there is one process, and everything here costs nothing.
+Without a process group there is one process, and every function here returns at once.
 """
 
 import os
@@ -14,14 +14,14 @@ import torch.distributed as dist
 from prefdistill.errors import UserError
 from prefdistill.running.workers import RUN_FOLDER
 
-TIMEOUT = timedelta(minutes=30)
+TIMEOUT = timedelta(minutes=30)  # for one collective
 BUCKET_NUMBERS = 2**26  # 256 MiB of float32 in one collective
 
 
 def connect() -> None:
-    """Join the other processes: over NCCL with a GPU each, else over gloo.
+    """Join the other processes, over NCCL with one GPU each, or over gloo on the CPU.
 
-    Reads the environment that ``launch`` or torchrun made.
+    The environment variables are those that ``workers`` or torchrun sets.
 
     Raises:
         UserError: If the job sees fewer GPUs than it has processes.
@@ -49,23 +49,23 @@ def connect() -> None:
 
 
 def disconnect() -> None:
-    """Leave the other processes, at the end of the work."""
+    """Leave the process group, at the end of the work."""
     if dist.is_initialized():
         dist.destroy_process_group()
 
 
 def n_processes() -> int:
-    """Processes that share this job's work."""
+    """Return how many processes share this job's work."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def rank() -> int:
-    """The number of this process, from 0."""
+    """Return the number of this process, from 0."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def is_first() -> bool:
-    """Whether this is the process that writes the job's files."""
+    """Tell whether this is the process that writes the job's files."""
     return rank() == 0
 
 
@@ -76,7 +76,7 @@ def _collective_device() -> torch.device:
 
 
 def any_process(flag: bool) -> bool:
-    """Whether ``flag`` is true in any process; all must ask at the same point."""
+    """Tell whether ``flag`` is true in any process; all must ask at the same point."""
     if n_processes() == 1:
         return flag
     flags = torch.tensor(float(flag), device=_collective_device())
@@ -85,9 +85,12 @@ def any_process(flag: bool) -> bool:
 
 
 def sum_over_processes(tensors: Sequence[torch.Tensor]) -> None:
-    """Replace float32 tensors by their sums over all processes, in a few collectives.
+    """Replace tensors by their sums over all processes, in place.
 
     Every process ends with the same bits.
+
+    Args:
+        tensors: float32, of the same shapes in every process.
     """
     if n_processes() == 1:
         return
@@ -106,20 +109,24 @@ def sum_over_processes(tensors: Sequence[torch.Tensor]) -> None:
 
 
 def wait_for_all() -> None:
-    """Come back once every process has come here."""
+    """Return once every process has called this."""
     any_process(False)
 
 
 def own_share(
     sizes: Sequence[int], counts: Sequence[int], *, in_step: bool
 ) -> list[tuple[int, float]]:
-    """The bins that this process works on, each with its weight in the sum.
+    """List the bins that this process works on, each with its weight in the sum.
 
     Args:
         sizes: Tokens of each bin, those of the first process first.
-        counts: Number of each process's bins.
-        in_step: Whether all processes must do equally many, as those of a sharded
-            model; those with fewer then do the smallest again, with weight 0.
+        counts: Number of bins of each process.
+        in_step: Whether all processes must do the same number of bins, as a sharded
+            model requires. A process with fewer then repeats the smallest bin, with
+            weight 0.
+
+    Returns:
+        Index and weight of each bin.
     """
     first, n_own = sum(counts[: rank()]), counts[rank()]
     own = [(index, 1.0) for index in range(first, first + n_own)]

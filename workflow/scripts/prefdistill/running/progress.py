@@ -1,4 +1,4 @@
-"""Progress of long work in a job's log, where ``overview`` reads it."""
+"""Log the progress of long work, in lines that ``pipeline.overview`` reads."""
 
 import logging
 import time
@@ -7,12 +7,12 @@ logger = logging.getLogger(__name__)
 
 
 class Progress:
-    """Log progress with throughput and the time left, at most once an interval.
+    """Log progress with throughput and the time left, at most once per interval.
 
     Args:
-        total: Number of units in all.
-        unit: What is counted, in the plural, such as ``"steps"``.
-        done: Units finished by an earlier, interrupted job; they do not count
+        total: Number of units of the whole work.
+        unit: Name of a unit, in the plural, such as ``"steps"``.
+        done: Units that an earlier, interrupted job finished; they do not count
             towards the throughput.
         every_s: Least number of seconds between two lines.
     """
@@ -25,7 +25,13 @@ class Progress:
         self._last_line, self._n_tokens = self._started, 0
 
     def update(self, n_units: int = 1, n_tokens: int = 0, note: str = "") -> None:
-        """Count finished units, and their useful tokens, and log when it is time."""
+        """Count finished units, and log a line if the interval is over.
+
+        Args:
+            n_units: Units finished since the last call.
+            n_tokens: Useful tokens in them, without padding; 0 shows no throughput.
+            note: Text at the end of the line.
+        """
         self.done += n_units
         self._n_tokens += n_tokens
         now = time.monotonic()

@@ -1,6 +1,6 @@
-"""Find the rule that makes a file of results, for the messages of jobs.
+"""Find the rule that makes a file of results, to name it in error messages.
 
-The rules' own text is read, so that no second list can go stale.
+The rules' own text is read, so that there is no second list to keep up to date.
 """
 
 import re
@@ -21,7 +21,10 @@ _WILDCARD = re.compile(r"\{+\w+\}+")
 
 @cache
 def _targets() -> list[tuple[int, re.Pattern[str], re.Pattern[str], str]]:
-    """List each output: its literal length, pattern, folder's pattern and rule."""
+    """List each output: its literal length, pattern, folder's pattern, and rule.
+
+    The longest literal part comes first, as it is the most specific.
+    """
     found = []
     for path in sorted(RULES.glob("*.smk")):
         for rule, body in _RULE.findall(path.read_text(encoding="utf-8")):
@@ -41,8 +44,11 @@ def _pattern(target: str) -> re.Pattern[str]:
 def producing_rules(path: str | Path) -> list[str]:
     """List the rules that may have made a file; the configuration decides which did.
 
-    A file beside declared outputs, such as another one of a tokenizer, is taken for
-    theirs. Empty for a file that is not in ``results``.
+    A file that lies beside declared outputs, such as another file of a tokenizer,
+    counts as made by their rules.
+
+    Returns:
+        Names of rules; empty for a file that is not in ``results``.
     """
     parts = Path(path).parts
     if RESULTS not in parts:
@@ -51,7 +57,7 @@ def producing_rules(path: str | Path) -> list[str]:
     name = "/".join(parts[place + 1 :])
     folder = "/".join(parts[place + 1 : -1])
     exact = [(n, rule) for n, file, _, rule in _targets() if file.fullmatch(name)]
-    if exact:  # the most literal pattern is the one that is meant
+    if exact:  # a name may match several patterns; the most literal one is meant
         rules = [rule for n, rule in exact if n == exact[0][0]]
     else:
         rules = [rule for *_, beside, rule in _targets() if beside.fullmatch(folder)]
@@ -59,7 +65,7 @@ def producing_rules(path: str | Path) -> list[str]:
 
 
 def rerun_advice(path: str | Path) -> str | None:
-    """Say how to have a damaged file made again. None if no rule made it."""
+    """Say how to make a damaged file again; None if no rule made it."""
     if RESULTS not in Path(path).parts:
         return None
     rules = producing_rules(path)

@@ -1,4 +1,4 @@
-"""Ask Slurm how long a job may run, and to queue the job again."""
+"""Ask Slurm how long a job may still run, and have it requeue the job."""
 
 import logging
 import os
@@ -8,7 +8,7 @@ import subprocess
 
 logger = logging.getLogger(__name__)
 
-ANSWER_S = 30  # how long Slurm may take for an answer
+ANSWER_S = 30  # seconds to wait for an answer
 
 
 def _ask(*command: str) -> subprocess.CompletedProcess | None:
@@ -24,7 +24,7 @@ def _ask(*command: str) -> subprocess.CompletedProcess | None:
 
 
 def parse_duration(text: str) -> float | None:
-    """Parse ``[days-][[hours:]minutes:]seconds`` to seconds. None if it is no time."""
+    """Parse ``[days-][[hours:]minutes:]seconds`` to seconds; None if it is no time."""
     match = re.fullmatch(r"(?:(\d+)-)?(?:(\d+):)??(?:(\d+):)?(\d+)", text.strip())
     if match is None:
         return None
@@ -33,7 +33,7 @@ def parse_duration(text: str) -> float | None:
 
 
 def seconds_left() -> float | None:
-    """Ask how many seconds this job has left. None outside Slurm or without a limit."""
+    """Ask how many seconds this job has left; None outside Slurm or without a limit."""
     job = os.environ.get("SLURM_JOB_ID")
     if not job:
         return None
@@ -42,14 +42,14 @@ def seconds_left() -> float | None:
 
 
 def requeue() -> None:
-    """Have Slurm queue this job again under its number; Slurm ends it then.
+    """Have Slurm end this job and queue it again under the same number.
 
-    If Slurm does not queue it again, the job ends at its time limit. The driver counts
-    that as a failure and retries.
+    If Slurm refuses, the job ends at its time limit. Snakemake counts that as a failure
+    and retries.
     """
     answer = _ask("scontrol", "requeue", os.environ["SLURM_JOB_ID"])
     if answer is not None and not answer.returncode:
-        logger.info("queued again; Slurm ends this job now and starts it later")
+        logger.info("queued again; Slurm ends this job now and restarts it later")
         return
     reason = answer.stderr if answer else "scontrol does not answer"
     logger.warning(

@@ -1,8 +1,8 @@
 """Run a job's script as several processes of one node, and watch them.
 
-The processes find the environment that torchrun would give them. torchrun itself is
-not used: it ends workers of a failed or stopped job by its own clock, with its own
-exit status and a page of text, where a job says one line and takes its time to save.
+The processes get the environment variables that torchrun would set. torchrun itself is
+not used: it kills the workers of a stopped job before they have saved, and it prints a
+page of text where a job prints one line.
 """
 
 import ctypes
@@ -20,18 +20,18 @@ from pathlib import Path
 
 RUN_FOLDER = "PREFDISTILL_RUN_FOLDER"
 POLL_S = 0.1
-GRACE_S = 5.0  # for the others, once a worker has failed
-STOPPED = 143
+GRACE_S = 5.0  # for the other workers to end, once one has failed
+STOPPED = 143  # exit status after a stop on request, as of a process that SIGTERM ended
 _PR_SET_PDEATHSIG = 1
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """Describe how a worker ended that did not end well.
+    """How a worker ended that did not finish its work.
 
     Attributes:
         kind: ``stopped`` on request, ``refused`` with a line for the user, ``failed``
-            otherwise, or ``died`` without a word.
+            with another exception, or ``died`` without a report.
         text: One line.
         progressed: Whether a stopped worker came further than the run before.
     """
@@ -42,7 +42,7 @@ class Outcome:
 
 
 def is_worker() -> bool:
-    """Return whether ``run_workers`` started this process."""
+    """Tell whether ``run_workers`` started this process."""
     return RUN_FOLDER in os.environ
 
 
@@ -63,7 +63,7 @@ def end_with_parent() -> None:
 
 
 def report(outcome: Outcome) -> None:
-    """Leave a worker's outcome to the process that started it."""
+    """Write a worker's outcome where the process that started it reads it."""
     path = Path(os.environ[RUN_FOLDER], f"outcome-{worker_rank()}.json")
     part = path.with_suffix(".part")
     part.write_text(json.dumps(asdict(outcome)), encoding="utf-8")
@@ -73,20 +73,18 @@ def report(outcome: Outcome) -> None:
 def run_workers(
     count: int, lock: int, stop_requested: Callable[[], bool]
 ) -> Outcome | None:
-    """Run this process's script in ``count`` processes, to the end of the last.
+    """Run this process's script in ``count`` processes, and wait for all of them.
 
-    A request to stop is passed on as SIGTERM, once; then all workers end by themselves.
-    When a worker fails, the others might wait for it for ever, so they are killed after
-    ``GRACE_S``.
+    A request to stop is passed on once, as SIGTERM; the workers then save and end.
 
     Args:
         count: Number of processes.
-        lock: File descriptor of the job's lock: workers hold it too, so that no copy
-            starts before the last of them is gone.
-        stop_requested: Whether the job has to stop.
+        lock: File descriptor of the job's lock. Workers hold it too, so that no copy
+            starts before the last worker has ended.
+        stop_requested: Function that tells whether the job has to stop.
 
     Returns:
-        None if all went well, else the outcome that explains the others.
+        None if all workers finished, otherwise the outcome that explains the others.
     """
     with tempfile.TemporaryDirectory(prefix="prefdistill-") as folder:
         shared = {"WORLD_SIZE": str(count), RUN_FOLDER: folder}
@@ -111,7 +109,10 @@ def run_workers(
 def _watch(
     workers: list[subprocess.Popen], stop_requested: Callable[[], bool]
 ) -> list[int | None]:
-    """Wait for the workers' exit statuses; None for those that a failure left over."""
+    """Wait for the workers' exit statuses; None for a worker that still runs.
+
+    A worker may wait for a failed one for ever, so it gets only ``GRACE_S`` more.
+    """
     told, failed_at = False, math.inf
     while True:
         statuses = [worker.poll() for worker in workers]
@@ -127,10 +128,10 @@ def _watch(
 
 
 def _explain(statuses: list[int | None], folder: Path) -> Outcome | None:
-    """Choose the outcome that explains the others. None if all is well.
+    """Choose the outcome that explains the others; None if all workers finished.
 
-    A refusal comes first, then a death, then a request to stop, then the earliest of
-    other failures: once one process is gone, the connections of the others fail.
+    A refusal comes first, then a death, then a stop, then the earliest other failure:
+    once one process is gone, the connections of the others fail.
     """
     paths = sorted(folder.glob("outcome-*.json"), key=lambda path: path.stat().st_mtime)
     outcomes = [Outcome(**json.loads(path.read_text("utf-8"))) for path in paths]
@@ -143,6 +144,6 @@ def _explain(statuses: list[int | None], folder: Path) -> Outcome | None:
             continue
         how = signal.Signals(-status).name if status < 0 else f"status {status}"
         text = f"process {n} of {len(statuses)} died ({how}), maybe short of memory"
-        outcomes.append(Outcome("died", f"{text}; run again to go on, or lower gpus"))
+        outcomes.append(Outcome("died", f"{text}; run again to resume, or lower gpus"))
     order = ["refused", "died", "stopped", "failed"]
     return min(outcomes, key=lambda each: order.index(each.kind), default=None)

@@ -1,4 +1,7 @@
-"""Simulated pairs as Kaggle-schema CSV files, dirty rows included, and their truth."""
+"""Write simulated pairs as CSV files of Kaggle's form, dirty rows included.
+
+Beside them goes the truth: the judge's probabilities of every row.
+"""
 
 import csv
 import json
@@ -12,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from prefdistill.classes import SWAPPED
+from prefdistill.data.pairs import TEXT_COLUMNS
 from prefdistill.simulation.simulated_pairs import (
     MODEL_NAMES,
     N_PROMPTS,
@@ -26,7 +30,6 @@ from prefdistill.simulation.simulated_pairs import (
 from prefdistill.storage.tables import TARGET_COLUMNS, write_table
 from prefdistill.storage.whole_files import atomic_path
 
-TEXT_COLUMNS = ("prompt", "response_a", "response_b")
 CSV_COLUMNS = ("id", "model_a", "model_b", *TEXT_COLUMNS, *TARGET_COLUMNS)
 TEST_COLUMNS = ("id", *TEXT_COLUMNS)
 TRUTH_SCHEMA = pa.schema(
@@ -38,12 +41,13 @@ TRUTH_SCHEMA = pa.schema(
     ]
 )
 
-# Dirt that any file may hold; the rows after "empty_answer" differ in text only.
+# Kinds of dirt in every file. The judge sees the first two; the others only change the
+# text.
 TEXT_DIRT = (
     *("identical", "empty_answer", "null_turn"),
     *("lone_surrogate", "special_token", "crlf"),
 )
-# Dirt of labelled files, which cleaning drops.
+# Kinds of dirt in labelled files only. Cleaning drops these rows.
 LABELLED_DIRT = (
     *("none_hot", "multi_hot", "empty_pair", "empty_prompt"),
     *("duplicate", "swapped_duplicate"),
@@ -51,22 +55,23 @@ LABELLED_DIRT = (
 SPECIAL_TOKENS = ("<start_of_turn>user", "<|im_end|>", "</s>", "<|eot_id|>", "<eos>")
 
 SOURCES = ("train", "extra", "ultra", "test")
-SHARED_PROMPTS = {"extra": 0.3, "ultra": 0.25}  # of rows, on a prompt of train
+# Share of the rows whose prompt comes from train, for the folds to hold out.
+SHARED_PROMPTS = {"extra": 0.3, "ultra": 0.25}
 ROWS_PER_PROMPT = 3
-EXTRA_NOISE = 0.2
-CHUNK_ROWS = 20_000
+EXTRA_NOISE = 0.2  # share of the labels of "extra" that are random
+CHUNK_ROWS = 20_000  # simulated at a time, to bound the memory
 
 
 @dataclass
-class Rows:
-    """Some consecutive rows of one file.
+class SimulatedRows:
+    """Hold ``n`` consecutive rows of one file.
 
     Attributes:
         texts: Prompt, answer A and answer B: three lists of ``n`` lists of turns.
         models: ``(n, 2)`` int64 indices into ``MODEL_NAMES``.
-        probs: ``(n, 3)`` float64, what the label was drawn from.
-        labels: ``(n,)`` int64 class index.
-        dirt: ``n`` names, empty for a clean row.
+        probs: ``(n, 3)`` float64 probabilities that the labels were drawn from.
+        labels: ``(n,)`` int64 class indices.
+        dirt: ``n`` kinds of dirt; empty for a clean row.
     """
 
     texts: list[list[list[str | None]]]
@@ -77,12 +82,16 @@ class Rows:
 
 
 def prompt_pools(settings: dict[str, Any]) -> dict[str, np.ndarray]:
-    """Prompt codes that each source draws from, disjoint between the sources.
+    """Draw disjoint sets of prompt codes, one for each source.
 
-    A pool holds a third as many prompts as its file has rows, so that prompts repeat.
+    A set holds a third as many prompts as its file has rows, so that prompts repeat.
+
+    Returns:
+        For each source, int64 codes.
     """
     codes = np.random.default_rng([settings["seed"], 99]).permutation(N_PROMPTS)
     wanted = [max(settings[f"n_{name}"] // ROWS_PER_PROMPT, 1) for name in SOURCES]
+    # Large files ask for more prompts than there are.
     scale = min(1.0, N_PROMPTS / sum(wanted))
     ends = np.cumsum([max(int(size * scale), 1) for size in wanted])
     return dict(zip(SOURCES, np.split(codes[: ends[-1]], ends[:-1]), strict=True))
@@ -91,7 +100,10 @@ def prompt_pools(settings: dict[str, Any]) -> dict[str, np.ndarray]:
 def _choose_dirt(
     rng: np.random.Generator, n_rows: int, fraction: float, kinds: tuple[str, ...]
 ) -> list[str]:
-    """Kinds in equal shares at random rows; the first row stays clean."""
+    """Put ``kinds`` in equal shares on random rows.
+
+    The first row stays clean, so that duplicates have a row to copy.
+    """
     dirt = [""] * n_rows
     n_dirty = min(round(fraction * n_rows), n_rows - 1)
     for number, row in enumerate(1 + rng.permutation(n_rows - 1)[:n_dirty]):
@@ -99,8 +111,8 @@ def _choose_dirt(
     return dirt
 
 
-def _soil_texts(rng: np.random.Generator, rows: Rows) -> None:
-    """Spoil the text of dirty rows in a way that the judge does not mind."""
+def _add_text_dirt(rng: np.random.Generator, rows: SimulatedRows) -> None:
+    """Change the texts of dirty rows in place, after the judge has seen them."""
     prompts, first, second = rows.texts
     for row, kind in enumerate(rows.dirt):
         answer = (first, second)[rng.integers(2)] if kind else first
@@ -118,8 +130,10 @@ def _soil_texts(rng: np.random.Generator, rows: Rows) -> None:
             answer[row][0] = answer[row][0].replace("\n", "\r\n") + "\r\n"
 
 
-def _repeat_rows(rng: np.random.Generator, rows: Rows, donor: Rows) -> None:
-    """Turn duplicate rows into copies of clean rows of ``donor``, some swapped."""
+def _copy_duplicates(
+    rng: np.random.Generator, rows: SimulatedRows, donor: SimulatedRows
+) -> None:
+    """Overwrite duplicates with clean rows of ``donor``, some with answers swapped."""
     clean = [row for row, kind in enumerate(donor.dirt) if not kind]
     for row, kind in enumerate(rows.dirt):
         if not kind.endswith("duplicate"):
@@ -127,6 +141,7 @@ def _repeat_rows(rng: np.random.Generator, rows: Rows, donor: Rows) -> None:
         source = clean[rng.integers(len(clean))]
         swap = kind == "swapped_duplicate"
         for column, texts in enumerate(rows.texts):
+            # Columns 1 and 2, the answers, change places; the prompt stays.
             taken = column if column == 0 or not swap else 3 - column
             texts[row] = list(donor.texts[taken][source])
         classes = list(SWAPPED) if swap else [0, 1, 2]
@@ -136,7 +151,7 @@ def _repeat_rows(rng: np.random.Generator, rows: Rows, donor: Rows) -> None:
 
 
 def _vary_prompts(rng: np.random.Generator, prompts: list[list[str | None]]) -> None:
-    """Change case or spaces of some prompts: the same after normalisation."""
+    """Change the case or spaces of 5 % of the prompts, which normalisation undoes."""
     for row in np.flatnonzero(rng.random(len(prompts)) < 0.05):
         text = prompts[row][0]
         prompts[row][0] = text.lower() if rng.random() < 0.5 else f" {text} "
@@ -147,21 +162,22 @@ def simulate_rows(
     source: str,
     prompts: np.ndarray,
     dirty_fraction: float,
-    donor: Rows | None = None,
-) -> Rows:
+    donor: SimulatedRows | None = None,
+) -> SimulatedRows:
     """Simulate one row for every prompt code.
 
     Args:
         rng: Generator of everything random.
         source: train, extra (noisier labels), ultra (no ties) or test.
-        prompts: ``(n,)`` int64 prompt codes, ``n`` at least 1.
-        dirty_fraction: Share of dirty rows, in equal parts of every kind.
-        donor: Rows of another file that duplicates copy; None for these rows.
+        prompts: ``(n,)`` int64 prompt codes; ``n`` is at least 1.
+        dirty_fraction: Share of dirty rows, with equal numbers of each kind.
+        donor: SimulatedRows of another file that duplicates copy; None for these rows.
     """
     kinds = TEXT_DIRT if source == "test" else LABELLED_DIRT + TEXT_DIRT
     dirt = _choose_dirt(rng, len(prompts), dirty_fraction, kinds)
     answers = draw_answers(rng, prompts)
     kind = np.array(dirt)
+    # Identical and empty answers are set before judging: their labels fit their texts.
     same = kind == "identical"
     for name in ("format", "n_items", "opening", "closing", "items"):
         values = getattr(answers, name)
@@ -175,15 +191,21 @@ def simulate_rows(
         noise=EXTRA_NOISE if source == "extra" else 0.0,
     )
     texts = [prompt_texts(answers), answer_texts(answers, 0), answer_texts(answers, 1)]
-    rows = Rows(texts, answers.model, probs, draw_labels(rng, probs), dirt)
+    rows = SimulatedRows(texts, answers.model, probs, draw_labels(rng, probs), dirt)
     _vary_prompts(rng, rows.texts[0])
-    _soil_texts(rng, rows)
-    _repeat_rows(rng, rows, donor or rows)
+    _add_text_dirt(rng, rows)
+    _copy_duplicates(rng, rows, donor or rows)
     return rows
 
 
-def csv_records(rows: Rows, first_id: int, labelled: bool) -> Iterator[list[Any]]:
-    """The rows as CSV cells: turns as JSON lists, the label as three 0/1 columns."""
+def csv_records(
+    rows: SimulatedRows, first_id: int, labelled: bool
+) -> Iterator[list[Any]]:
+    """Turn rows into CSV cells, numbering them from ``first_id``.
+
+    Turns become JSON lists and a label three columns of 0 and 1. Without ``labelled``,
+    rows have the columns ``TEST_COLUMNS``.
+    """
     targets = np.eye(3, dtype=np.int64)[rows.labels]
     for row, kind in enumerate(rows.dirt):
         cells = [json.dumps(texts[row]) for texts in rows.texts]
@@ -198,14 +220,18 @@ def csv_records(rows: Rows, first_id: int, labelled: bool) -> Iterator[list[Any]
         yield [first_id + row, *names, *cells, *targets[row].tolist()]
 
 
-def _source_chunks(
+def _simulate_chunks(
     source: str, settings: dict[str, Any], pools: dict[str, np.ndarray]
-) -> Iterator[Rows]:
-    """The rows of one file, some thousand at a time; each chunk has its own seed."""
+) -> Iterator[SimulatedRows]:
+    """Simulate the rows of one file, at most ``CHUNK_ROWS`` at a time.
+
+    Each chunk has a seed of its own, so any chunk can be simulated alone.
+    """
     number, n_rows = SOURCES.index(source), settings[f"n_{source}"]
+    # Their duplicates copy rows of train, for cleaning to find across files.
     donor = None
     if source in SHARED_PROMPTS and settings["n_train"]:
-        donor = next(_source_chunks("train", settings, pools))
+        donor = next(_simulate_chunks("train", settings, pools))
     for chunk, start in enumerate(range(0, n_rows, CHUNK_ROWS)):
         rng = np.random.default_rng([settings["seed"], number, chunk])
         size = min(CHUNK_ROWS, n_rows - start)
@@ -219,11 +245,18 @@ def _source_chunks(
 def write_source(
     path: Path, source: str, settings: dict[str, Any], pools: dict[str, np.ndarray]
 ) -> tuple[pa.Table, dict[str, Any]]:
-    """Stream one CSV file.
+    """Simulate and write one CSV file, chunk by chunk.
+
+    Args:
+        path: The CSV file.
+        source: One of ``SOURCES``.
+        settings: See ``write_simulation``.
+        pools: See ``prompt_pools``.
 
     Returns:
-        The judge's probabilities of its rows, and the number of rows, the number of
-        dirty rows of each kind, and the Bayes log loss of its labels in nats.
+        A table of ``TRUTH_SCHEMA`` with one row per CSV row, and a report: ``n_rows``,
+        ``dirt`` (number of rows by kind), and ``bayes_log_loss`` in nats (None without
+        rows).
     """
     labelled = source != "test"
     probs, labels, dirt = [], [], Counter()
@@ -234,33 +267,34 @@ def write_source(
         writer = csv.writer(handle, lineterminator="\n")
         writer.writerow(CSV_COLUMNS if labelled else TEST_COLUMNS)
         first_id = 1
-        for rows in _source_chunks(source, settings, pools):
+        for rows in _simulate_chunks(source, settings, pools):
             writer.writerows(csv_records(rows, first_id, labelled))
             first_id += len(rows.dirt)
             probs.append(rows.probs)
             labels.append(rows.labels)
             dirt.update(kind for kind in rows.dirt if kind)
     n_rows = first_id - 1
-    table = np.concatenate(probs) if probs else np.zeros((0, 3))
-    loss = bayes_log_loss(table, np.concatenate(labels)) if n_rows else None
+    all_probs = np.concatenate(probs) if probs else np.zeros((0, 3))
+    loss = bayes_log_loss(all_probs, np.concatenate(labels)) if n_rows else None
     ids = [f"{source}:{number}" for number in range(1, n_rows + 1)]
-    truth = pa.table([ids, *table.T], schema=TRUTH_SCHEMA)
+    truth = pa.table([ids, *all_probs.T], schema=TRUTH_SCHEMA)
     return truth, {"n_rows": n_rows, "dirt": dict(dirt), "bayes_log_loss": loss}
 
 
 def write_simulation(
     paths: dict[str, Path], truth_path: Path, settings: dict[str, Any]
 ) -> dict[str, dict[str, Any]]:
-    """Write the four CSV files and the truth; the same settings give the same bytes.
+    """Write the four CSV files and the truth; equal settings give equal bytes.
 
     Args:
         paths: The CSV path of each of ``SOURCES``.
-        truth_path: Parquet file of row id and the probabilities of A, B and tie.
+        truth_path: Parquet file of ``TRUTH_SCHEMA``: the id ``source:id`` and the
+            probabilities of A, B and tie of every row.
         settings: ``n_train``, ``n_extra``, ``n_ultra``, ``n_test``,
             ``dirty_fraction`` and ``seed``.
 
     Returns:
-        For each source what ``write_source`` reports.
+        For each source, the report of ``write_source``.
     """
     pools = prompt_pools(settings)
     truths, reports = [], {}

@@ -1,8 +1,8 @@
-"""Tiny language models of real architectures, with a tokenizer of their own.
+"""Make tiny language models of real architectures, and tokenizers for them.
 
-LoRA on a frozen base of random weights learns nothing, so every weight of a tiny base
-is first taught the observable qualities of answers: see ``dense_labels`` and
-``dense_training``. Everything here is fixed by the settings and a seed.
+LoRA on a base with random weights learns nothing. So a tiny base is first trained on
+the observable qualities of answers: see ``dense_labels`` and ``dense_training``. The
+settings and a seed determine everything.
 """
 
 import logging
@@ -57,11 +57,11 @@ class TinyModel:
     Attributes:
         bos: Token that begins a text, or None.
         eos: Token that ends a text.
-        pad: Token of padding.
-        markers: Two markers of chat.
-        learning_rate: Of pre-training.
-        pieces: Pattern that splits a text into pieces, after it is brought to NFC; None
-            for ``PIECES`` and no change.
+        pad: Padding token.
+        markers: Two chat markers.
+        learning_rate: Peak learning rate of pre-training.
+        pieces: Pattern that splits text before BPE, applied after NFC; None for
+            ``PIECE_PATTERN`` without NFC.
     """
 
     bos: str | None
@@ -72,6 +72,7 @@ class TinyModel:
     pieces: str | None = None
 
 
+# Special tokens are spelt as in the real tokenizers.
 TINY_MODELS = {
     "llama": TinyModel(
         bos="<|begin_of_text|>",
@@ -86,8 +87,8 @@ TINY_MODELS = {
         pad="<|endoftext|>",
         markers=("<|im_start|>", "<|fim_pad|>"),
         learning_rate=4e-3,
-        # transformers puts the real normaliser and pattern in place of what was saved
-        # wherever a folder's model is a Qwen2.
+        # For a Qwen2 model, transformers replaces the saved normaliser and splitting by
+        # the real ones when it loads the folder, so training must use them too.
         pieces=PRETOKENIZE_REGEX,
     ),
     "gemma2": TinyModel(
@@ -99,30 +100,40 @@ TINY_MODELS = {
     ),
 }
 VOCABULARY_SIZE = 1024
-# A marker of the template is one piece; words, digits, signs and blanks as in GPT-2.
-PIECES = r"\s*<[a-z_]+>:\s?| ?\p{L}+| ?\p{N}| ?[^\s\p{L}\p{N}<]+| ?<|\s+(?!\S)|\s+"
+# How text is split before BPE: a marker of the template is one piece; words, digits,
+# signs and blanks are split as in GPT-2.
+PIECE_PATTERN = (
+    r"\s*<[a-z_]+>:\s?| ?\p{L}+| ?\p{N}| ?[^\s\p{L}\p{N}<]+| ?<|\s+(?!\S)|\s+"
+)
 N_TOKENIZER_PAIRS = 3_000
-MAX_PRETRAIN_PAIRS = 8_000
+MAX_PRETRAIN_PAIRS = 8_000  # longer pre-training repeats these pairs
 WEIGHT_FILES = ("model.safetensors", "config.json")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 
 
 def train_tokenizer(texts: Iterator[str], architecture: str) -> PreTrainedTokenizerFast:
-    """Train a byte-level BPE, which decodes what it encodes to the same text."""
+    """Train a byte-level BPE tokenizer, which can encode and decode any Unicode text.
+
+    Args:
+        texts: The texts to train on.
+        architecture: One of ``TINY_MODELS``.
+    """
     tiny = TINY_MODELS[architecture]
     special = (tiny.pad, tiny.eos, tiny.bos, *tiny.markers)
     tokenizer = Tokenizer(models.BPE())
     if tiny.pieces:
         tokenizer.normalizer = normalizers.NFC()
+    pieces = Regex(tiny.pieces or PIECE_PATTERN)
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split(Regex(tiny.pieces or PIECES), behavior="isolated"),
+            pre_tokenizers.Split(pieces, behavior="isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
     tokenizer.decoder = decoders.ByteLevel()
     trainer = BpeTrainer(
         vocab_size=VOCABULARY_SIZE,
+        # They get the first ids, so the id of padding is 0.
         special_tokens=[token for token in special if token],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
@@ -145,7 +156,7 @@ def train_tokenizer(texts: Iterator[str], architecture: str) -> PreTrainedTokeni
 
 
 def tokenizer_corpus(table: pa.Table, text: dict[str, Any]) -> Iterator[str]:
-    """Yield the template filled with every pair, and every turn on its own."""
+    """Yield every pair in the template, every turn on its own, and turn markers."""
     for row in table.to_pylist():
         fields = {name: "\n".join(row[name]) for name in row if name != "id"}
         yield text["template"].format(**fields)
@@ -157,19 +168,20 @@ def tokenizer_corpus(table: pa.Table, text: dict[str, Any]) -> Iterator[str]:
 def build_model(
     settings: dict[str, Any], tokenizer: PreTrainedTokenizerFast
 ) -> PreTrainedModel:
-    """Make a causal model of a real architecture with random weights, in float32.
+    """Build a causal model of a real architecture with random float32 weights.
 
-    Two query heads share a key head, and the embeddings are tied. Gemma-2 keeps its
-    soft caps, scaled embeddings and alternating sliding window.
+    Two query heads share a key head, and embeddings are tied. Gemma-2 keeps its soft
+    caps, scaled embeddings and alternating sliding window.
 
     Args:
         settings: ``architecture``, ``hidden_size``, ``n_layers``, ``n_heads`` and
             ``seed``.
-        tokenizer: Gives the vocabulary and the ids of its special tokens.
+        tokenizer: Gives the size of the vocabulary and the ids of special tokens.
     """
     hidden_size, n_heads = settings["hidden_size"], settings["n_heads"]
     architecture = ARCHITECTURES[settings["architecture"]]
     shape = {
+        # Rounded up to a multiple of 64, as in real models.
         "vocab_size": -(-len(tokenizer) // 64) * 64,
         "hidden_size": hidden_size,
         "intermediate_size": 3 * hidden_size,
@@ -195,7 +207,12 @@ def build_model(
 
 
 def draw_pairs(seed: int, n_pairs: int) -> tuple[Answers, pa.Table]:
-    """Draw simulated pairs as indices, and as a table of texts; nobody judges them."""
+    """Draw simulated pairs, without labels.
+
+    Returns:
+        The pairs as indices, and as a table with columns ``id``, ``prompt``,
+        ``response_a`` and ``response_b``.
+    """
     rng = np.random.default_rng([seed, 7])
     answers = draw_answers(rng, rng.integers(N_PROMPTS, size=n_pairs))
     columns = {
@@ -210,7 +227,8 @@ def draw_pairs(seed: int, n_pairs: int) -> tuple[Answers, pa.Table]:
 def save_base(
     folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast
 ) -> None:
-    """Write weights in bfloat16, configuration and tokenizer, then the manifest."""
+    """Write bfloat16 weights, configuration and tokenizer, then the manifest."""
+    # Through a temporary folder: save_pretrained does not write atomically.
     with temporary_folder(folder) as scratch:
         model.to(torch.bfloat16).save_pretrained(scratch)
         tokenizer.save_pretrained(scratch)
@@ -225,11 +243,10 @@ def make_tiny_base(
     """Make, pre-train and save one tiny base model.
 
     Args:
-        folder: Receives model.safetensors, config.json, the tokenizer's two files and
-            manifest.json.
-        settings: See ``build_model``, and ``pretrain_steps``.
-        text: The ``text`` settings: the base is taught on rows as later stages see
-            them.
+        folder: Receives ``WEIGHT_FILES``, ``TOKENIZER_FILES`` and the manifest.
+        settings: Those of ``build_model``, and ``pretrain_steps``.
+        text: The ``text`` settings, so that the base is trained on rows in the form
+            that later stages use.
 
     Returns:
         The loss of every pre-training step.

@@ -1,4 +1,4 @@
-"""Keep the state of an unfinished job: safetensors and JSON, two generations."""
+"""Save and load the state of an unfinished job, as safetensors and JSON files."""
 
 import hashlib
 import json
@@ -18,11 +18,20 @@ from prefdistill.storage.whole_files import atomic_path
 
 logger = logging.getLogger(__name__)
 
+# If the newest is damaged, the one before still serves.
 N_GENERATIONS = 2
 
 
 def identity_of(settings: Any, *files: Path) -> str:
-    """Hash all that decides a job's result: its settings and input files."""
+    """Hash everything that decides a job's result: its settings and input files.
+
+    Args:
+        settings: Values that JSON can hold.
+        *files: The input files; their bytes count, not their names or times.
+
+    Returns:
+        The first 16 hex digits of a SHA-256.
+    """
     return _digest([settings, *map(file_digest, files)])[:16]
 
 
@@ -33,14 +42,14 @@ def _digest(value: Any) -> str:
 class Checkpoints:
     """Save and load the checkpoints of one job, in a folder of its own.
 
-    A generation is ``<identity>-step-<n>.safetensors`` and, written after it,
-    ``<identity>-step-<n>.json`` with the SHA-256 of the tensors and its own. Both
-    appear by rename.
+    A generation is two files: ``<identity>-step-<n>.safetensors`` and, written after
+    it, ``<identity>-step-<n>.json``. The JSON file holds the SHA-256 of the tensors'
+    file and of its own content. Both files appear by rename.
 
     Args:
-        folder: Made when first needed, removed by ``remove``.
-        identity: Fingerprint of code, settings and inputs; a checkpoint of another
-            identity is left alone until ``remove``.
+        folder: Created by the first ``save``, deleted by ``remove``.
+        identity: Fingerprint of code, settings and inputs. Checkpoints of another
+            identity stay untouched until ``remove``.
     """
 
     def __init__(self, folder: Path, identity: str) -> None:
@@ -49,7 +58,12 @@ class Checkpoints:
     def save(
         self, step: int, tensors: dict[str, torch.Tensor], info: dict[str, Any]
     ) -> None:
-        """Add a generation and remove those before the last two.
+        """Write a generation, and delete all but the newest two.
+
+        Args:
+            step: Number of the step that the state is from.
+            tensors: The state, of any shapes and dtypes.
+            info: More of the state; values that JSON can hold.
 
         Raises:
             UserError: If a tensor is not finite; nothing is written then.
@@ -72,10 +86,13 @@ class Checkpoints:
             _unlink(old)
 
     def load(self) -> tuple[int, dict[str, torch.Tensor], dict[str, Any]] | None:
-        """Load the newest whole generation: its step, tensors (CPU) and info.
+        """Load the newest whole generation.
 
-        A broken generation is skipped with a warning. All those of another identity
-        are skipped with one warning.
+        A damaged generation is skipped with a warning. Generations of another identity
+        are skipped with one warning for all of them.
+
+        Returns:
+            Its step, its tensors on the CPU, and its info; None if there is none.
         """
         own = self._paths(self.identity)
         foreign = [path for path in self._paths("*") if path not in own]
@@ -97,23 +114,21 @@ class Checkpoints:
                 problem = "is incomplete"
             except (ValueError, KeyError, TypeError, SafetensorError):
                 problem = "is damaged"
-            logger.warning("checkpoint %s %s; passed over", path, problem)
+            logger.warning("checkpoint %s %s; skipped", path, problem)
         return None
 
     def remove(self) -> None:
-        """Delete all generations, once the job's outputs are in place.
-
-        The newest goes last: a job that is killed here resumes from it.
-        """
+        """Delete all generations, once the job's outputs are in place."""
+        # The newest is deleted last: a job that is killed here resumes from it.
         for path in reversed(self._paths("*")):
             _unlink(path)
-        for path in self.folder.glob(".*"):  # of copies that were killed in a save
+        for path in self.folder.glob(".*"):  # left by copies that were killed in a save
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
         if self.folder.is_dir() and not any(self.folder.iterdir()):
             self.folder.rmdir()
 
     def _paths(self, identity: str) -> list[Path]:
-        """List the generations' tensor files, newest first, whole or not."""
+        """List the generations' tensor files, newest first, damaged ones included."""
         files = self.folder.glob(f"{identity}-step-*")
         paths = {
             file.with_suffix(".safetensors")
@@ -124,6 +139,7 @@ class Checkpoints:
 
 
 def _unlink(path: Path) -> None:
-    """Delete a generation, the file that vouches for it first."""
+    """Delete the two files of a generation."""
+    # JSON first: a tensors' file without it counts as incomplete, not as damaged.
     for suffix in (".json", ".safetensors"):
         path.with_suffix(suffix).unlink(missing_ok=True)

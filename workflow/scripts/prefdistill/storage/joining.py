@@ -1,4 +1,4 @@
-"""Rows of two tables, joined by id."""
+"""Join the rows of two tables by id."""
 
 from collections.abc import Sequence
 

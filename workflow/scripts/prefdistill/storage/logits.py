@@ -1,4 +1,4 @@
-"""Read and write the logits of rows, in one or both orders of the answers."""
+"""Read and write logits of rows, in one or both orders of the two answers."""
 
 import json
 import math
@@ -19,22 +19,23 @@ from prefdistill.storage.whole_files import (
     reading,
 )
 
+# Orders in which a row can show its two answers.
 VIEWS = ("AB", "BA")
 LOGITS_MEMBERS = ("ids", "split", "logits", "meta")
 
 
 @dataclass(frozen=True)
 class Logits:
-    """Three-class logits of rows in one or both orders.
+    """Three-class logits of rows, in one or both orders of the answers.
 
     Attributes:
         ids: ``(n,)`` unicode row ids, unique.
         split: ``(n,)`` unicode: train, dev, select, test or unlabelled.
         logits: ``(n, n_views, 3)`` float32, classes as shown: (first answer, second
             answer, tie).
-        meta: JSON-able provenance. ``views`` names the order that each view shows, AB
-            or BA; a file from ``infer_logits`` has fingerprints of adapter, base and
-            template as well.
+        meta: What the logits were made with; values that JSON can hold. ``views`` names
+            the order that each view shows, AB or BA. A file from ``infer_logits`` also
+            has fingerprints of adapter, base and template.
 
     Raises:
         UserError: If the arrays do not fit each other or the views.
@@ -48,7 +49,7 @@ class Logits:
     def __post_init__(self) -> None:
         n_rows = len(self.ids)
         if self.ids.dtype.kind != "U" or self.split.dtype.kind != "U":
-            raise UserError("ids or split are no texts")
+            raise UserError("ids or split are not texts")
         if self.logits.dtype.kind != "f":
             raise UserError(f"logits are {self.logits.dtype}, not floating")
         if self.logits.ndim != 3 or self.logits.shape[2] != 3:
@@ -56,7 +57,7 @@ class Logits:
         if self.logits.shape[0] != n_rows or self.split.shape != (n_rows,):
             raise UserError("ids, split and logits differ in their number of rows")
         views = self.meta.get("views", ())
-        n_views = len(set(views) & set(VIEWS))  # each known, and none twice
+        n_views = len(set(views) & set(VIEWS))  # equals len(views) if known and unique
         if not len(views) == n_views == self.logits.shape[1]:
             raise UserError(
                 f"logits have {self.logits.shape[1]} views, meta names {list(views)}"
@@ -68,21 +69,27 @@ class Logits:
 
     @property
     def views(self) -> list[str]:
-        """The order that each view shows, ``AB`` or ``BA``."""
+        """Return the order that each view shows, ``AB`` or ``BA``."""
         return list(self.meta["views"])
 
     def replace_logits(self, logits: np.ndarray) -> "Logits":
-        """The same rows with other logits."""
+        """Return the same rows with other logits, of the same shape."""
         return replace(self, logits=logits.astype(np.float32))
 
     def select(self, rows: np.ndarray) -> "Logits":
-        """The rows of a boolean mask or an index array."""
+        """Return the rows that a boolean mask or an index array selects."""
         return replace(
             self, ids=self.ids[rows], split=self.split[rows], logits=self.logits[rows]
         )
 
     def rows_of(self, ids: np.ndarray) -> np.ndarray:
-        """Positions of the given ids.
+        """Find the row of each given id.
+
+        Args:
+            ids: ``(n_wanted,)`` unicode ids.
+
+        Returns:
+            ``(n_wanted,)`` int64 rows.
 
         Raises:
             UserError: If an id is missing.
@@ -98,7 +105,8 @@ def _check_archive(path: str | Path) -> None:
     """Check the members of an npz by their headers, before any is unpacked.
 
     Raises:
-        ValueError: If one is not what ``write_logits`` writes, or unpacks to too much.
+        ValueError: If a member is not as ``write_logits`` writes it, or would fill the
+            memory.
     """
     with zipfile.ZipFile(path) as archive:
         members = {each.filename: each for each in archive.infolist()}
@@ -138,7 +146,7 @@ def write_logits(path: str | Path, scores: Logits) -> None:
 
 
 def read_logits(path: str | Path) -> Logits:
-    """Read what ``write_logits`` wrote; pickled content is refused.
+    """Read a file that ``write_logits`` wrote; pickled content is refused.
 
     Raises:
         UserError: If the file is not such an npz, or its content is inconsistent.

@@ -12,7 +12,11 @@ from prefdistill.storage.whole_files import not_finite, reading, write_text
 
 
 def write_json(path: str | Path, value: Any) -> None:
-    """Write a value (dataclasses and numpy included) as strict, indented JSON.
+    """Write a value as strict, indented JSON.
+
+    Args:
+        path: The file.
+        value: May contain dataclasses, paths, and numpy numbers and arrays.
 
     Raises:
         UserError: If a number is NaN or infinite; nothing is written then.
@@ -27,7 +31,11 @@ def write_json(path: str | Path, value: Any) -> None:
 
 
 def read_json(path: str | Path, keys: Sequence[str] = ()) -> Any:
-    """Read a JSON file, which is an object if it must have keys.
+    """Read a JSON file.
+
+    Args:
+        path: The file.
+        keys: Keys that it must have; with any, the file must hold an object.
 
     Raises:
         UserError: If the file is not whole JSON, lacks a key, or holds NaN or infinity.
@@ -36,7 +44,7 @@ def read_json(path: str | Path, keys: Sequence[str] = ()) -> Any:
         text = Path(path).read_text(encoding="utf-8")
         value = json.loads(text, parse_constant=_refuse_constant)
         if keys and not isinstance(value, dict):
-            raise ValueError("is no object")
+            raise ValueError("is not an object")
         missing = [key for key in keys if key not in value]
         if missing:
             raise ValueError(f"key {missing[0]} is missing")

@@ -1,4 +1,4 @@
-"""Read and write parquet tables, whose schemas are here."""
+"""Read and write parquet tables, and define their schemas."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -55,6 +55,11 @@ N_PROBED_ROWS = 16
 def write_table(path: str | Path, table: pa.Table, schema: pa.Schema) -> None:
     """Write a parquet file whose columns are exactly those of ``schema``.
 
+    Args:
+        path: The file.
+        table: Has at least the schema's columns; they are cast to the schema's types.
+        schema: Names, order and types of the columns to write.
+
     Raises:
         UserError: If a number is NaN or infinite; nothing is written then.
     """
@@ -72,7 +77,7 @@ def open_table(path: str | Path) -> pq.ParquetFile:
     """Open a parquet file for reading in parts.
 
     Raises:
-        UserError: If the file is not whole.
+        UserError: If the file is not whole, or would fill the memory.
     """
     with reading(path, "a whole parquet file"):
         file = pq.ParquetFile(path)
@@ -93,7 +98,7 @@ def read_table(
 
     Args:
         path: The file.
-        schema: What its columns must be.
+        schema: Names, order and types that its columns must have.
         columns: Without a schema, the columns to read.
 
     Raises:
@@ -120,7 +125,10 @@ def read_table(
 
 
 def table_targets(table: pa.Table) -> np.ndarray:
-    """Target distributions of labelled rows: ``(n, 3)`` float32 (A, B, tie).
+    """Return the target distributions of labelled rows.
+
+    Returns:
+        ``(n, 3)`` float32, classes (A, B, tie); one-hot rows.
 
     Raises:
         UserError: If a row is unlabelled or does not sum to one.

@@ -10,7 +10,11 @@ from prefdistill.storage.whole_files import atomic_path, reading
 
 
 def write_tensors(path: str | Path, tensors: dict[str, torch.Tensor]) -> None:
-    """Write contiguous tensors under their names.
+    """Write tensors under their names.
+
+    Args:
+        path: The file.
+        tensors: Contiguous tensors of any shapes and dtypes.
 
     Raises:
         UserError: If a value is NaN or infinite; nothing is written then.
@@ -24,10 +28,10 @@ def write_tensors(path: str | Path, tensors: dict[str, torch.Tensor]) -> None:
 
 
 def check_finite(tensors: dict[str, torch.Tensor]) -> None:
-    """Refuse NaN and infinity.
+    """Check that no tensor holds NaN or infinity.
 
     Raises:
-        ValueError: Naming the first tensor that holds one.
+        ValueError: If one does; it names the first such tensor.
     """
     for name, tensor in tensors.items():
         if not torch.isfinite(tensor).all():
@@ -35,7 +39,7 @@ def check_finite(tensors: dict[str, torch.Tensor]) -> None:
 
 
 def read_tensors(path: str | Path) -> dict[str, torch.Tensor]:
-    """Read all tensors of a file to the CPU.
+    """Read all tensors of a file to the CPU, by name.
 
     Raises:
         UserError: If the file is not whole.

@@ -1,6 +1,7 @@
-"""Whole files: every writer goes through ``atomic_path``, every reader ``reading``.
+"""Write files that appear whole or not at all, and report damaged ones in one line.
 
-Only the standard library is imported here, as the Snakefile uses this module too.
+Every writer uses ``atomic_path``, every reader ``reading``. The Snakefile imports this
+module, so only the standard library is imported here.
 """
 
 import csv
@@ -24,22 +25,27 @@ os.umask(_UMASK)
 _HOST = re.sub(r"[^\w-]", "_", socket.gethostname())
 _TEMPORARY_NAME = re.compile(r"\..+\.([\w-]+)\.(\d+)\.[0-9a-f]{8}\.tmp")
 _LEFT_OVER_S = 24 * 3600
-LONGEST_REASON = 300  # characters of what a library says
-# What a compressed file may unpack to: in any case, and as a multiple of its size.
+LONGEST_REASON = 300  # characters of a library's message that are shown
+# A compressed file may always unpack to this many bytes, and otherwise to this multiple
+# of its size.
 MOST_UNPACKED_BYTES, MOST_RATIO = 1 << 30, 200
 
 
 @contextmanager
 def naming(path: str | Path) -> Iterator[None]:
-    """Let the body's input and output errors leave as ``OSError`` with a path.
+    """Re-raise the body's input and output errors as ``OSError`` with the file's path.
 
-    A failed write or fsync does not say of which file, and a temporary path means
-    nothing to the user. Libraries in Rust raise exceptions of their own, whose text
-    holds the system's error only as a number.
+    Args:
+        path: The file that the user knows, whatever temporary file the body uses.
+
+    Raises:
+        OSError: If the body fails with an error of the system.
     """
     try:
         yield
     except OSError as error:
+        # A failed write or fsync does not name its file, and a temporary path means
+        # nothing to the user.
         if isinstance(error, FileNotFoundError):
             error.errno = errno.ENOENT  # some libraries leave it out
         named = Path(error.filename2 or error.filename or "")
@@ -48,6 +54,8 @@ def naming(path: str | Path) -> Iterator[None]:
             error.filename, error.filename2 = str(path), None
         raise
     except Exception as error:
+        # Libraries in Rust raise their own exceptions, which hold the system's error
+        # only as a number in the text.
         number = re.search(r"\(os error (\d+)\)", str(error))
         if number is None:
             raise
@@ -57,15 +65,15 @@ def naming(path: str | Path) -> Iterator[None]:
 
 @contextmanager
 def reading(path: str | Path, what: str) -> Iterator[None]:
-    """Say in one line that a file is damaged, whatever a library raises on it.
+    """Report a damaged file in one line, whatever exception a library raises on it.
 
     Args:
         path: The file that the body reads.
         what: What it should be, such as ``"a whole parquet file"``.
 
     Raises:
-        DamagedFile: If the body fails, except for an error of the system or a lack of
-            memory. Also if the path is a link out of ``results``.
+        DamagedFile: If the body fails, or if the path is a link out of ``results``.
+            Errors of the system and a lack of memory pass through unchanged.
     """
     _check_inside(path)
     try:
@@ -83,7 +91,7 @@ def reading(path: str | Path, what: str) -> Iterator[None]:
 def _check_inside(path: str | Path) -> None:
     """Refuse a link that leads out of ``results``, which itself may be a link.
 
-    The workflow makes no such links, so the file is not what its name says.
+    The workflow makes no such links, so the file is not the one that a rule wrote.
     """
     results, place = Path(RESULTS).absolute(), Path(os.path.abspath(path))
     real = place.resolve()
@@ -95,11 +103,11 @@ def check_unpacked(n_unpacked: int, n_bytes: int) -> None:
     """Refuse a compressed file that would fill the memory.
 
     Args:
-        n_unpacked: Bytes that it would take, as it says itself.
-        n_bytes: Its size.
+        n_unpacked: Size in bytes after unpacking, as the file's header says.
+        n_bytes: Size in bytes on disk.
 
     Raises:
-        ValueError: If no file of the workflow's own is like that.
+        ValueError: If it would unpack to more than any file of the workflow.
     """
     if n_unpacked > max(MOST_UNPACKED_BYTES, MOST_RATIO * n_bytes):
         raise ValueError(
@@ -113,9 +121,10 @@ def not_finite(path: str | Path, what: str) -> UserError:
 
 
 def _is_left_over(path: Path) -> bool:
-    """Return whether a temporary folder's job is dead.
+    """Tell whether a temporary folder's job is dead.
 
-    On this host its process tells, on another one files that nobody touched for a day.
+    On this host, it is dead if its process is gone. On another host, it counts as dead
+    once its files were not touched for a day.
     """
     found = _TEMPORARY_NAME.fullmatch(path.name)
     if found is None:
@@ -127,7 +136,7 @@ def _is_left_over(path: Path) -> bool:
         except ProcessLookupError:
             return True
         except PermissionError:
-            pass  # it lives, as another user
+            pass  # it runs, under another user
         return False
     newest = max(each.stat().st_mtime for each in (path, *path.iterdir()))
     return time.time() - newest > _LEFT_OVER_S
@@ -135,10 +144,10 @@ def _is_left_over(path: Path) -> bool:
 
 @contextmanager
 def temporary_folder(parent: str | Path, name: str = "scratch") -> Iterator[Path]:
-    """Yield a new hidden folder in ``parent`` that is removed at the end.
+    """Yield a new hidden folder in ``parent``, and delete it at the end.
 
-    Its name is unique over hosts and processes. What killed jobs left behind in
-    ``parent`` is removed first.
+    Its name is unique over hosts and processes. Folders that killed jobs left in
+    ``parent`` are deleted first.
     """
     parent = Path(parent)
     folder = parent / f".{name}.{_HOST}.{os.getpid()}.{secrets.token_hex(4)}.tmp"
@@ -158,13 +167,13 @@ def temporary_folder(parent: str | Path, name: str = "scratch") -> Iterator[Path
 
 @contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
-    """Yield a path in a temporary folder; on success fsync it and rename it.
+    """Yield a path in a temporary folder; on success, fsync the file and rename it.
 
-    Whatever interrupts the body, the target is absent, its former self, or whole. The
-    file has a folder to itself, as safetensors writes to a temporary file of its own
-    beside the one it is given.
+    Whatever interrupts the body, the target is absent, unchanged, or whole.
     """
     path = Path(path)
+    # A folder, not only a file: safetensors writes to a temporary file of its own
+    # beside the path that it is given.
     with temporary_folder(path.parent, path.name) as folder, naming(path):
         temporary = folder / path.name
         yield temporary
@@ -186,7 +195,13 @@ def write_text(path: str | Path, text: str) -> None:
 
 
 def write_csv(path: Path, rows: list[dict[str, Any]], columns: Sequence[str]) -> None:
-    """Write rows with empty cells for None and six decimals for floats."""
+    """Write rows as CSV, with empty cells for None and six decimals for floats.
+
+    Args:
+        path: The file.
+        rows: One dictionary per row; its keys are columns.
+        columns: The columns in their order.
+    """
     with (
         atomic_path(path) as temporary,
         open(temporary, "w", encoding="utf-8", newline="") as handle,

@@ -1,7 +1,8 @@
-"""A running mean of the weights in training.
+"""Keep a running mean of the weights in training.
 
-After every update phi <- tau phi + (1 - tau) theta, from phi = theta at the start: the
-baseline of RLP (arXiv 2510.01265), and Polyak averaging with exponential weights.
+After every update, phi <- tau phi + (1 - tau) theta, with phi = theta at the start.
+This is the baseline of RLP (arXiv 2510.01265), and Polyak averaging with exponential
+weights.
 """
 
 from collections.abc import Iterator, Mapping
@@ -17,7 +18,8 @@ class WeightAverage:
 
     Args:
         weights: The weights by name, as the optimiser updates them in place.
-        decay: tau, at least 0 and less than 1; about 1 / (1 - tau) updates count.
+        decay: tau, at least 0 and less than 1. The mean covers about the last
+            1 / (1 - tau) updates.
     """
 
     def __init__(self, weights: Mapping[str, torch.Tensor], decay: float) -> None:
@@ -25,23 +27,23 @@ class WeightAverage:
         self.means = {name: weight.detach().clone() for name, weight in weights.items()}
 
     def update(self) -> None:
-        """Take in the weights after an update."""
+        """Move the mean towards the weights; call this after each optimiser step."""
         with torch.no_grad():
             for name, weight in self.weights.items():
                 self.means[name].lerp_(weight, 1 - self.decay)
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """What a checkpoint keeps."""
+        """Return the means under the names that they have in a checkpoint."""
         return {f"{PREFIX}{name}": mean for name, mean in self.means.items()}
 
     def restore(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Take up what a checkpoint kept."""
+        """Restore the means from a checkpoint's tensors."""
         for name, mean in self.means.items():
             mean.copy_(tensors[f"{PREFIX}{name}"])
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
-        """Let the model have the averaged weights inside the block."""
+        """Give the model the averaged weights inside the block."""
         kept = {name: weight.detach().clone() for name, weight in self.weights.items()}
         with torch.no_grad():
             for name, weight in self.weights.items():

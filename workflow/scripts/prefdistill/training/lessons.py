@@ -1,4 +1,4 @@
-"""A student's training rows with all that it learns from each of them."""
+"""Join a student's training rows with their labels, teachers' logits and weights."""
 
 import logging
 from collections.abc import Sequence
@@ -23,16 +23,17 @@ TEXT_COLUMNS = ["prompt", "response_a", "response_b"]
 
 @dataclass(frozen=True)
 class Lessons:
-    """What a student learns from n rows.
+    """The n rows that a student learns from, with their targets and weights.
 
     Attributes:
         table: The rows, ``FOLD_SCHEMA``.
         targets: ``(n, 3)`` float32 (A, B, tie).
         is_labelled: ``(n,)`` bool, whether the target counts.
-        teacher_logits: ``(n, n_teachers, 2, 3)`` float32, orders AB and BA as shown.
-        has_teacher: ``(n, n_teachers)`` bool.
-        row_weights: ``(n,)`` float32.
-        record: Counts, for ``rows.json``.
+        teacher_logits: ``(n, n_teachers, 2, 3)`` float32, orders AB and BA, classes as
+            shown.
+        has_teacher: ``(n, n_teachers)`` bool, whether a teacher scored the row.
+        row_weights: ``(n,)`` float32 factors of the rows' losses.
+        record: Counts for ``rows.json``.
     """
 
     table: pa.Table
@@ -52,15 +53,18 @@ def make_lessons(
     teachers: Sequence[Teacher],
     settings: DistillationSettings,
 ) -> Lessons:
-    """Join rows with their teachers, weigh them, add pseudo-labelled ones.
+    """Join rows with their teachers, weigh them, and add pseudo-labelled rows.
 
     Args:
-        fold: The student's fold, ``FOLD_SCHEMA``, all splits.
-        table: The rows of its train side to learn from.
-        is_labelled: ``(n,)`` bool, whose verdict may be used.
+        fold: All rows of the student's fold, ``FOLD_SCHEMA``.
+        table: The train rows to learn from.
+        is_labelled: ``(n,)`` bool, whether a train row's verdict may be used.
         unlabelled: Unlabelled pairs to learn from as well, or None.
         teachers: The student's teachers.
-        settings: What the student learns from.
+        settings: Which of these the student learns from.
+
+    Raises:
+        UserError: If a teacher scored none of the rows, or lacks an unlabelled one.
     """
     logits, found = teacher_logits(ids_of(table), teachers)
     names = [teacher.name for teacher in teachers]
@@ -88,7 +92,7 @@ def make_lessons(
 
 
 def ids_of(table: pa.Table) -> np.ndarray:
-    """Row ids, ``(n,)`` unicode."""
+    """Return a table's row ids, ``(n,)`` unicode."""
     return np.array(table.column("id").to_pylist(), dtype=np.str_)
 
 
@@ -98,12 +102,12 @@ def _judged(
     unseen: Sequence[Logits],
     settings: SampleWeightSettings,
 ) -> Lessons:
-    """Weigh the labelled rows that some teacher left out."""
+    """Weigh the labelled rows that some teacher was not trained on."""
     probs, is_unseen = unseen_probs(ids_of(lessons.table), unseen)
     rows = np.flatnonzero(is_unseen & lessons.is_labelled)
     label = lessons.targets[rows].argmax(axis=1)
     prior = class_prior(labels)
-    own = np.maximum(probs[rows, label], np.finfo(np.float64).tiny)
+    own = np.maximum(probs[rows, label], np.finfo(np.float64).tiny)  # log(0) is -inf
     gain = np.log(own) - np.log(prior[label])
     weights = lessons.row_weights.copy()
     weights[rows] = gain_weights(gain, settings)
@@ -127,6 +131,7 @@ def _with_pseudo(
     weight: float,
 ) -> Lessons:
     """Append unlabelled rows, except those whose prompt is in dev, select or test."""
+    # Rows of one prompt form a group; a held-out prompt must not be seen in training.
     groups = pa.array(np.unique(labels.group[labels.split != "train"]).tolist())
     kept = unlabelled.filter(pc.invert(pc.is_in(unlabelled.column("group"), groups)))
     n_new, n_teachers = len(kept), lessons.has_teacher.shape[1]
@@ -142,7 +147,7 @@ def _with_pseudo(
     logits = pseudo_logits(ids_of(kept), teachers)
     return Lessons(
         table=pa.concat_tables([lessons.table, kept]),
-        targets=joined(lessons.targets, 1 / 3, 3),  # of no account: not labelled
+        targets=joined(lessons.targets, 1 / 3, 3),  # ignored, as they are unlabelled
         is_labelled=joined(lessons.is_labelled, False),
         teacher_logits=np.concatenate([lessons.teacher_logits, logits]),
         has_teacher=joined(lessons.has_teacher, True, n_teachers),

@@ -1,7 +1,7 @@
-"""Losses of single rows, and the objectives made of them.
+"""Compute the losses of rows, and build the objectives that the trainer minimises.
 
-An objective is what ``training`` calls with a model, a packed batch, and the pair
-indices and orders of its rows; it returns the rows' losses, averaged over a step there.
+An objective is a function of a model, a packed batch, and the pair index and order of
+each row. It returns the rows' losses; ``trainer`` averages them over a step.
 """
 
 from collections.abc import Callable
@@ -16,19 +16,29 @@ from torch.utils.checkpoint import checkpoint
 from prefdistill.classes import swap_classes
 from prefdistill.engine.device import to_device
 from prefdistill.engine.packing import PackedBatch
-from prefdistill.models.loading import classify, core_model, engine_of
+from prefdistill.models.forward import classify, core_model, engine_of
 from prefdistill.settings import DistillationSettings, LossWeights
 from prefdistill.training.lessons import Lessons
 
+# From model, batch, pair indices (n_rows,) and orders (n_rows,) to losses (n_rows,).
 RowLosses = Callable[
     [torch.nn.Module, PackedBatch, np.ndarray, np.ndarray], torch.Tensor
 ]
 
+# Tokens whose logits over the vocabulary are in memory at once.
 CHUNK_TOKENS = 1024
 
 
 def cross_entropy(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Cross-entropy of rows, ``(n,)`` in nats, against ``(n, 3)`` distributions."""
+    """Compute the cross-entropy of rows.
+
+    Args:
+        logits: ``(n, 3)`` float.
+        targets: ``(n, 3)`` float distributions over the same classes.
+
+    Returns:
+        ``(n,)`` losses in nats.
+    """
     return -(targets * log_softmax(logits, dim=1)).sum(dim=1)
 
 
@@ -41,26 +51,26 @@ def distillation_loss(
     weights: LossWeights,
     temperature: float,
 ) -> torch.Tensor:
-    """Labels and any number of teachers, as BlackPearl's student was trained.
+    """Compute the loss of rows against labels and teachers, as BlackPearl did.
 
-    For each row ``(w_ce CE + sum over teachers of (w_kl T² KL(teacher || student) +
-    w_cosine (1 - cos))) / (w_ce + n_teachers (w_kl + w_cosine))``. KL is between the
-    distributions at temperature T (Hinton et al. 2015, hence T²), the cosine between
-    probabilities at temperature 1. A row without label or without a teacher's logits
-    lacks that term under the same divisor, so that every term has one weight over all
-    rows.
+    The loss of a row is ``(w_ce CE + sum over teachers of (w_kl T² KL(teacher ||
+    student) + w_cosine (1 - cos))) / (w_ce + n_teachers (w_kl + w_cosine))``. KL is
+    between the distributions at temperature T (Hinton et al. 2015, hence T²), the
+    cosine between probabilities at temperature 1. A row without a label or without a
+    teacher's logits lacks that term. The divisor stays the same, so that a term has the
+    same weight in every row.
 
     Args:
         logits: ``(n, 3)`` float of the student.
         targets: ``(n, 3)`` float distributions; ignored where unlabelled.
-        teacher_logits: ``(n, n_teachers, 3)`` float; finite, ignored where missing.
+        teacher_logits: ``(n, n_teachers, 3)`` float, finite; ignored where missing.
         is_labelled: ``(n,)`` bool.
         has_teacher: ``(n, n_teachers)`` bool.
         weights: ``ce``, ``kl`` and ``cosine``, not negative.
         temperature: T, positive.
 
     Returns:
-        ``(n,)`` losses.
+        ``(n,)`` losses in nats.
     """
     n_teachers = teacher_logits.shape[1]
     total = weights.ce * cross_entropy(logits, targets) * is_labelled
@@ -72,7 +82,7 @@ def distillation_loss(
     )
     both = weights.kl * kl + weights.cosine * cosine
     total = total + (both * has_teacher).sum(dim=1)
-    return total / (weights.ce + n_teachers * (weights.kl + weights.cosine))
+    return total / (weights.ce + n_teachers * weights.per_teacher)
 
 
 def next_token_losses(
@@ -82,17 +92,17 @@ def next_token_losses(
     input_ids: torch.Tensor,
     cu_lengths: list[int],
 ) -> torch.Tensor:
-    """Mean loss of predicting each row's next tokens, ``(n_rows,)`` in nats.
-
-    The logits over the vocabulary are made a chunk at a time and again in the backward
-    pass, as all at once they would outweigh the model.
+    """Compute each row's mean loss of predicting its next tokens.
 
     Args:
         hidden: ``(n_tokens, hidden_size)`` last hidden states of a packed batch.
         head: Linear layer from hidden size to vocabulary.
         softcap: Bound of the final logits (Gemma-2), or None.
-        input_ids: ``(n_tokens,)`` the batch's tokens.
+        input_ids: ``(n_tokens,)`` int64 tokens of the batch.
         cu_lengths: Borders of the rows.
+
+    Returns:
+        ``(n_rows,)`` float32 losses in nats.
     """
 
     def chunk_losses(states: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
@@ -101,6 +111,8 @@ def next_token_losses(
             logits = softcap * torch.tanh(logits / softcap)
         return torch.nn.functional.cross_entropy(logits, ids, reduction="none")
 
+    # The logits over the vocabulary are computed in chunks, and again in the backward
+    # pass: those of all tokens at once would take more memory than the model.
     states, targets = hidden[:-1], input_ids[1:]
     losses = torch.cat(
         [
@@ -119,12 +131,16 @@ def next_token_losses(
 
 
 def _shown(targets: np.ndarray) -> torch.Tensor:
-    """Targets by order, ``(2, n, 3)``: order BA shows B first."""
+    """Stack targets by order, ``(2, n, 3)``; order BA shows B first."""
     return torch.from_numpy(np.stack([targets, swap_classes(targets)]))
 
 
 def label_objective(targets: np.ndarray) -> RowLosses:
-    """Cross-entropy against the pairs' ``(n, 3)`` float32 targets (A, B, tie)."""
+    """Build the objective of cross-entropy against labels.
+
+    Args:
+        targets: ``(n, 3)`` float32 targets of the pairs, classes (A, B, tie).
+    """
     shown = _shown(targets)
 
     def row_losses(model, batch, rows, views):
@@ -137,11 +153,11 @@ def label_objective(targets: np.ndarray) -> RowLosses:
 def distillation_objective(
     lessons: Lessons, settings: DistillationSettings
 ) -> RowLosses:
-    """``distillation_loss`` of pairs, times their weights.
+    """Build the objective of ``distillation_loss`` times the pairs' weights.
 
     Args:
-        lessons: What is learnt from each pair.
-        settings: With the loss terms' weights and the temperature.
+        lessons: The pairs with their targets and weights.
+        settings: The weights of the loss terms, and the temperature.
     """
     shown = _shown(lessons.targets)
     by_order = torch.from_numpy(lessons.teacher_logits.transpose(2, 0, 1, 3).copy())
@@ -162,7 +178,10 @@ def distillation_objective(
 
 
 def next_token_objective() -> RowLosses:
-    """Mean next-token loss of a row, for a language model; rows must be whole."""
+    """Build the objective of a language model, the mean next-token loss of a row.
+
+    Rows must be whole; the objective raises a ValueError if rows share tokens.
+    """
 
     def row_losses(model, batch, rows, views):
         if batch.shared.any():

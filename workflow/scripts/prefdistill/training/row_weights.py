@@ -1,8 +1,9 @@
-"""Weigh rows by what out-of-fold teachers say of their labels.
+"""Weigh rows by how probable out-of-fold teachers find their labels.
 
-The information gain of a row is RLP's reward (arXiv 2510.01265) on a verdict: how much
-more probable a teacher that has not seen the row finds its label than the class prior
-does. A clear row gains much, a hard or mislabelled one little or less than nothing.
+The information gain of a row is RLP's reward (arXiv 2510.01265), applied to a verdict:
+log probability of the row's label from a teacher that has not seen the row, minus its
+log probability under the class prior. Clear rows have a large gain, hard rows a small
+one, and mislabelled rows a negative one.
 """
 
 from collections.abc import Sequence
@@ -18,17 +19,17 @@ from prefdistill.storage.logits import Logits
 def unseen_probs(
     ids: np.ndarray, unseen: Sequence[Logits]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Average the probabilities of the teachers that left each row out.
+    """Average the probabilities of the teachers that were not trained on a row.
 
     Args:
-        ids: ``(n,)`` row ids of a train side.
+        ids: ``(n,)`` ids of train rows.
         unseen: Logits of every teacher and fold, teacher by teacher. A row is out of
-            fold where it is ``dev``.
+            fold where its split is ``dev``.
 
     Returns:
-        ``(n, 3)`` float64 probabilities of (A, B, tie), both orders averaged, and
-        ``(n,)`` bool, false for rows that are dev nowhere: the extra ones, and those
-        that no teacher scored.
+        ``(n, 3)`` float64 probabilities of (A, B, tie), both orders averaged; and
+        ``(n,)`` bool, false for rows that are dev in no fold (the extra rows) and for
+        rows that no teacher scored.
     """
     total, n_teachers = np.zeros((len(ids), 3)), np.zeros(len(ids))
     for scores in unseen:
@@ -45,11 +46,11 @@ def gain_weights(gain: np.ndarray, settings: SampleWeightSettings) -> np.ndarray
 
     Args:
         gain: ``(n,)`` information gains in nats.
-        settings: ``beta``, which favours clear rows if positive and hard ones if
-            negative, and the bounds ``low`` and ``high`` before the mean is set to 1.
+        settings: ``beta`` favours clear rows if positive, hard rows if negative.
+            ``low`` and ``high`` bound the weights before their mean is set to 1.
 
     Returns:
-        ``(n,)`` float64; all 1 where the gains do not differ.
+        ``(n,)`` float64; all 1 if the gains do not differ.
     """
     if not len(gain) or gain.std() == 0:
         return np.ones(len(gain))

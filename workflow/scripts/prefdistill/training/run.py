@@ -1,25 +1,23 @@
-"""Take a training job from its base model to the saved adapter.
+"""Run a training job, from the base model to the saved adapter.
 
-The three training scripts share this: place and load the model, encode the pairs, name
-the checkpoints, train. Each script adds its objective and the files that only it reads.
+The three training scripts share these steps: place and load the model, encode the
+pairs, name the checkpoints, train. Each script adds its objective and its own files.
 
-torch is imported inside functions, so that a script can import this module before
-``imports.import_model_libraries`` has hidden what loading a model does not need.
+torch is imported inside functions: a script imports this module before
+``quick_imports.import_model_libraries`` has hidden unused packages.
 """
 
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING
 
-from prefdistill.running.job import scratch_folder
 from prefdistill.settings import (
     DistillationSettings,
     LoraSettings,
     OptimisationSettings,
     TextSettings,
-    read,
     result_settings,
 )
 
@@ -32,20 +30,19 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-Settings = TypeVar("Settings", bound=OptimisationSettings)
-
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingJob:
-    """Name what every training job reads and writes, and what decides its result.
+    """The files that every training job reads and writes, and what decides its result.
 
-    The names are those of the rules' inputs, outputs and params.
+    ``run_job`` fills it by name: the names are those of the rules' inputs, outputs and
+    params.
 
     Attributes:
         base: The base model's manifest.
         init: The adapter to start from; None to start from a fresh one.
-        adapter: Where the trained adapter goes, its configuration beside it.
-        curve: Where the loss of every step goes, as JSON lines.
+        adapter: File of the trained adapter; its configuration goes beside it.
+        curve: File of the loss of every step, as JSON lines.
         precision: How to store the frozen base, as configured.
         text: How a pair becomes tokens.
         code: Digest of the code that trains.
@@ -61,40 +58,9 @@ class TrainingJob:
     code: str
     scratch: Path
 
-    @classmethod
-    def of(cls, job: Any) -> "TrainingJob":
-        """Take them from a script's ``snakemake`` object."""
-        init = job.input.get("init")
-        return cls(
-            base=Path(job.input.base),
-            init=Path(init) if init else None,
-            adapter=Path(job.output.adapter),
-            curve=Path(job.output.curve),
-            precision=job.params.precision,
-            text=read(TextSettings, job.params.text),
-            code=job.params.code,
-            scratch=scratch_folder(job),
-        )
-
-
-def settings_of(job: Any, section: str, kind: type[Settings]) -> Settings:
-    """Read a section of the settings of the model that a job trains.
-
-    How the job runs is read from the configuration, and what decides the result from
-    the rule's params, as an arm of an ablation has settings of its own.
-
-    Args:
-        job: A script's ``snakemake`` object.
-        section: ``training`` or ``post_pretrain``, the name of the section and param.
-        kind: The section's class.
-    """
-    name = job.wildcards.get("teacher", job.wildcards.get("model", "student"))
-    models = {**job.config["teachers"], "student": job.config["student"]}
-    return read(kind, models[name][section] | job.params[section])
-
 
 class TrainingRun:
-    """One training, from the base model to the adapter.
+    """A training, from the base model to the adapter.
 
     Args:
         job: Its files, and what decides its result.
@@ -108,8 +74,8 @@ class TrainingRun:
         settings: OptimisationSettings,
         lora: LoraSettings | None = None,
     ) -> None:
-        from prefdistill.models.loading import base_folder
         from prefdistill.models.lora import adapter_rank
+        from prefdistill.models.manifests import base_folder
         from prefdistill.models.memory import place
 
         self.job, self.settings, self.lora = job, settings, lora
@@ -120,7 +86,7 @@ class TrainingRun:
         )
 
     def load(self, *, language: bool = False) -> "torch.nn.Module":
-        """Load the base with the adapter to train.
+        """Load the base, and add the adapter to train.
 
         Args:
             language: Whether to load a language model instead of a classifier.
@@ -131,7 +97,7 @@ class TrainingRun:
         seed, base = self.settings.seed, (self.folder, self.precision)
         if language:
             model = load_language_model(*base, shard=self.shard)
-        else:  # the seed is of a fresh head; a saved adapter brings its own
+        else:  # the seed is for a fresh head; a saved adapter brings its own head
             model = load_classifier(*base, head_seed=seed, shard=self.shard)
         if self.lora:
             return add_adapter(model, self.lora, seed)
@@ -146,7 +112,7 @@ class TrainingRun:
         sources: Sequence[Path],
         distillation: DistillationSettings | None = None,
     ) -> "Trainer":
-        """Train on a table's pairs to the last step, or go on from a checkpoint.
+        """Train on a table's pairs to the last step, resuming if there is a checkpoint.
 
         Args:
             model: From ``load``.
@@ -154,10 +120,15 @@ class TrainingRun:
             objective: The loss of their rows.
             epochs: Passes over the pairs.
             sources: The files that the pairs and the objective are made from.
-            distillation: Of a student, with the running mean to keep of its weights.
+            distillation: A student's settings, which say whether to keep a running mean
+                of its weights.
 
         Returns:
             The trainer, for ``finish``.
+
+        Raises:
+            Interrupted: If the job has to stop; its state is saved.
+            UserError: If the loss is not finite for several steps in a row.
         """
         from prefdistill.data.prompts import encode_pairs
         from prefdistill.models.loading import load_tokenizer
@@ -183,7 +154,7 @@ class TrainingRun:
         sources: Sequence[Path],
         distillation: DistillationSettings | None = None,
     ) -> str:
-        """Return the fingerprint of all that decides the result, for the checkpoints.
+        """Hash everything that decides the result, for the checkpoints.
 
         Args:
             sources: The files that the pairs and the objective are made from.
@@ -205,13 +176,13 @@ class TrainingRun:
         average: Path | None = None,
         use_average: bool = False,
     ) -> None:
-        """Write the adapter, and then remove the checkpoints.
+        """Write the adapter, and then delete the checkpoints.
 
         Args:
-            trainer: At the end of its training.
-            head: Score weights that replace the trained ones.
-            average: Where the running mean of the weights goes as well, if anywhere.
-            use_average: Whether that mean is the adapter, instead of the last weights.
+            trainer: The trainer, after its last step.
+            head: ``(3, hidden)`` score weights that replace the trained ones.
+            average: File of an adapter with the running mean of the weights, if wanted.
+            use_average: Whether the adapter is that mean, instead of the last weights.
         """
         from prefdistill.models.lora import save_adapter
         from prefdistill.running.processes import is_first

@@ -1,4 +1,4 @@
-"""Which pairs each step of a training takes, and its learning rate."""
+"""Plan the steps of a training: the pairs that each takes, and its learning rate."""
 
 import math
 from dataclasses import dataclass
@@ -10,7 +10,15 @@ from prefdistill.settings import OptimisationSettings
 
 @dataclass(frozen=True)
 class Plan:
-    """Which pairs go into which step, and at which learning rate."""
+    """The number of steps, and the pairs and learning rate of each.
+
+    Attributes:
+        n_pairs: Pairs to train on.
+        pairs_per_step: Pairs in each step.
+        n_steps: Number of steps.
+        n_warmup: Steps in which the learning rate rises.
+        seed: Of the order of the pairs.
+    """
 
     n_pairs: int
     pairs_per_step: int
@@ -22,7 +30,13 @@ class Plan:
     def from_settings(
         cls, settings: OptimisationSettings, n_pairs: int, epochs: float
     ) -> "Plan":
-        """Round the epochs to whole steps, at least one; ``max_steps`` caps them."""
+        """Round the epochs to whole steps, at least one and at most ``max_steps``.
+
+        Args:
+            settings: The ``training`` or ``post_pretrain`` settings.
+            n_pairs: Pairs to train on.
+            epochs: Passes over the pairs; may be a fraction.
+        """
         pairs_per_step = min(settings.pairs_per_step, n_pairs)
         n_steps = max(1, round(epochs * n_pairs / pairs_per_step))
         if settings.max_steps is not None:
@@ -33,10 +47,10 @@ class Plan:
         return cls(n_pairs, pairs_per_step, n_steps, n_warmup, settings.seed)
 
     def pairs(self, step: int) -> np.ndarray:
-        """Pair indices of a step, ``(pairs_per_step,)``.
+        """Return the pair indices of a step, ``(pairs_per_step,)`` int64.
 
-        Steps cut an endless row of shuffled epochs, so that all are equally large and
-        a pair is seen again only after all others.
+        Steps are cut from an endless sequence of shuffled epochs. So all steps have the
+        same size, and a pair is seen again only after all others.
         """
         first = step * self.pairs_per_step
         places = np.arange(first, first + self.pairs_per_step)
@@ -49,7 +63,7 @@ class Plan:
         return np.array([orders[epoch][place] for epoch, place in places])
 
     def learning_rate(self, step: int, settings: OptimisationSettings) -> float:
-        """Warm up linearly, then go down to the least rate by the schedule."""
+        """Return a step's learning rate: linear warm-up, then the schedule's decay."""
         peak = settings.learning_rate
         if step < self.n_warmup:
             return peak * (step + 1) / self.n_warmup

@@ -1,8 +1,8 @@
-"""Read what a student's teachers left for it, each file once, and join it to rows."""
+"""Read the logits that teachers left for a student, and join them to its rows."""
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,46 +22,42 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class TeacherFiles:
-    """Name the files that the teachers leave for the student of one fold.
+    """The files that the teachers leave for the student of one fold.
 
-    Each list goes teacher by teacher, with the same number of files for each.
+    ``run_job`` fills it by name. Each list is sorted by teacher, with as many files for
+    each.
 
     Attributes:
         teachers: The teachers' names.
         fold: The student's fold.
-        logits: To learn from: of the student's fold alone, or of every fold in order.
+        logits: Logits to learn from, of the student's fold or of every fold in order.
         gates: ``calibration.json`` beside them; empty without a gate.
-        unseen: Calibrated logits of every fold, to judge each row by the teachers that
-            left it out; empty if that is not asked for.
+        unseen: Calibrated logits of every fold, to weigh each row by the teachers that
+            were not trained on it; empty if rows are not weighed.
         unlabelled: Logits of the unlabelled pairs by the teacher of the student's fold;
             empty without pseudo-labels.
-        scalings: ``calibration.json`` for those; empty where raw logits are wanted.
+        scalings: ``calibration.json`` for those; empty if raw logits are wanted.
     """
 
-    teachers: Sequence[str]
+    teachers: list[str]
     fold: int
-    logits: Sequence[Path]
-    gates: Sequence[Path] = ()
-    unseen: Sequence[Path] = ()
-    unlabelled: Sequence[Path] = ()
-    scalings: Sequence[Path] = ()
-
-    @classmethod
-    def of(cls, job: Any) -> "TeacherFiles":
-        """Take them from a script's ``snakemake`` object."""
-        kinds = ("logits", "gates", "unseen", "unlabelled", "scalings")
-        return cls(
-            teachers=job.params.teachers,
-            fold=int(job.wildcards.fold),
-            **{kind: [Path(path) for path in job.input[kind]] for kind in kinds},
-        )
+    logits: list[Path]
+    gates: list[Path] = field(default_factory=list)
+    unseen: list[Path] = field(default_factory=list)
+    unlabelled: list[Path] = field(default_factory=list)
+    scalings: list[Path] = field(default_factory=list)
 
     def sources(self) -> list[Path]:
-        """Return every file that has a part in the student's result."""
+        """Return every file that influences the student's result."""
         return [*self.logits, *self.unseen, *self.unlabelled, *self.scalings]
 
     def of_teacher(self, kind: str, number: int) -> Sequence[Path]:
-        """Return a teacher's share of one of the lists."""
+        """Return the part of a list that belongs to one teacher.
+
+        Args:
+            kind: Name of the list.
+            number: The teacher's place in ``teachers``.
+        """
         paths = getattr(self, kind)
         n_each = len(paths) // len(self.teachers)
         return paths[number * n_each : (number + 1) * n_each]
@@ -69,15 +65,15 @@ class TeacherFiles:
 
 @dataclass(frozen=True)
 class Teacher:
-    """What one teacher left for a student.
+    """The logits that one teacher left for a student.
 
     Attributes:
         name: The teacher's name.
-        source: The first file of its logits, for messages.
+        source: The first file of its logits, for error messages.
         scores: The logits to learn from.
-        unseen: Its calibrated logits of every fold; empty if rows are not judged.
+        unseen: Its calibrated logits of every fold; empty if rows are not weighed.
         unlabelled: Its logits of the unlabelled pairs; None without pseudo-labels.
-        scaling: What scales those; None where raw logits are wanted.
+        scaling: Calibration of ``unlabelled``; None if raw logits are wanted.
     """
 
     name: str
@@ -91,20 +87,21 @@ class Teacher:
 def read_teachers(
     files: TeacherFiles, text: TextSettings, settings: DistillationSettings
 ) -> list[Teacher]:
-    """Read and check all that the teachers left; each file is read once.
+    """Read and check the files of all teachers; each file is read once.
 
     Args:
-        files: The teachers'.
+        files: The teachers' files.
         text: The settings that their logits must have been made with.
-        settings: Which logits to learn from, and what a failed gate means.
+        settings: Which logits to learn from, and whether a failed gate is an error.
 
     Raises:
-        UserError: If a file is damaged, a teacher fails its gate under ``refuse``, or
-            its logits are of other texts than the student reads.
+        UserError: If a file is damaged, if a teacher fails its gate under ``refuse``,
+            or if its logits were made with other ``text`` settings.
     """
     policy = settings.teacher_gate
     gates = files.gates if policy != "off" else ()
-    # A calibration can be gate and scaling, an archive to learn from and to judge by.
+    # A calibration file may be gate and scaling at once, and an archive may serve both
+    # to learn from and to weigh rows by.
     records = {p: read_json(p) for p in dict.fromkeys([*gates, *files.scalings])}
     for number, name in enumerate(files.teachers if gates else ()):
         for path in files.of_teacher("gates", number):
@@ -140,7 +137,7 @@ def _scaling(path: Path, records: dict[Path, Any]) -> Scaling:
 
 
 def check_gate(path: Path, record: Any, teacher: str, policy: str) -> None:
-    """Refuse, or warn of, a teacher that has no clear out-of-fold information gain.
+    """Refuse a teacher without a clear out-of-fold information gain, or warn of it.
 
     Args:
         path: The teacher's ``calibration.json``.
@@ -171,11 +168,11 @@ def check_gate(path: Path, record: Any, teacher: str, policy: str) -> None:
 
 
 def check_made_with(path: Path, meta: dict[str, Any], text: TextSettings) -> None:
-    """Check that logits are of rows as the student reads them.
+    """Check that logits were computed from the texts that the student reads.
 
     Args:
         path: The logits' file.
-        meta: What it says of itself.
+        meta: Its ``meta``, which says what the logits were made with.
         text: The settings that they must have been made with.
 
     Raises:
@@ -196,10 +193,14 @@ def check_made_with(path: Path, meta: dict[str, Any], text: TextSettings) -> Non
 
 
 def out_of_fold(folds: Sequence[Logits], own: Logits) -> Logits:
-    """Take each row's logits from the teacher that left it out.
+    """Take each row's logits from the teacher that was not trained on it.
 
-    Rows of ``own`` that are dev in another fold take that fold's logits. The others
-    keep ``own``'s: the extra rows, which every teacher trained on.
+    Train rows of ``own`` that are dev in another fold take that fold's logits. Extra
+    rows, which every teacher was trained on, keep the logits of ``own``.
+
+    Args:
+        folds: A teacher's logits of every fold.
+        own: Those of the student's fold.
     """
     logits = own.logits.copy()
     n_replaced = 0
@@ -248,7 +249,7 @@ def teacher_logits(
 
 
 def pseudo_logits(ids: np.ndarray, teachers: Sequence[Teacher]) -> np.ndarray:
-    """Take the teachers' logits of unlabelled rows, scaled as the student's are.
+    """Return the teachers' logits of unlabelled rows, calibrated if they should be.
 
     Args:
         ids: ``(n,)`` ids of unlabelled rows.
@@ -271,12 +272,12 @@ def pseudo_logits(ids: np.ndarray, teachers: Sequence[Teacher]) -> np.ndarray:
 
 
 def check_weights(weights: LossWeights, n_teachers: int) -> None:
-    """Make sure that the loss has a term left.
+    """Check that the loss has at least one term of positive weight.
 
     Raises:
-        UserError: If there is nothing to learn from.
+        UserError: If it has none.
     """
-    if weights.ce + n_teachers * (weights.kl + weights.cosine) <= 0:
+    if weights.ce + n_teachers * weights.per_teacher <= 0:
         raise UserError(
             "distillation.weights: ce is 0 and no teacher counts; raise one of them"
         )

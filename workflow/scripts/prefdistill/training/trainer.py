@@ -1,13 +1,9 @@
-"""The training loop: packed bins, a fixed number of pairs a step, exact resume.
+"""Train an adapter: packed bins, a fixed number of pairs per step, exact resume.
 
-Nothing depends on the state of a random generator: the order of the data comes from
-(seed, epoch) and dropout from (seed, step, bin), so a resumed run repeats the
-uninterrupted one bit for bit on a CPU. Several processes share out the rows of a step
-and add up their gradients: the step is the same for any number of them, up to rounding
-and the draws of dropout.
-
-A bin that has both orders of a pair has their common prompt once (see ``packing``), so
-dropout of LoRA draws one mask for it.
+The order of the data depends only on (seed, epoch), and dropout only on (seed, step,
+bin). So a resumed run repeats an uninterrupted one bit for bit on a CPU. Several
+processes share out the rows of a step and add up their gradients. The step is the same
+for any number of processes, up to rounding and the draws of dropout.
 """
 
 import json
@@ -26,7 +22,7 @@ from torch.autograd.graph import increment_version
 from prefdistill.data.prompts import EncodedPairs
 from prefdistill.engine.packing import collate, pack_shares, shape_step, shared_tokens
 from prefdistill.errors import Interrupted, UserError
-from prefdistill.models.loading import (
+from prefdistill.models.forward import (
     core_model,
     device_of,
     engine_of,
@@ -61,13 +57,18 @@ logger = logging.getLogger(__name__)
 
 MAX_SKIPPED_STEPS = 5
 FP16_LOSS_SCALE = 1024.0
-# Compiling four shapes more takes some forty seconds. What they save of padding, 1 to 4
-# in 100 tokens, an H100 makes up for in about an hour, which is so many operations.
+# Compiling four more shapes takes about forty seconds and saves 1 to 4 % of the tokens,
+# which are padding. On an H100 that pays after about an hour of training, which is this
+# many operations.
 FEW_SHAPES, MANY_SHAPES, MANY_SHAPES_FLOP = 4, 8, 2e18
 
 
 def train_rows(table: pa.Table, path: Path) -> pa.Table:
-    """The rows of split ``train``.
+    """Return the rows of split ``train``.
+
+    Args:
+        table: A fold's rows.
+        path: Their file, for the error message.
 
     Raises:
         UserError: If there is none.
@@ -79,16 +80,20 @@ def train_rows(table: pa.Table, path: Path) -> pa.Table:
 
 
 def choose_rows(n_total: int, n_rows: int | None, seed: int) -> np.ndarray:
-    """Sorted indices of a seeded subset; all rows if ``n_rows`` is None or enough."""
+    """Choose a seeded subset of rows; all rows if ``n_rows`` is None or not less.
+
+    Returns:
+        ``(n,)`` int64 row indices, sorted.
+    """
     if n_rows is None or n_rows >= n_total:
         return np.arange(n_total)
     return np.sort(np.random.default_rng(seed).choice(n_total, n_rows, replace=False))
 
 
 class Trainer:
-    """One training run; ``run`` goes through its steps and keeps checkpoints.
+    """Train a model's adapter step by step, with checkpoints.
 
-    With several processes each has a trainer, and the first one's writes the files.
+    With several processes, each has a trainer. Only the first process writes files.
 
     Args:
         model: A PEFT model; its trainable weights are float32.
@@ -97,7 +102,7 @@ class Trainer:
         settings: The ``training`` or ``post_pretrain`` settings.
         epochs: Passes over the pairs; may be a fraction.
         checkpoints: Where state is kept between interruptions.
-        average_decay: Of the weights' running mean, ``average``; 0 keeps none.
+        average_decay: Decay of the weights' running mean, ``average``; 0 keeps none.
     """
 
     def __init__(
@@ -132,8 +137,11 @@ class Trainer:
             model, settings, int(encoded.lengths.max())
         )
         engine_of(model).set_recompute(how)
-        self.common = encoded.prefixes * shares_prompts(model)
+        # A bin with both orders of a pair computes their common prompt once, so dropout
+        # of LoRA draws one mask for it.
+        self.common = encoded.prefix_lengths * shares_prompts(model)
         n_tokens = self.plan.n_steps * self._tokens_per_step()
+        # Two per weight and token in the forward pass, two for the gradient of inputs.
         self.n_operations = 4 * count_parameters(model)["linear"] * n_tokens
         engine_of(model).set_compiled(self.n_operations, settings.compile)
         self.step = self.n_updates = self.n_skipped_running = 0
@@ -145,8 +153,8 @@ class Trainer:
         """Train to the last step, resuming if there is a checkpoint.
 
         Args:
-            curve_path: JSON lines written at the end: ``step, loss, lr, grad_norm,
-                n_tokens, seconds`` (of the step).
+            curve_path: JSON lines, written at the end, one per step: ``step``, ``loss``
+                in nats, ``lr``, ``grad_norm``, ``n_tokens`` and ``seconds``.
 
         Raises:
             Interrupted: After SIGTERM or SIGUSR1, or shortly before the time limit,
@@ -178,12 +186,12 @@ class Trainer:
             write_text(curve_path, "".join(json.dumps(r) + "\n" for r in self.curve))
 
     def finish(self) -> None:
-        """Remove the state of the run, once its outputs are in place."""
+        """Delete the checkpoints, once the run's outputs are in place."""
         if is_first():
             self.checkpoints.remove()
 
     def _take_step(self) -> dict[str, Any]:
-        """Forward, backward and update on one step's pairs in both orders."""
+        """Update the weights on one step's pairs in both orders; return its record."""
         started = time.monotonic()
         pairs = self.plan.pairs(self.step)
         rows = np.repeat(pairs, 2)
@@ -200,7 +208,8 @@ class Trainer:
         if ok:
             self.optimizer.param_groups[0]["lr"] = learning_rate
             self.optimizer.step()
-            # The fused AdamW does not; the engine sees by it what to read anew.
+            # The engine re-reads weights whose version changed. A fused AdamW does not
+            # change it.
             increment_version(list(self.weights.values()))
             if self.average:
                 self.average.update()
@@ -220,9 +229,14 @@ class Trainer:
         }
 
     def _accumulate(self, rows: np.ndarray, views: np.ndarray) -> float | None:
-        """Mean loss of a step's rows, its gradient added up; None if memory ran out."""
+        """Compute the mean loss of a step's rows, and add up its gradient.
+
+        Returns:
+            The loss in nats over all processes; None if memory ran out in any.
+        """
         lengths = self.encoded.lengths[rows]
-        common = self.common[rows] * views  # with the row before: AB of the same pair
+        # Tokens shared with the previous row: each BA follows AB of the same pair.
+        common = self.common[rows] * views
         shares = pack_shares(lengths, self.token_budget, common, n_processes())
         bins = [members for share in shares for members in share]
         shared = [shared_tokens(members, common) for members in bins]
@@ -258,13 +272,16 @@ class Trainer:
         return float(loss)
 
     def shape_step(self) -> int:
-        """What passes' lengths are rounded up to; see ``packing.shape_step``."""
+        """Return the step that lengths of passes are rounded up to.
+
+        See ``packing.shape_step``.
+        """
         budget = min(self.token_budget, round(1.25 * self._tokens_per_step()))
         n_shapes = FEW_SHAPES if self.n_operations < MANY_SHAPES_FLOP else MANY_SHAPES
         return shape_step(budget, device_of(self.model).type, n_shapes)
 
     def _tokens_per_step(self) -> float:
-        """Tokens to compute in a step, on average."""
+        """Return the mean number of tokens to compute in a step."""
         per_pair = 2 * self.encoded.lengths.mean() - self.common.mean()
         return self.plan.pairs_per_step * float(per_pair)
 
@@ -274,9 +291,10 @@ class Trainer:
         torch.manual_seed(int(np.random.SeedSequence(seeds).generate_state(1)[0]))
 
     def _add_up(self, loss: torch.Tensor) -> None:
-        """Add the processes' losses and gradients; a process may have had no bin."""
+        """Sum loss and gradients over the processes, in place."""
         if n_processes() == 1:
             return
+        # A process that had no bin has no gradients, but all must take part in the sum.
         for weight in self.weights.values():
             if weight.grad is None:
                 weight.grad = torch.zeros_like(weight)
@@ -284,7 +302,7 @@ class Trainer:
         sum_over_processes([loss, *gradients])
 
     def _clip(self) -> float:
-        """Undo the loss scale, clip the gradients' norm, return it as it was."""
+        """Undo the loss scale, clip the gradients' norm, and return the former norm."""
         weights = [w for w in self.weights.values() if w.grad is not None]
         if self.loss_scale != 1.0:
             for weight in weights:
@@ -293,14 +311,14 @@ class Trainer:
         return float(torch.nn.utils.clip_grad_norm_(weights, limit))
 
     def _skip(self, pairs: np.ndarray, loss: float, norm: float) -> None:
-        """Log the rows of a step without a finite loss and gradient; stop in the end.
+        """Log the rows of a step without a finite loss and gradient.
 
         Raises:
             UserError: If it is the fifth such step in a row.
         """
         self.n_skipped_running += 1
         if self.loss_scale > 1.0:
-            self.loss_scale /= 2  # fp16 gradients overflow
+            self.loss_scale /= 2  # the gradients may have overflowed in fp16
         ids = ", ".join(self.encoded.ids[pairs].tolist())
         logger.warning(
             "step %d skipped: loss %s, gradient norm %s; row ids: %s",
@@ -332,7 +350,7 @@ class Trainer:
         wait_for_all()
 
     def _resume(self) -> None:
-        """Take up the newest checkpoint, if there is one."""
+        """Restore the state from the newest checkpoint, if there is one."""
         found = self.checkpoints.load()
         if found is None:
             return
@@ -346,7 +364,7 @@ class Trainer:
             with torch.no_grad():
                 weight.copy_(tensors[f"weight.{name}"])
             if self.n_updates:
-                # Where AdamW keeps it: the fused one, of GPUs, beside the weight.
+                # A fused AdamW keeps its step count on the weight's GPU.
                 place = weight.device if self.is_fused else "cpu"
                 self.optimizer.state[weight] = {
                     "step": torch.tensor(float(self.n_updates), device=place),

@@ -1,6 +1,6 @@
-"""The files that a scored model is made of and the rows it scores, by its name.
+"""Find the weights, rows and settings of each model that makes predictions, by name.
 
-Input and params functions of the rules; a model is ``merged``, ``gptq{bits}``,
+These are input and params functions of rules. A model is ``merged``, ``gptq{bits}``,
 ``fold{k}_{base}`` or ``adapters_{base}``. Imported by the Snakefile, so it stays light.
 """
 
@@ -8,7 +8,7 @@ from typing import Any
 
 
 def calibration_of(model: str) -> str:
-    """The path of a judge's own calibration."""
+    """Name the file of a judge's own calibration."""
     if model == "merged":
         return "results/merged/calibration.json"
     if model.startswith("gptq"):
@@ -17,19 +17,19 @@ def calibration_of(model: str) -> str:
 
 
 def judge_calibration(wildcards: Any) -> str:
-    """The calibration of the judge that a job symmetrises."""
+    """Name the calibration of the judge that a job symmetrises."""
     return calibration_of(wildcards.model)
 
 
 def prediction_tables(wildcards: Any) -> list[str]:
-    """The pairs that a model scores: a fold model its own fold's, others fold 0's."""
+    """List the tables that a model scores: a fold model its fold's, others fold 0's."""
     prefix = wildcards.model.partition("_")[0]
     fold = prefix if prefix.startswith("fold") else "fold0"
     return [f"results/folds/{fold}.parquet", "results/folds/unlabelled.parquet"]
 
 
 def prediction_weights(wildcards: Any) -> str:
-    """The weights of a scored model: a whole model's, or a fold student's adapter."""
+    """Name the weights of a model: a whole model's, or a fold student's adapter."""
     model = wildcards.model
     if model == "merged":
         return "results/merged/model.safetensors"
@@ -39,11 +39,11 @@ def prediction_weights(wildcards: Any) -> str:
 
 
 def prediction_splits(wildcards: Any) -> list[str]:
-    """The splits that a model scores; only a fold model has dev rows of its own."""
+    """List the splits that a model scores; only a fold model has its own dev rows."""
     own = ["dev"] if wildcards.model.startswith("fold") else []
     return [*own, "select", "test", "unlabelled"]
 
 
 def prediction_precision(wildcards: Any) -> str:
-    """How a model's base is loaded: NF4 if named so, else as the device likes it."""
+    """Return the precision of a model's base: NF4 if named so, else by the device."""
     return "nf4" if wildcards.model.endswith("_nf4") else "auto"

@@ -1,4 +1,4 @@
-"""Validation of the merged configuration: one line per mistake, before any job.
+"""Validate the merged configuration: one line for a mistake, before any job.
 
 Imported by the Snakefile, so it stays light: jsonschema and the standard library.
 """
@@ -12,26 +12,27 @@ from jsonschema import Draft202012Validator
 from jsonschema.exceptions import ValidationError
 
 from prefdistill.errors import UserError
-from prefdistill.pipeline.contradictions import check_consistency
+from prefdistill.pipeline.config_checks import check_config
+from prefdistill.settings import Settings, read
 
 LONGEST_VALUE = 200  # characters of a value in a message
 
-# Keys that were taken out: since which version, and what they gave.
+# Keys that were removed: since when, and what they gave.
 GONE = {
     "distillation.average_orders": (
-        "0.2.0",
+        "November 2026",
         "averaging both orders' teacher logits moved no loss clear of 0",
     ),
     "distillation.soften": (
-        "0.2.0",
+        "November 2026",
         "softened verdicts gained 0.0006 nats and made dev scores unclean",
     ),
     "predict.known_priors": (
-        "0.2.0",
+        "November 2026",
         "fixed priors of degenerate rows did not hold from one source to another",
     ),
     "predict.second_view_share": (
-        "0.2.0",
+        "November 2026",
         "choosing uncertain rows for a second view was no better than chance",
     ),
 }
@@ -61,19 +62,19 @@ def validate_config(config: dict[str, Any], schema: dict[str, Any]) -> dict[str,
     filled["data"]["test"] = filled["data"]["test"] or None  # an empty list is none
     if filled["distillation"]["teacher_gate"] is False:  # YAML reads a bare off so
         filled["distillation"]["teacher_gate"] = "off"
-    check_consistency(filled)
+    check_config(read(Settings, filled))
     return filled
 
 
 def drop_nulls(value: Any) -> Any:
-    """Remove null keys: in an overlay, null takes a key of the base away."""
+    """Remove keys with null: in an overlay, null removes a key of the base."""
     if isinstance(value, dict):
         return {k: drop_nulls(each) for k, each in value.items() if each is not None}
     return value
 
 
 def check_finite(value: Any, place: str = "") -> None:
-    """Refuse the numbers .nan and .inf of YAML, which no bound of the schema stops.
+    """Refuse the numbers .nan and .inf of YAML, which pass every bound of the schema.
 
     Raises:
         UserError: One line with key path, value, and what is allowed.
@@ -88,7 +89,7 @@ def check_finite(value: Any, place: str = "") -> None:
 
 
 def _depth_first(error: ValidationError) -> tuple[int, str]:
-    """Unknown keys first, as they are the usual cause of the other errors."""
+    """Order unknown keys first: they are the usual cause of the other errors."""
     return (error.validator != "additionalProperties", error.json_path)
 
 
@@ -100,11 +101,8 @@ def _describe_gone(error: ValidationError) -> str | None:
     for key in sorted(error.instance.keys() - known.keys(), key=str):
         path = ".".join(map(str, [*error.absolute_path, key]))
         if path in GONE:
-            version, found = GONE[path]
-            return (
-                f"config: {path}: gone since version {version} ({found}); "
-                "remove the key"
-            )
+            since, found = GONE[path]
+            return f"config: {path}: gone since {since} ({found}); remove the key"
     return None
 
 
@@ -137,7 +135,7 @@ def fill_defaults(value: Any, schema: dict[str, Any], root: dict[str, Any]) -> A
 
 
 def describe_error(error: ValidationError) -> str:
-    """One line for a schema error: key path, value, what is allowed."""
+    """Describe a schema error in one line: key path, value, what is allowed."""
     while error.context:
         branches = [sub for sub in error.context if sub.validator != "type"]
         error = max(branches or error.context, key=lambda sub: len(sub.absolute_path))
@@ -182,12 +180,12 @@ def describe_error(error: ValidationError) -> str:
 
 
 def _signs(pattern: str) -> str:
-    """What a pattern of names allows beside letters and digits, in words."""
+    """Name the signs that a pattern of names allows beside letters and digits."""
     return "any of _.-" if "_.-" in pattern else "_"
 
 
 def _is_number(value: Any) -> bool:
-    """Whether a text is a number to people, such as 1e-4, but not to YAML 1.1."""
+    """Tell whether a text is a number that YAML 1.1 reads as text, such as 1e-4."""
     try:
         return isinstance(value, str) and math.isfinite(float(value))
     except ValueError:

@@ -1,27 +1,69 @@
-"""What a base model's shape and a local folder's files say before any job.
+"""Check base models before any job: their keys, local files and shapes.
 
-Imported by the Snakefile, so it stays light: ``bases`` checks the weights themselves.
+Imported by the Snakefile, so it stays light: the job that links a local model checks
+its weights.
 """
 
 import json
+from collections.abc import Mapping
 from math import gcd
 from pathlib import Path
 from typing import Any
 
 from prefdistill.errors import UserError
-from prefdistill.pipeline.sizes import base_shape
+from prefdistill.pipeline.model_sizes import Shape, base_shape
+from prefdistill.settings import BaseModelSettings, ModelSettings
 
+KEYS_OF_SOURCE = {
+    "tiny": ("architecture",),
+    "package": ("package", "version"),
+    "hub": ("repo",),
+    "path": ("path",),
+}
 ARCHITECTURES = ("ForCausalLM", "ForSequenceClassification")
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 RESULTS = Path("results")
 PACK_WIDTH = 32  # GPTQ packs 32-bit words along both sides of a weight
 
 
-def check_local_model(name: str, path: str, *, is_merged: bool) -> None:
+def check_bases(bases: Mapping[str, BaseModelSettings], merged: str) -> None:
+    """Check that each base has the keys of its source, and local ones their files.
+
+    Args:
+        bases: The base models by name.
+        merged: Name of the base that the student's adapters are merged into.
+
+    Raises:
+        UserError: One line with the key, its value and what is allowed.
+    """
+    owners: dict[Path, str] = {}
+    for name, base in bases.items():
+        for key in KEYS_OF_SOURCE[base.source]:
+            if getattr(base, key) is None:
+                raise UserError(
+                    f"config: base_models.{name}: source {base.source!r} needs "
+                    f"the key {key!r}"
+                )
+        if base.source == "tiny" and base.hidden_size % (2 * base.n_heads):
+            raise UserError(
+                f"config: base_models.{name}.hidden_size: {base.hidden_size} must "
+                f"be a multiple of twice n_heads ({base.n_heads})"
+            )
+        if base.path is not None and base.source == "path":
+            _check_local_model(name, base.path, is_merged=name == merged)
+            owner = owners.setdefault(Path(base.path).resolve(), name)
+            if owner != name:
+                raise UserError(
+                    f"config: base_models.{name}.path: {base.path!r} is the folder "
+                    f"of base_models.{owner} too; name one base in both places"
+                )
+
+
+def _check_local_model(name: str, path: str, *, is_merged: bool) -> None:
     """Check that a folder holds a model that the pipeline can start from.
 
     Args:
-        name: Of the base model.
+        name: The base model's key in ``base_models``.
         path: Its folder.
         is_merged: Whether adapters will be merged into its weights.
 
@@ -88,32 +130,36 @@ def _check_weights(folder: Path, key: str) -> None:
             )
 
 
-def check_shapes(config: dict[str, Any]) -> None:
+def check_shapes(
+    models: Mapping[str, ModelSettings],
+    bases: Mapping[str, BaseModelSettings],
+    group_size: int,
+) -> None:
     """Check adapters and quantisation against the shapes of bases that are known.
 
-    Those are tiny models, and local ones whose config.json tells.
+    Those are tiny models, and local ones whose config.json has a shape.
+
+    Args:
+        models: Teachers and the student by key path, such as ``teachers.llama``.
+        bases: The base models by name.
+        group_size: Weights that share a scale in GPTQ.
 
     Raises:
         UserError: One line with the key, its value and what is allowed.
     """
-    models = {f"teachers.{name}": each for name, each in config["teachers"].items()}
-    models["student"] = config["student"]
-    shapes = {
-        place: base_shape(config["base_models"][model["base"]])
-        for place, model in models.items()
-    }
+    shapes = {place: base_shape(bases[model.base]) for place, model in models.items()}
     for place, shape in shapes.items():
-        lowest = models[place]["lora"]["lowest_layer"]
+        lowest = models[place].lora.lowest_layer
         if shape and lowest >= shape["num_hidden_layers"]:
             raise UserError(
                 f"config: {place}.lora.lowest_layer: {lowest} is not allowed; the "
                 f"base has layers 0 to {shape['num_hidden_layers'] - 1}"
             )
     if shapes["student"]:
-        _check_groups(shapes["student"], config["quantisation"]["group_size"])
+        _check_groups(shapes["student"], group_size)
 
 
-def _check_groups(shape: dict[str, Any], group_size: int) -> None:
+def _check_groups(shape: Shape, group_size: int) -> None:
     """Check that GPTQ can pack and group every linear layer of the student."""
     heads = shape["num_attention_heads"]
     head = shape.get("head_dim") or shape["hidden_size"] // heads

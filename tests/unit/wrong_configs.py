@@ -1,35 +1,13 @@
-"""Wrong configurations: each is refused in its exact one line, before any job.
+"""Wrong configurations, each with its exact one line, by the module that refuses it.
 
-A case is an overlay on the demo's configuration, as YAML, and the line.
+A case is an overlay on the demo's configuration, as YAML, and the line. Paths are
+relative to the folder of the fixture ``world`` (tests/unit/pipeline/conftest.py).
 """
 
 # A table reads best with one case a line.
 # ruff: noqa: E501
 
-import json
-from pathlib import Path
-
-import pytest
-import yaml
-
-from prefdistill.errors import UserError
-from prefdistill.pipeline.config_files import check_config_file
-from prefdistill.pipeline.validation import validate_config
-
-ROOT = Path(__file__).resolve().parents[2]
-SCHEMA = yaml.safe_load((ROOT / "workflow/schemas/config.schema.yaml").read_text())
-DEMO = (ROOT / "config/demo.yaml").read_text()
-LOCAL = {
-    "architectures": ["LlamaForCausalLM"],
-    "hidden_size": 576,
-    "intermediate_size": 1536,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 9,
-    "num_key_value_heads": 3,
-    "vocab_size": 100,
-}
-
-# Single values: type, range, choice.
+# Single values: type, range, choice (config_schema).
 VALUES = {
     "n: 1": ("folds: {n: 1}", "config: folds.n: 1 is not allowed; it must be at least 2"),
     "n: 2.5": ("folds: {n: 2.5}", "config: folds.n: 2.5 is not allowed; it must be of type integer"),
@@ -80,17 +58,16 @@ VALUES = {
     "empty repository": ("base_models: {x: {source: hub, repo: ''}}", "config: base_models.x.repo: '' is not allowed; it must be a text that is not empty"),
 }  # fmt: skip
 
-# Keys and names: unknown, missing, reserved.
+# Keys and names: unknown, missing, reserved, gone (config_schema).
 KEYS = {
     "section": ("fold: {n: 3}", "config: unknown key 'fold' at the top level; did you mean 'folds'?"),
     "key": ("student: {precison: nf4}", "config: unknown key 'precison' at student; did you mean 'precision'?"),
     "nested key": ("student: {training: {learnrate: 1}}", "config: unknown key 'learnrate' at student.training; did you mean 'learning_rate'?"),
     "key without a neighbour": ("calibration: {zzz: 1}", "config: unknown key 'zzz' at calibration; known: method, tied, judge"),
     "key of a hub entry": ("data: {extra: [{hub: a/b, splt: x}]}", "config: unknown key 'splt' at data.extra.0; did you mean 'split'?"),
-    "key that is gone": ("distillation: {average_orders: true}", "config: distillation.average_orders: gone since version 0.2.0 (averaging both orders' teacher logits moved no loss clear of 0); remove the key"),
-    "section that is gone": ("distillation: {soften: {share: 0.5}, zzz: 1, aaa: 1}", "config: distillation.soften: gone since version 0.2.0 (softened verdicts gained 0.0006 nats and made dev scores unclean); remove the key"),
+    "key that is gone": ("distillation: {average_orders: true}", "config: distillation.average_orders: gone since November 2026 (averaging both orders' teacher logits moved no loss clear of 0); remove the key"),
+    "section that is gone": ("distillation: {soften: {share: 0.5}, zzz: 1, aaa: 1}", "config: distillation.soften: gone since November 2026 (softened verdicts gained 0.0006 nats and made dev scores unclean); remove the key"),
     "number as a key": ("predict: {4: true}", "config: unknown key 4 at predict; known: model, base, folds, views, trees_weight, token_budget"),
-    "column of a hub entry": ("data: {extra: [{hub: a/b, columns: {winner: x}}]}", "config: data.extra: columns: 'winner' is no column of the Kaggle schema; it must be one of id, model_a, model_b, prompt, response_a, response_b, winner_model_a, winner_model_b, winner_tie"),
     "no student": ("student: null", "config: the top level: the key 'student' is missing"),
     "no base": ("teachers: {llama: {base: null}}", "config: teachers.llama: the key 'base' is missing"),
     "no teachers": ("teachers: {llama: null, qwen: null}", "config: teachers: {} is not allowed; it must be a mapping with at least 1 entry"),
@@ -104,17 +81,10 @@ KEYS = {
     "base with an absolute path": ("base_models: {/etc: {source: hub, repo: a/b}}", "config: base_models: '/etc' is not allowed; it must be a letter, then letters, digits and any of _.-"),
 }  # fmt: skip
 
-# Settings that contradict each other.
-TOGETHER = {
+# Settings that contradict each other, or the disk (config_checks).
+SETTINGS = {
+    "column of a hub entry": ("data: {extra: [{hub: a/b, columns: {winner: x}}]}", "config: data.extra: columns: 'winner' is no column of the Kaggle schema; it must be one of id, model_a, model_b, prompt, response_a, response_b, winner_model_a, winner_model_b, winner_tie"),
     "unknown base": ("student: {base: nope}", "config: student.base: 'nope' is not in base_models (tiny_llama, tiny_qwen2, tiny_gemma2)"),
-    "hub without repository": ("base_models: {x: {source: hub}}", "config: base_models.x: source 'hub' needs the key 'repo'"),
-    "package without a name": ("base_models: {x: {source: package, version: '1'}}", "config: base_models.x: source 'package' needs the key 'package'"),
-    "package without a version": ("base_models: {x: {source: package, package: x}}", "config: base_models.x: source 'package' needs the key 'version'"),
-    "tiny without architecture": ("base_models: {x: {source: tiny}}", "config: base_models.x: source 'tiny' needs the key 'architecture'"),
-    "odd heads": ("base_models: {tiny_gemma2: {n_heads: 3}}", "config: base_models.tiny_gemma2.hidden_size: 64 must be a multiple of twice n_heads (3)"),
-    "group that does not divide": ("quantisation: {group_size: 128}", "config: quantisation.group_size: 128 does not divide the student's hidden size 64; choose a divisor such as 64"),
-    "heads too narrow to pack": ("base_models: {tiny_gemma2: {hidden_size: 32, n_heads: 2}}", "config: student.base: its key and value width 16 is not a multiple of 32, as GPTQ needs; choose another base"),
-    "layer beyond the model": ("student: {lora: {lowest_layer: 2}}", "config: student.lora.lowest_layer: 2 is not allowed; the base has layers 0 to 1"),
     "warm-up longer than training": ("student: {training: {max_steps: 50, warmup_steps: 100}}", "config: student.training.warmup_steps: 100 is not allowed with max_steps 50; it must be less"),
     "fp8 without a GPU": ("student: {precision: fp8, gpus: 0}", "config: student.precision: 'fp8' needs a GPU, but gpus is 0; take another precision or set gpus"),
     "no rows": ("teachers: {llama: {inference: {rows: [5, 5]}}}", "config: teachers.llama.inference.rows: [5, 5] is empty; it must be [start, end) with start < end"),
@@ -135,10 +105,6 @@ TOGETHER = {
     "open brace": ("text: {template: '{prompt'}", "config: text: unbalanced braces (expected '}' before end of string)"),
     "no cue": ("text: {template: '{prompt} {response_a} {response_b}'}", "config: text.template: '{prompt} {response_a} {response_b}' must end in a short cue after {response_b}, the place where the verdict is read"),
     "turn without number": ("text: {turn: next}", "config: text.turn: 'next' must hold {n} once"),
-}  # fmt: skip
-
-# What the disk says: data, models, folders. See the fixture `world`.
-DISK = {
     "missing train file": ("data: {train: [nowhere.csv]}", "config: data.train: 'nowhere.csv' does not exist (seen from WORLD)"),
     "missing test file": ("data: {test: nowhere.csv}", "config: data.test: 'nowhere.csv' does not exist (seen from WORLD)"),
     "missing unlabelled file": ("data: {unlabelled: [nowhere.csv]}", "config: data.unlabelled: 'nowhere.csv' does not exist (seen from WORLD)"),
@@ -151,6 +117,18 @@ DISK = {
     "header only": ("data: {train: [header.csv]}", "config: folds.n: 3 folds with select and test need 5 different prompts, data.train has at most 0; lower folds.n or add data"),
     "scratch that is a file": ("scratch: ten.csv", "config: scratch: 'ten.csv' is a file; it must be a folder"),
     "scratch among the results": ("scratch: results/scratch", "config: scratch: 'results/scratch' lies in results; it must be a folder that may be deleted"),
+}  # fmt: skip
+
+# Base models: keys, local files, shapes (base_model_checks).
+BASE_MODELS = {
+    "hub without repository": ("base_models: {x: {source: hub}}", "config: base_models.x: source 'hub' needs the key 'repo'"),
+    "package without a name": ("base_models: {x: {source: package, version: '1'}}", "config: base_models.x: source 'package' needs the key 'package'"),
+    "package without a version": ("base_models: {x: {source: package, package: x}}", "config: base_models.x: source 'package' needs the key 'version'"),
+    "tiny without architecture": ("base_models: {x: {source: tiny}}", "config: base_models.x: source 'tiny' needs the key 'architecture'"),
+    "odd heads": ("base_models: {tiny_gemma2: {n_heads: 3}}", "config: base_models.tiny_gemma2.hidden_size: 64 must be a multiple of twice n_heads (3)"),
+    "group that does not divide": ("quantisation: {group_size: 128}", "config: quantisation.group_size: 128 does not divide the student's hidden size 64; choose a divisor such as 64"),
+    "heads too narrow to pack": ("base_models: {tiny_gemma2: {hidden_size: 32, n_heads: 2}}", "config: student.base: its key and value width 16 is not a multiple of 32, as GPTQ needs; choose another base"),
+    "layer beyond the model": ("student: {lora: {lowest_layer: 2}}", "config: student.lora.lowest_layer: 2 is not allowed; the base has layers 0 to 1"),
     "model that is not there": ("base_models: {x: {source: path, path: nowhere}}", "config: base_models.x.path: 'nowhere' is no folder (seen from WORLD)"),
     "model without config.json": ("base_models: {x: {source: path, path: folder}}", "config: base_models.x.path: 'folder' has no config.json; name a folder with a saved model"),
     "model without tokenizer": ("base_models: {x: {source: path, path: untokenized}}", "config: base_models.x.path: 'untokenized' has no tokenizer.json; name a folder with a saved model"),
@@ -165,9 +143,8 @@ DISK = {
     "teacher on the student's results": ("base_models: {tiny_llama: null, x: {source: path, path: results/merged}}", "config: base_models.x.path: 'results/merged' lies in results, where this workflow writes; name a model that it does not make"),
     "group that does not divide a local model": ("{base_models: {x: {source: path, path: model}}, student: {base: x}, quantisation: {group_size: 128}}", "config: quantisation.group_size: 128 does not divide the student's hidden size 576; choose a divisor such as 64"),
 }  # fmt: skip
-CASES = VALUES | KEYS | TOGETHER | DISK
 
-# Configuration files that are not one mapping of unlike keys.
+# Files that are not one mapping of unlike keys: bytes and line (config_files).
 FILES = {
     "key twice": (b"folds: {n: 3}\ntext: {}\nfolds: {n: 4}\n", "config: mine.yaml, line 3: the key 'folds' is there twice, first in line 1; keep one"),
     "nested key twice": (b"folds:\n  n: 3\n  n: 4\n", "config: mine.yaml, line 3: the key 'n' is there twice, first in line 2; keep one"),
@@ -181,94 +158,3 @@ FILES = {
     "binary": (b"\x00\x01", 'config: mine.yaml: not valid YAML (unacceptable character #x0000: special characters are not allowed in "<byte string>", position 0); mend it, and indent with spaces'),
     "two documents": (b"a: 1\n---\nb: 2\n", "config: mine.yaml, line 2, column 1: not valid YAML (but found another document); mend it, and indent with spaces"),
 }  # fmt: skip
-
-
-def overlaid(base, overlay):
-    """A configuration with an overlay, merged as Snakemake does it."""
-    if not (isinstance(base, dict) and isinstance(overlay, dict)):
-        return overlay
-    merged = {key: overlaid(base.get(key), overlay[key]) for key in overlay}
-    return base | merged
-
-
-def save_model(folder, weights=("model.safetensors",), **changes):
-    """The files that a local model's folder is judged by."""
-    folder.mkdir(parents=True)
-    (folder / "config.json").write_text(json.dumps(LOCAL | changes))
-    for name in ("tokenizer.json", "tokenizer_config.json", *weights):
-        (folder / name).write_text("{}")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory):
-    """Data files and model folders, most of them wrong in one way."""
-    root = tmp_path_factory.mktemp("world")
-    (root / "folder").mkdir()
-    (root / "rows.xlsx").touch()
-    (root / "header.csv").write_text("id,prompt\n")
-    (root / "ten.csv").write_text("id,prompt\n" + "1,p\n" * 10)
-    save_model(root / "model")
-    (save_model(root / "untokenized") / "tokenizer.json").unlink()
-    (save_model(root / "damaged") / "config.json").write_text("{")
-    save_model(root / "weightless", ())
-    save_model(root / "pickled", ("pytorch_model.bin",))
-    for name, shard in (
-        ("shardless", "a.safetensors"),
-        ("climbing", "../model.safetensors"),
-    ):
-        index = save_model(root / name, ()) / "model.safetensors.index.json"
-        index.write_text(json.dumps({"weight_map": {"w": shard}}))
-    (root / "model.safetensors").touch()
-    save_model(root / "encoder", architectures=["BertForMaskedLM"])
-    save_model(root / "quantised", quantization_config={"quant_method": "gptq"})
-    save_model(root / "results/merged")
-    return root
-
-
-@pytest.mark.parametrize("name", CASES)
-def test_a_mistake_is_refused_in_its_one_line(name, world, monkeypatch):
-    overlay, line = CASES[name]
-    monkeypatch.chdir(world)
-    config = overlaid(yaml.safe_load(DEMO), yaml.safe_load(overlay))
-    with pytest.raises(UserError) as caught:
-        validate_config(config, SCHEMA)
-    assert str(caught.value).replace(str(world), "WORLD") == line
-
-
-@pytest.mark.parametrize("name", FILES)
-def test_a_broken_file_is_refused_in_its_one_line(name, tmp_path):
-    content, line = FILES[name]
-    (tmp_path / "mine.yaml").write_bytes(content)
-    with pytest.raises(UserError) as caught:
-        check_config_file(tmp_path / "mine.yaml")
-    assert str(caught.value).replace(f"{tmp_path}/", "") == line
-
-
-def test_a_missing_file_is_refused_in_its_one_line(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError) as caught:
-        check_config_file("mine.yaml")
-    assert str(caught.value) == (
-        f"config: mine.yaml: No such file or directory (seen from {tmp_path}); name a "
-        "configuration file that is there"
-    )
-
-
-@pytest.mark.parametrize("name", ["config", "plan", "small", "demo"])
-def test_shipped_files_are_whole(name):
-    check_config_file(ROOT / f"config/{name}.yaml")
-
-
-def test_a_local_model_of_the_right_kind_is_accepted(world, monkeypatch):
-    monkeypatch.chdir(world)
-    overlay = {"base_models": {"x": {"source": "path", "path": "model"}}}
-    config = overlaid(yaml.safe_load(DEMO), overlay | {"student": {"base": "x"}})
-    assert validate_config(config, SCHEMA)["student"]["base"] == "x"
-
-
-def test_the_documentation_counts_them():
-    text = (ROOT / "docs/reliability.md").read_text()
-    assert f"{len(CASES) + len(FILES) + 1} wrong configurations" in " ".join(
-        text.split()
-    )

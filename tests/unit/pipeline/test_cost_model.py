@@ -3,9 +3,9 @@
 from pathlib import Path
 
 import pytest
-import yaml
+from configurations import configured, section
 
-from prefdistill.pipeline.costs import (
+from prefdistill.pipeline.cost_model import (
     Size,
     Work,
     average_work,
@@ -17,34 +17,25 @@ from prefdistill.pipeline.costs import (
     scoring_work,
     training_work,
 )
-from prefdistill.pipeline.sizes import Pairs, base_parameters, count_pairs, scored_pairs
-from prefdistill.pipeline.validation import validate_config
+from prefdistill.pipeline.model_sizes import base_parameters
+from prefdistill.pipeline.pair_counts import Pairs, count_pairs, scored_pairs
+from prefdistill.settings import BaseModelSettings, TrainingSettings
 
-ROOT = Path(__file__).resolve().parents[3]
-SCHEMA = yaml.safe_load((ROOT / "workflow/schemas/config.schema.yaml").read_text())
 SITE = {"gpu_tflops": 80, "runtime_safety": 2.0, "max_runtime": None}
-TRAINING = {
-    "epochs": 1,
-    "n_rows": None,
-    "max_steps": None,
-    "pairs_per_step": 32,
-    "recompute": "auto",
-    "compile": "auto",
-}
+TRAINING = section(TrainingSettings)
 LLAMA_8B = Size(8e9, gpus=1, rank=64)
 LLAMA_70B = Size(70e9, gpus=4, rank=64)
 GEMMA_9B = Size(9e9, gpus=1, rank=64)
 TINY = Size(319_488, gpus=1, rank=8)
 
 
-def load(name):
-    config = yaml.safe_load((ROOT / f"config/{name}.yaml").read_text())
-    return validate_config(config, SCHEMA)
+def base(**settings):
+    return section(BaseModelSettings, **settings)
 
 
 def asks(work, attempt=1, **site):
     """Memory in MB and time limit in minutes."""
-    return work.memory_mb(attempt), work.time_limit(attempt, SITE | site)
+    return work.memory_mb(attempt), work.time_limit(attempt, **SITE | site)
 
 
 def test_training_of_8_billion_parameters_on_50_000_pairs():
@@ -56,8 +47,9 @@ def test_training_of_8_billion_parameters_on_50_000_pairs():
     assert asks(work, gpu_tflops=800) == (23_913, 129)
     assert asks(work, runtime_safety=1) == (23_913, 552)
     assert asks(work, attempt=3, max_runtime=360) == (71_740, 360)
-    assert work.gpu_hours(SITE) == pytest.approx((80e6 * 32e9 / 80e12 / 60 + 3.2) / 60)
-    full = training_work(LLAMA_8B, TRAINING | {"recompute": "full"}, 50_000, 2048)
+    assert work.gpu_hours(80) == pytest.approx((80e6 * 32e9 / 80e12 / 60 + 3.2) / 60)
+    recomputed = section(TrainingSettings, recompute="full")
+    full = training_work(LLAMA_8B, recomputed, 50_000, 2048)
     assert full.tflop == pytest.approx(work.tflop * 6 / 4)
     short = training_work(LLAMA_8B, TRAINING, 50_000, max_length=400)
     assert short.tflop == pytest.approx(work.tflop / 2)
@@ -66,7 +58,7 @@ def test_training_of_8_billion_parameters_on_50_000_pairs():
 def test_training_of_70_billion_parameters_on_four_gpus():
     work = training_work(LLAMA_70B, TRAINING, 50_000, max_length=2048)
     assert asks(work) == (186_367, 2_405)
-    assert work.gpu_hours(SITE) == pytest.approx(4 * work.hours(SITE))
+    assert work.gpu_hours(80) == pytest.approx(4 * work.hours(80))
     assert LLAMA_70B.threads == 16
 
 
@@ -88,9 +80,10 @@ def test_the_student_merged_and_quantised():
 
 
 def test_bases_are_fetched_converted_or_trained():
-    assert asks(base_work(8e9, {"source": "hub"}, 2048)) == (4_000, 47)
-    assert asks(base_work(135e6, {"source": "package"}, 2048)) == (4_810, 16)
-    tiny = {"source": "tiny", "pretrain_steps": 900}
+    hub, package = (base(source=source) for source in ("hub", "package"))
+    assert asks(base_work(8e9, hub, 2048)) == (4_000, 47)
+    assert asks(base_work(135e6, package, 2048)) == (4_810, 16)
+    tiny = base(source="tiny", pretrain_steps=900)
     assert asks(base_work(319_488, tiny, 256)) == (4_000, 20)
 
 
@@ -104,8 +97,8 @@ def test_what_stays_on_the_disk():
     # Rank 64 on all seven linear layers of Llama-3.1-8B: 168 million parameters.
     assert training.disk_gb == pytest.approx(4 * 0.168, rel=0.3)
     assert training.scratch_gb == pytest.approx(6 * training.disk_gb)
-    assert base_work(8e9, {"source": "path"}, 2048).disk_gb == 0
-    assert base_work(8e9, {"source": "hub"}, 2048).disk_gb == 16
+    assert base_work(8e9, base(source="path"), 2048).disk_gb == 0
+    assert base_work(8e9, base(source="hub"), 2048).disk_gb == 16
 
 
 def test_jobs_without_a_model():
@@ -114,9 +107,8 @@ def test_jobs_without_a_model():
 
 
 def test_tiny_models_ask_for_the_least():
-    demo = load("demo")
     works = [
-        training_work(TINY, demo["student"]["training"], 2467, 256),
+        training_work(TINY, configured("demo").student.training, 2467, 256),
         scoring_work(TINY, 4600, 256),
         merge_work(TINY, 3),
         quantise_work(TINY, 64, 256),
@@ -133,7 +125,7 @@ def test_the_cpu_takes_longer_and_holds_32_bits():
     # 160,000 tokens at 4 x 135e6 operations are 86.4 TFLOP, 14.4 minutes.
     assert asks(work) == (4_570, 45)
     assert asks(work, gpu_tflops=1) == (4_570, 45)
-    assert work.gpu_hours(SITE) == 0
+    assert work.gpu_hours(80) == 0
     assert size.threads == 4
 
 
@@ -176,14 +168,18 @@ def test_more_pairs_and_attempts_ask_for_more(make):
 
 def test_more_gpus_take_less_time_and_more_memory():
     one, four = (scoring_work(Size(70e9, n, 64), 50_000, 1024) for n in (1, 4))
-    assert four.time_limit(1, SITE) < one.time_limit(1, SITE)
+    assert four.time_limit(1, **SITE) < one.time_limit(1, **SITE)
     assert four.memory_mb(1) == one.memory_mb(1) + 3 * 4_000
 
 
 def test_the_limit_of_the_partition_caps_every_attempt():
     work = Work(gigabytes=1, minutes=100)
     site = SITE | {"max_runtime": 360}
-    assert [work.time_limit(attempt, site) for attempt in (1, 2, 3)] == [215, 360, 360]
+    assert [work.time_limit(attempt, **site) for attempt in (1, 2, 3)] == [
+        215,
+        360,
+        360,
+    ]
 
 
 def test_the_published_configuration_asks_for_sensible_amounts(tmp_path, monkeypatch):
@@ -193,24 +189,26 @@ def test_the_published_configuration_asks_for_sensible_amounts(tmp_path, monkeyp
     for name, size in (megabytes | {"test": 80}).items():
         with open(f"data/{name}.csv", "wb") as handle:
             handle.truncate(size * 10**6)
-    config = load("config")
-    pairs = count_pairs(config)
+    settings = configured("config")
+    shown = (settings.gpu_tflops, settings.runtime_safety, settings.max_runtime)
+    assert shown == tuple(SITE.values())
+    pairs = count_pairs(settings.data, settings.folds, settings.simulation)
     assert pairs == Pairs(66_859, 16_866, 6_900, 60_000, 25_000)
     sizes = {
-        name: base_parameters(name, base) / 1e9
-        for name, base in config["base_models"].items()
+        name: base_parameters(name, each) / 1e9
+        for name, each in settings.base_models.items()
     }
     assert sizes == {"llama31_8b": 8, "qwen25_7b": 7, "gemma2_9b_it": 9}
-    teacher, student = config["teachers"]["llama"], config["student"]
-    length = config["text"]["max_length"]
+    teacher, student = settings.teachers["llama"], settings.student
+    length = settings.text.max_length
     hours = {
-        "teacher": training_work(LLAMA_8B, teacher["training"], pairs.train, length),
+        "teacher": training_work(LLAMA_8B, teacher.training, pairs.train, length),
         "logits": scoring_work(
-            LLAMA_8B, scored_pairs(teacher["inference"], pairs), length
+            LLAMA_8B, scored_pairs(teacher.inference, pairs), length
         ),
-        "student": training_work(GEMMA_9B, student["training"], pairs.train, length),
+        "student": training_work(GEMMA_9B, student.training, pairs.train, length),
     }
-    limits = {name: work.time_limit(1, config) / 60 for name, work in hours.items()}
+    limits = {name: work.time_limit(1, **SITE) / 60 for name, work in hours.items()}
     assert limits == pytest.approx(
         {"teacher": 24.1, "logits": 16.5, "student": 53.9}, abs=0.1
     )
