@@ -54,6 +54,8 @@ shorten show shuffle simulate skip sort spell split spoil spread stack start sto
 store stream sum swap take teach tell tokenise train transpose trim truncate try turn
 undo unlock unpack update upload use validate verify wait warm warn weigh wrap write
 yield
+allot assign bound break change concatenate cross-fit digest fold identify label order
+overwrite pair project quote re-raise share strip tag
 """
 VERBS = frozenset(_VERBS.split())
 

@@ -14,7 +14,6 @@ from typing import Any
 
 from prefdistill.errors import Interrupted, UserError, disk_fault
 from prefdistill.running.binding import bind
-from prefdistill.running.binding import scratch_folder as scratch_folder
 from prefdistill.running.lock import only_copy
 from prefdistill.running.logs import (
     FAILED,
@@ -51,20 +50,18 @@ END_S = 900  # seconds to wait until Slurm ends a job that it has queued again
 
 def run_job(
     job: Any,
-    main: Callable[..., None] | None = None,
+    main: Callable[..., None],
     *,
     online: bool = False,
     processes: int = 1,
     libraries: Callable[[], None] | None = None,
     **values: Any,
-) -> Any:
+) -> None:
     """Run a script's ``main`` with the rule's values for its parameters.
 
     Args:
         job: The script's ``snakemake`` object.
         main: The script's function; ``binding.bind`` says what it is called with.
-            Without it, return the context manager of ``guarded`` (scripts that do not
-            bind by name yet).
         online: Whether the job may use the Hugging Face hub, with the environment's
             token.
         processes: Processes that share the job's work, one per GPU.
@@ -74,14 +71,10 @@ def run_job(
         **values: Parameters of ``main`` that the rule does not name because they change
             no result, such as a token budget.
     """
-    guard = guarded(job, online=online, processes=processes)
-    if main is None:
-        return guard
-    with guard:
+    with guarded(job, online=online, processes=processes):
         if libraries is not None:
             libraries()
         main(**bind(main, job, values))
-    return None
 
 
 @contextmanager
