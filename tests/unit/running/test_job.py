@@ -9,10 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from prefdistill.running.slurm import parse_duration
-
 SCRIPTS = Path(__file__).resolve().parents[3] / "workflow/scripts"
-
 # A job that works for `steps` tenths of a second and writes its process number; it can
 # be stopped between two steps.
 JOB = """
@@ -170,18 +167,3 @@ def test_without_a_time_limit_a_job_just_works(start, tmp_path, answer):
     log = (tmp_path / "logs/rule/a.log").read_text()
     assert "SLURM_JOB_ID=42" in log
     assert "left to the job" not in log
-
-
-@pytest.mark.parametrize(
-    ("text", "seconds"),
-    [
-        ("59", 59),
-        ("1:02\n", 62),
-        ("1:00:00", 3600),
-        ("2-01:00:01", 2 * 86400 + 3601),
-        ("UNLIMITED", None),
-        ("", None),
-    ],
-)
-def test_durations(text, seconds):
-    assert parse_duration(text) == seconds

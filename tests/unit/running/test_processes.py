@@ -18,7 +18,6 @@ from two_processes import MODELS
 
 from prefdistill.engine.packing import pack_shares
 from prefdistill.errors import UserError
-from prefdistill.models.memory import place
 from prefdistill.pipeline.code_digests import SCRIPTS
 from prefdistill.running.processes import own_share, sum_over_processes
 from prefdistill.training import trainer as training
@@ -217,23 +216,6 @@ def test_large_sums_go_in_several_buckets(monkeypatch):
     assert sizes == [5, 4]
     assert [tensor.shape for tensor in tensors] == [(), (2, 2), (3,), (1,)]
     assert all((tensor == 3).all() for tensor in tensors)
-
-
-@pytest.mark.parametrize(("gib", "sharded"), [(80, False), (40, True)])
-def test_a_model_is_cut_where_it_does_not_fit(tmp_path, monkeypatch, gib, sharded):
-    """A 70B in NF4 with an adapter of rank 64 takes about 66 GiB."""
-    from transformers import LlamaConfig
-
-    LlamaConfig(
-        hidden_size=8192, intermediate_size=28672, num_hidden_layers=80,
-        num_attention_heads=64, num_key_value_heads=8, vocab_size=128256,
-    ).save_pretrained(tmp_path)  # fmt: skip
-    assert place(tmp_path, "nf4", 8192, 64) == ("nf4", False)  # one process
-    monkeypatch.setattr("prefdistill.models.memory.n_processes", lambda: 2)
-    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
-    memory = type("Properties", (), {"total_memory": gib * 2**30})
-    monkeypatch.setattr("torch.cuda.get_device_properties", memory)
-    assert place(tmp_path, "nf4", 8192, 64) == ("nf4", sharded)
 
 
 def test_more_processes_than_gpus_is_one_line(monkeypatch):

@@ -27,7 +27,7 @@ _PR_SET_PDEATHSIG = 1
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a worker ended that did not finish its work.
+    """The end of a worker that did not finish its work.
 
     Attributes:
         kind: ``stopped`` on request, ``refused`` with a line for the user, ``failed``
