@@ -1,6 +1,7 @@
 """Hold the library's order: imports go down, and the Snakefile's part stays light."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -25,7 +26,12 @@ LAYERS = [
 RANK = {part: rank for rank, layer in enumerate(LAYERS) for part in layer}
 # The package's own file names its version, and its command is the command line.
 ENDS = {"__init__": "version", "__main__": "cli"}
-HEAVY = {"numpy", "pandas", "pyarrow", "scipy", "torch", "transformers"}
+HEAVY = {
+    *("datasets", "numpy", "pandas", "peft", "pyarrow", "safetensors"),
+    *("scipy", "sklearn", "torch", "transformers"),
+}
+# Names of modules as text; those of files of the driver and of a logger are none.
+MODULE = re.compile(r"prefdistill\.(?!lock|owner|job)[a-z_.]+")
 
 
 def arrows():
@@ -40,6 +46,8 @@ def arrows():
             elif isinstance(node, ast.ImportFrom):
                 assert not node.level, f"{path}:{node.lineno}: a relative import"
                 modules = [node.module]
+            elif isinstance(node, ast.Constant) and MODULE.fullmatch(str(node.value)):
+                modules = [node.value]  # for importlib
             else:
                 continue
             for module in modules:
@@ -65,6 +73,28 @@ def test_imports_go_down():
 def test_only_the_command_line_imports_pipeline():
     users = {part for *_, part, imported in arrows() if imported == "pipeline"}
     assert users <= {"pipeline", "cli"}
+
+
+def test_no_script_of_a_job_imports_pipeline():
+    scripts = sorted(LIBRARY.parent.glob("*.py"))
+    assert scripts
+    assert not [path for path in scripts if "prefdistill.pipeline" in path.read_text()]
+
+
+def test_modules_of_a_package_do_not_import_in_circles():
+    imports = {}
+    for path in LIBRARY.glob("*/*.py"):
+        package = path.parent.name
+        found = re.findall(
+            rf"from prefdistill\.{package}\.(\w+) import", path.read_text()
+        )
+        imports[package, path.stem] = {(package, name) for name in found}
+    done = set()
+    while ready := {
+        m for m, needs in imports.items() if m not in done and needs <= done
+    }:
+        done |= ready
+    assert not imports.keys() - done
 
 
 def test_the_packages_themselves_import_nothing():

@@ -28,8 +28,8 @@ def main(
 
     Args:
         adapters: One adapter_model.safetensors per fold, its configuration beside it.
-        folds: Which fold each one is of.
-        weights: ``weights.json`` with ``folds`` and ``weights``.
+        folds: The fold of each.
+        weights: ``weights.json``.
         method: ``delta_mean`` or ``factor_mean``.
         adapter: The adapter's weights; its configuration is written beside them.
         report: ``average.json``.

@@ -134,5 +134,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
             _require_clone(given.command)
         function = getattr(importlib.import_module(command.module), command.function)
         function(given.arguments, f"prefdistill {given.command}")
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("prefdistill"):
+            raise
+        sys.exit(
+            f"error: {error.name}: not installed for {sys.executable}; in a clone, run "
+            f"`make setup`, then .venv/bin/python -m prefdistill {given.command}"
+        )
     except (UserError, OSError) as error:
         sys.exit(f"error: {disk_fault(error) or error}")

@@ -31,7 +31,7 @@ from prefdistill.errors import UserError
 from prefdistill.pipeline.config_files import check_config_file
 
 FOLDER = Path(".snakemake")
-LOCK = FOLDER / "prefdistill.running.lock"
+LOCK = FOLDER / "prefdistill.lock"
 OWNER = FOLDER / "prefdistill.owner.json"
 
 # A dry run holds the lock too, for about this long.

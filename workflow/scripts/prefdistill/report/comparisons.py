@@ -21,7 +21,7 @@ from prefdistill.scores.metrics import (
 )
 from prefdistill.scores.views import symmetrise
 from prefdistill.settings import EvaluationSettings
-from prefdistill.storage.logits import read_logits
+from prefdistill.storage.logits import Logits, read_logits
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +47,7 @@ def by_arm(
 
 def arm_losses(
     labels: Sequence[Labels],
-    predictions: Sequence[Sequence[Path]],
+    predictions: Sequence[Sequence[Logits]],
     split: str,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Compute the log loss of each row under one arm, both orders averaged.
@@ -64,8 +64,7 @@ def arm_losses(
     by_seed, groups = [], []
     for folds in predictions:
         parts = []
-        for label, path in zip(labels, folds, strict=True):
-            scores = read_logits(path)
+        for label, scores in zip(labels, folds, strict=True):
             known = label.rows(label.split == split)
             logits = scores.logits[scores.rows_of(known.ids)]
             parts.append(row_log_loss(symmetrise(logits, scores.views), known.label))
@@ -133,10 +132,14 @@ def compare_arms(
         One row with the keys ``COLUMNS`` per split and comparison; losses in nats.
     """
     labels = [read_labels(path) for path in fold_files]
+    scored = {
+        arm: [[read_logits(path) for path in folds] for folds in seeds]
+        for arm, seeds in predictions.items()
+    }
     rows = []
     for split in ("dev", "test"):
         losses = {
-            arm: arm_losses(labels, files, split) for arm, files in predictions.items()
+            arm: arm_losses(labels, files, split) for arm, files in scored.items()
         }
         for before, after in comparisons:
             (first, groups), (second, _) = losses[before], losses[after]

@@ -6,6 +6,7 @@ score comes from rows that the scored model or its calibration has seen.
 
 from collections.abc import Sequence
 from dataclasses import fields
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -20,13 +21,12 @@ from prefdistill.report.predictions import (
     from_logits,
 )
 from prefdistill.scores.calibration import (
-    Scaling,
     cross_fit,
     cross_fit_views,
 )
 from prefdistill.scores.fold_weights import read_weights
 from prefdistill.scores.metrics import Labels, read_labels, swap_agreement
-from prefdistill.scores.scaling import read_scaling
+from prefdistill.scores.scaling import Scaling, read_scaling
 from prefdistill.scores.views import (
     PROBABILITY_COLUMNS,
     SYMMETRISED_SCHEMA,
@@ -150,11 +150,9 @@ def score_students(
 
 
 def score_judge(
-    name: str, path: Path, calibration_path: Path, labels: Labels
+    name: str, scores: Logits, fit: Scaling, labels: Labels
 ) -> list[Predictions]:
-    """Read an exported model's predictions, raw and with its own calibration."""
-    scores = read_logits(path)
-    fit = read_scaling(calibration_path)
+    """Return an exported model's predictions, raw and with its own calibration."""
     scaled = calibrated_judge(scores, fit, labels)
     return [
         *from_logits(name, name, None, scores),
@@ -163,25 +161,23 @@ def score_judge(
 
 
 def score_final(
-    name: str, symmetrised_path: Path, logits_path: Path, calibration_path: Path
+    name: str, symmetrised_path: Path, scores: Logits, fit: Scaling
 ) -> Predictions:
     """Read the test predictions of the submission's model, just as it makes them.
 
     Args:
         name: The model.
         symmetrised_path: Its symmetrised predictions.
-        logits_path: Its logits, for the swap agreement.
-        calibration_path: Its ``calibration.json``, likewise.
+        scores: Its logits, for the swap agreement.
+        fit: Its own calibration, likewise.
     """
     table = read_table(symmetrised_path, SYMMETRISED_SCHEMA)
     ids = np.array(table.column("id").to_pylist(), dtype=np.str_)
     rows = np.array(table.column("split").to_pylist()) == "test"
-    scores = read_logits(logits_path)
     probs = {"+".join(scores.views): columns_of(table, PROBABILITY_COLUMNS)[rows]}
     agreement = None
     if len(scores.views) == 2:
         # The symmetrised file holds only the average of both views.
-        fit = read_scaling(calibration_path)
         logits = fit.apply(scores.logits[scores.rows_of(ids[rows])])
         both = as_answers(logits, scores.views)
         agreement = swap_agreement(both[:, 0], both[:, 1])
@@ -227,6 +223,8 @@ def gather(
         judges: Names of the exported models.
         final_model: Name of the model that makes the submission.
     """
+    # The final model is often one of the judges: its files are read once.
+    logits, scaling_at = cache(read_logits), cache(read_scaling)
     found = from_baselines(files.baselines)
     by_teacher = pair_teacher_files(
         teachers, files.teacher_logits, files.teacher_calibrated
@@ -238,9 +236,9 @@ def gather(
     for name, path, calibration in zip(
         judges, files.judge_logits, files.judge_calibrations, strict=True
     ):
-        found += score_judge(name, path, calibration, labels)
-    final = (files.final, files.final_logits, files.final_calibration)
-    found.append(score_final(final_model, *final))
+        found += score_judge(name, logits(path), scaling_at(calibration), labels)
+    scores, fit = logits(files.final_logits), scaling_at(files.final_calibration)
+    found.append(score_final(final_model, files.final, scores, fit))
     if files.truth is not None:
         found += from_truth(files.truth, labels)
     return found

@@ -14,7 +14,7 @@ from prefdistill.errors import DamagedFile, UserError, disk_fault
 from prefdistill.running.rule_lookup import rerun_advice
 
 # ``pipeline.overview`` finds the lines about the job itself by this logger's name.
-JOB_LOGGER = "prefdistill.running.job"
+JOB_LOGGER = "prefdistill.job"
 # ``pipeline.failed_jobs`` finds an error's one line by this beginning.
 FAILED = "failed: "
 
