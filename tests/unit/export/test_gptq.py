@@ -20,24 +20,21 @@ from prefdistill.export.gptq_check import (
 from prefdistill.export.merging import write_classifier
 from prefdistill.models.adapter_files import read_adapter, write_adapter
 from prefdistill.models.manifests import tensor_header, write_manifest
+from prefdistill.settings import GptqSettings, TextSettings
 from prefdistill.storage.records import read_json
 from prefdistill.storage.tables import FOLD_SCHEMA, write_table
 
-SETTINGS = {
-    "group_size": 32,
-    "n_calibration_pairs": 24,
-    "desc_act": False,
-    "damp_percent": 0.05,
-    "seed": 0,
-}
-TEXT = {
-    "template": "<prompt>: {prompt}\n<response_a>: {response_a}\n"
+SETTINGS = GptqSettings(
+    group_size=32, n_calibration_pairs=24, desc_act=False, damp_percent=0.05, seed=0
+)
+TEXT = TextSettings(
+    template="<prompt>: {prompt}\n<response_a>: {response_a}\n"
     "<response_b>: {response_b}\n<verdict>:",
-    "turn": "\n<turn {n}>: ",
-    "max_length": 96,
-    "prompt_share": 0.25,
-    "head_share": 0.5,
-}
+    turn="\n<turn {n}>: ",
+    max_length=96,
+    prompt_share=0.25,
+    head_share=0.5,
+)
 ROWS = [
     np.random.default_rng(n).integers(3, 400, n).astype(np.int32)
     for n in (9, 20, 33, 47)
