@@ -254,7 +254,7 @@ def choose_rows(
 
     Args:
         keys: Keys of ``n`` rows.
-        policy: Whether to drop or keep rows, by what is wrong with them.
+        policy: The ``cleaning`` section: ``drop`` or ``keep`` for each kind of row.
 
     Returns:
         ``(n,)`` bool, the rows that stay; and for each of ``REASONS`` an ``(n,)`` bool

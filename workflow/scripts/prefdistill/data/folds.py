@@ -149,7 +149,7 @@ def assign_bins(
     Args:
         labels: ``(n,)`` integer class.
         groups: ``(n,)`` prompt group.
-        settings: Those of the folds.
+        settings: The ``folds`` section.
 
     Returns:
         ``(n,)`` int64 bins.
@@ -180,7 +180,7 @@ def plan_folds(
         source: ``(n,)`` unicode: train, extra, ultra, test or unlabelled.
         labels: ``(n,)`` integer class; any value for an unlabelled row.
         groups: ``(n,)`` prompt group.
-        settings: Those of the folds.
+        settings: The ``folds`` section.
 
     Raises:
         UserError: If the train rows have too few prompts, a split would be empty, or a

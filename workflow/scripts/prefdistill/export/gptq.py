@@ -64,7 +64,7 @@ def token_rows(table: pa.Table, tokenizer: Any, text: TextSettings) -> list[np.n
     Args:
         table: The pairs.
         tokenizer: The classifier's tokenizer.
-        text: Template and lengths.
+        text: The ``text`` section.
 
     Returns:
         ``(length,)`` int32 tokens of each row, AB and BA of a pair together.
@@ -246,8 +246,8 @@ def export_quantised(
         target: Folder of the quantised one.
         fold_path: A fold file, which holds training and ``select`` pairs.
         bits: 4 or 8.
-        settings: Those of GPTQ, for any width.
-        text: Template and lengths.
+        settings: The ``quantisation`` section without ``bits``.
+        text: The ``text`` section.
         token_budget: Most calibration tokens in a forward pass.
 
     Raises:

@@ -256,7 +256,7 @@ def write_source(
     Args:
         path: The CSV file.
         source: One of ``SOURCES``.
-        settings: Those of the simulation.
+        settings: The ``simulation`` section.
         pools: See ``prompt_pools``.
 
     Returns:
@@ -296,7 +296,7 @@ def write_simulation(
         paths: The CSV path of each of ``SOURCES``.
         truth_path: Parquet file of ``TRUTH_SCHEMA``: the id ``source:id`` and the
             probabilities of A, B and tie of every row.
-        settings: Those of the simulation.
+        settings: The ``simulation`` section.
 
     Returns:
         For each source, the report of ``write_source``.

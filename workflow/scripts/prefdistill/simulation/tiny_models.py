@@ -173,7 +173,7 @@ def build_model(
     caps, scaled embeddings and alternating sliding window.
 
     Args:
-        settings: Those of the tiny model.
+        settings: The entry of ``base_models``.
         tokenizer: Gives the size of the vocabulary and the ids of special tokens.
     """
     hidden_size, n_heads = settings.hidden_size, settings.n_heads
@@ -242,8 +242,8 @@ def make_tiny_base(
 
     Args:
         folder: Receives ``WEIGHT_FILES``, ``TOKENIZER_FILES`` and the manifest.
-        settings: Those of the tiny model.
-        text: Template and lengths, so that the base is trained on rows in the form
+        settings: The entry of ``base_models``.
+        text: The ``text`` section, so that the base is trained on rows in the form
             that later stages use.
 
     Returns:
