@@ -21,11 +21,12 @@ from prefdistill.running.job import set_threads
 SCRIPTS = Path(__file__).resolve().parents[1] / "workflow/scripts"
 STAGES = {
     "simulate": """
+from prefdistill.settings import SimulationSettings
 from simulate_pairs import main
 paths = {name: Path(f"{name}.csv") for name in ("train", "extra", "ultra", "test")}
-sizes = {"n_train": N, "n_extra": 30, "n_ultra": 30, "n_test": 30}
-main(**paths, truth=Path("truth.parquet"),
-     settings=sizes | {"dirty_fraction": 0.03, "seed": 0})
+settings = SimulationSettings(
+    n_train=N, n_extra=30, n_ultra=30, n_test=30, dirty_fraction=0.03, seed=0)
+main(**paths, truth=Path("truth.parquet"), settings=settings)
 """,
     "import": """
 from import_pairs import main
@@ -34,13 +35,16 @@ main(Path("pairs.parquet"), Path("import.json"), data | {"test": "test.csv"})
 """,
     "clean": """
 from clean_pairs import main
-policy = dict.fromkeys(("identical", "empty", "duplicates"), "drop")
+from prefdistill.settings import CleaningSettings
+policy = CleaningSettings(identical="drop", empty="drop", duplicates="drop")
 main(Path("pairs.parquet"), Path("import.json"), Path("clean.parquet"),
      Path("cleaning.json"), policy)
 """,
     "fold": """
 from make_folds import main
-settings = {"n": 3, "select_fraction": 0.04, "test_fraction": 0.08, "seed": 0}
+from prefdistill.settings import FoldSettings
+settings = FoldSettings(
+    n=3, select_fraction=0.04, test_fraction=0.08, test_part=None, seed=0)
 main(Path("clean.parquet"), [Path(f"fold{k}.parquet") for k in range(3)],
      Path("post_pretrain.parquet"), Path("unlabelled.parquet"), Path("folds.json"),
      settings, Path("pseudo.parquet"))

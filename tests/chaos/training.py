@@ -17,7 +17,7 @@ import signal
 import struct
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -50,6 +50,7 @@ from prefdistill.models.scoring import score_pairs  # noqa: E402
 from prefdistill.running.job import guarded  # noqa: E402
 from prefdistill.running.progress import Progress  # noqa: E402
 from prefdistill.settings import (  # noqa: E402
+    BaseModelSettings,
     LoraSettings,
     OptimisationSettings,
     TextSettings,
@@ -70,14 +71,22 @@ from prefdistill.training.objectives import label_objective  # noqa: E402
 from prefdistill.training.trainer import Trainer  # noqa: E402
 
 N_PAIRS = 14
-TEXT = {
-    "template": "{prompt} A: {response_a} B: {response_b} =",
-    "turn": "<turn {n}>: ",
-    "max_length": 60,
-    "prompt_share": 0.25,
-    "head_share": 0.5,
-}
-SHAPE = {"hidden_size": 32, "n_layers": 2, "n_heads": 4, "seed": 0}
+TEXT = TextSettings(
+    template="{prompt} A: {response_a} B: {response_b} =",
+    turn="<turn {n}>: ",
+    max_length=60,
+    prompt_share=0.25,
+    head_share=0.5,
+)
+BASE = BaseModelSettings(
+    source="tiny",
+    hidden_size=32,
+    n_layers=2,
+    n_heads=4,
+    pretrain_steps=0,
+    seed=0,
+    revision=None,
+)
 LORA = {
     "r": 2,
     "alpha": 4,
@@ -249,9 +258,9 @@ def make_cases(folder: Path) -> list[Case]:
     for architecture in ("llama", "qwen2", "gemma2"):
         base = folder / architecture
         tokenizer = train_tokenizer(tokenizer_corpus(table, TEXT), architecture)
-        model = build_model(SHAPE | {"architecture": architecture}, tokenizer)
+        model = build_model(replace(BASE, architecture=architecture), tokenizer)
         save_base(base, model, tokenizer)
-        encoded = encode_pairs(table, load_tokenizer(base), read(TextSettings, TEXT))
+        encoded = encode_pairs(table, load_tokenizer(base), TEXT)
         for precision in ("fp32", "nf4"):
             lora = read(LoraSettings, LORA)
             model = add_adapter(load_classifier(base, precision), lora, seed=1)

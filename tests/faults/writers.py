@@ -41,7 +41,7 @@ from prefdistill.report.figures import save_figure
 from prefdistill.report.markdown_tables import read_rows
 from prefdistill.report.score_table import SCORE_COLUMNS
 from prefdistill.scores.views import SYMMETRISED_SCHEMA
-from prefdistill.settings import LoraSettings
+from prefdistill.settings import LoraSettings, SimulationSettings
 from prefdistill.simulation.simulated_files import write_simulation
 from prefdistill.simulation.tiny_models import save_base
 from prefdistill.storage.checkpoints import Checkpoints
@@ -459,8 +459,9 @@ def fold_files(world: World) -> Writer:
 
 def simulated_files(world: World) -> Writer:
     sources = ("train", "extra", "ultra", "test")
-    settings = {f"n_{source}": 20 for source in sources}
-    settings |= {"dirty_fraction": 0.0, "seed": 0}
+    settings = SimulationSettings(
+        n_train=20, n_extra=20, n_ultra=20, n_test=20, dirty_fraction=0.0, seed=0
+    )
     names = tuple(f"{source}.csv" for source in sources)
 
     def write(folder: Path) -> None:

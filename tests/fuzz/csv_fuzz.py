@@ -33,11 +33,12 @@ from prefdistill.data.cleaning import (
 from prefdistill.data.pairs import ROW_COLUMNS, ImportedFile, PairsWriter
 from prefdistill.data.readers import read_file_rows
 from prefdistill.errors import UserError
+from prefdistill.settings import CleaningSettings
 from prefdistill.storage.tables import PAIRS_SCHEMA
 
 KINDS = ("csv", "csv.gz", "csv.zst", "jsonl", "parquet")
 WEIGHTS = (12, 1, 1, 4, 1)
-POLICY = {"identical": "drop", "empty": "drop", "duplicates": "drop"}
+POLICY = CleaningSettings(identical="drop", empty="drop", duplicates="drop")
 SLOW_S = 5.0
 LONGEST_MESSAGE = 700
 # What differs between messages of one class.

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from prefdistill.running.job import run_job
+from prefdistill.settings import CleaningSettings
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +31,7 @@ def log_table(counts: dict[str, Any]) -> None:
 
 
 def main(
-    pairs: Path, imported: Path, clean: Path, report: Path, cleaning: dict[str, str]
+    pairs: Path, imported: Path, clean: Path, report: Path, cleaning: CleaningSettings
 ) -> None:
     """Write the rows that stay, and the counts of all rows.
 

@@ -7,9 +7,9 @@ are written in one pass over the clean table, in bounded memory.
 
 import logging
 from pathlib import Path
-from typing import Any
 
 from prefdistill.running.job import run_job
+from prefdistill.settings import FoldSettings
 
 logger = logging.getLogger(__name__)
 
@@ -20,7 +20,7 @@ def main(
     post_pretrain: Path,
     unlabelled: Path,
     report: Path,
-    settings: dict[str, Any],
+    settings: FoldSettings,
     pseudo: Path,
 ) -> None:
     """Plan the splits from a few columns, then stream the texts into the files."""

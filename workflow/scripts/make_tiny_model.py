@@ -7,15 +7,15 @@ quality features of simulated answers, never on verdicts.
 import logging
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from prefdistill.models.quick_imports import import_model_libraries
 from prefdistill.running.job import run_job
+from prefdistill.settings import BaseModelSettings, TextSettings
 
 logger = logging.getLogger(__name__)
 
 
-def main(manifest: Path, settings: dict[str, Any], text: dict[str, Any]) -> None:
+def main(manifest: Path, settings: BaseModelSettings, text: TextSettings) -> None:
     """Write the model, configuration, tokenizer and manifest to one folder."""
     from prefdistill.simulation.tiny_models import make_tiny_base
 

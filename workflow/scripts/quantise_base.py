@@ -6,11 +6,11 @@ replaces with its own.
 """
 
 from pathlib import Path
-from typing import Any
 
 from prefdistill.models.manifests import base_folder
 from prefdistill.models.quick_imports import import_quantiser
 from prefdistill.running.job import run_job
+from prefdistill.settings import GptqSettings, TextSettings
 from prefdistill.storage.records import read_json
 from prefdistill.storage.whole_files import temporary_folder
 
@@ -19,8 +19,8 @@ def main(
     base: Path,
     fold: Path,
     bits: int,
-    settings: dict[str, Any],
-    text: dict[str, Any],
+    settings: GptqSettings,
+    text: TextSettings,
     token_budget: int,
     scratch: Path,
     model: Path,
@@ -31,9 +31,7 @@ def main(
     from prefdistill.models.head import seeded_head
 
     source = base_folder(base)
-    head = seeded_head(
-        read_json(source / "config.json")["hidden_size"], settings["seed"]
-    )
+    head = seeded_head(read_json(source / "config.json")["hidden_size"], settings.seed)
     with temporary_folder(scratch) as classifier:
         write_classifier(source, classifier, head)
         export_quantised(

@@ -5,18 +5,18 @@ current transformers, and writes the same checkpoint format.
 """
 
 from pathlib import Path
-from typing import Any
 
 from prefdistill.models.quick_imports import import_quantiser
 from prefdistill.running.job import run_job
+from prefdistill.settings import GptqSettings, TextSettings
 
 
 def main(
     merged: Path,
     fold: Path,
     bits: int,
-    settings: dict[str, Any],
-    text: dict[str, Any],
+    settings: GptqSettings,
+    text: TextSettings,
     token_budget: int,
     model: Path,
 ) -> None:

@@ -6,9 +6,9 @@ own. The judge's probabilities are known, and so is the best possible log loss.
 
 import logging
 from pathlib import Path
-from typing import Any
 
 from prefdistill.running.job import run_job
+from prefdistill.settings import SimulationSettings
 from prefdistill.simulation.simulated_files import write_simulation
 
 logger = logging.getLogger(__name__)
@@ -20,7 +20,7 @@ def main(
     ultra: Path,
     test: Path,
     truth: Path,
-    settings: dict[str, Any],
+    settings: SimulationSettings,
 ) -> None:
     """Write the CSV files of all sources and the truth, and log their counts."""
     paths = {"train": train, "extra": extra, "ultra": ultra, "test": test}

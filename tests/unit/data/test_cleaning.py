@@ -21,6 +21,7 @@ from prefdistill.data.cleaning import (
 )
 from prefdistill.data.pairs import UNLABELLED
 from prefdistill.errors import UserError
+from prefdistill.settings import CleaningSettings
 from prefdistill.storage.records import read_json, write_json
 from prefdistill.storage.tables import (
     CLEAN_SCHEMA,
@@ -29,7 +30,8 @@ from prefdistill.storage.tables import (
     write_table,
 )
 
-DROP = {"identical": "drop", "empty": "drop", "duplicates": "drop"}
+DROP = CleaningSettings(identical="drop", empty="drop", duplicates="drop")
+KEEP = CleaningSettings(identical="keep", empty="keep", duplicates="keep")
 A, B, TIE = (1, 0, 0), (0, 1, 0), (0, 0, 1)
 
 
@@ -146,7 +148,7 @@ def test_policy(tmp_path, rows, kept, reasons):
 def test_keep_policy_keeps_all_but_unusable_targets(tmp_path):
     rows = [row("train:1"), row("train:2"), row("train:3", a="b"), row("train:4", "")]
     rows.append(row("train:5", "new", label=(0, 0, 0)))
-    left, report = clean(tmp_path, rows, dict.fromkeys(DROP, "keep"))
+    left, report = clean(tmp_path, rows, KEEP)
     assert ids(left) == ids(rows[:4])
     assert dropped(report) == {"none_hot": {"train": 1}}
 
@@ -301,7 +303,10 @@ MIXED = st.lists(
     min_size=1,
     max_size=25,
 )
-POLICIES = st.fixed_dictionaries(dict.fromkeys(DROP, st.sampled_from(["drop", "keep"])))
+TREATMENTS = st.sampled_from(["drop", "keep"])
+POLICIES = st.builds(
+    CleaningSettings, identical=TREATMENTS, empty=TREATMENTS, duplicates=TREATMENTS
+)
 
 
 def chosen(rows, policy=DROP):

@@ -21,6 +21,7 @@ from import_pairs import main as import_pairs
 from make_folds import main as make_folds
 
 from prefdistill.errors import UserError
+from prefdistill.settings import CleaningSettings, FoldSettings
 from prefdistill.storage.records import read_json
 
 NAMES = (
@@ -29,8 +30,10 @@ NAMES = (
 )
 HEADER = ",".join(NAMES)
 NEEDED = "id,prompt,response_a,response_b,winner_model_a,winner_model_b,winner_tie"
-FOLDS = {"n": 3, "select_fraction": 0.1, "test_fraction": 0.1, "seed": 0}
-POLICY = {"identical": "drop", "empty": "drop", "duplicates": "drop"}
+FOLDS = FoldSettings(
+    n=3, select_fraction=0.1, test_fraction=0.1, test_part=None, seed=0
+)
+POLICY = CleaningSettings(identical="drop", empty="drop", duplicates="drop")
 N_CLEAN = 30
 WIN_A, WIN_B, TIE = "1,0,0", "0,1,0", "0,0,1"
 
@@ -124,7 +127,7 @@ def process(folder, name, content, others, folds=FOLDS):
     clean_pairs(pairs, report, clean, counts, POLICY)
     make_folds(
         clean,
-        [folder / f"fold{k}.parquet" for k in range(folds["n"])],
+        [folder / f"fold{k}.parquet" for k in range(folds.n)],
         folder / "post_pretrain.parquet",
         folder / "unlabelled.parquet",
         folder / "folds.json",

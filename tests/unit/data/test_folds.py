@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -9,6 +11,7 @@ from prefdistill.data.cleaning import normalise_prompt, prompt_group
 from prefdistill.data.folds import assign_groups, bin_shares, plan_folds
 from prefdistill.data.pairs import UNLABELLED
 from prefdistill.errors import UserError
+from prefdistill.settings import FoldSettings
 from prefdistill.storage.records import read_json
 from prefdistill.storage.tables import (
     CLEAN_SCHEMA,
@@ -19,7 +22,9 @@ from prefdistill.storage.tables import (
     write_table,
 )
 
-SETTINGS = {"n": 3, "select_fraction": 0.1, "test_fraction": 0.1, "seed": 0}
+SETTINGS = FoldSettings(
+    n=3, select_fraction=0.1, test_fraction=0.1, test_part=None, seed=0
+)
 HOT = ((1, 0, 0), (0, 1, 0), (0, 0, 1))
 
 
@@ -48,8 +53,8 @@ def simulated_rows(n_train=240, n_prompts=90, seed=0):
 def run(folder, rows, **changes):
     table = pa.Table.from_pylist(rows, schema=CLEAN_SCHEMA)
     write_table(folder / "clean.parquet", table, CLEAN_SCHEMA)
-    settings = SETTINGS | changes
-    paths = [folder / f"fold{k}.parquet" for k in range(settings["n"])]
+    settings = replace(SETTINGS, **changes)
+    paths = [folder / f"fold{k}.parquet" for k in range(settings.n)]
     main(
         folder / "clean.parquet",
         paths,
@@ -223,7 +228,7 @@ def shares_of(labels, bins, n_bins):
 )
 def test_groups_stay_together_in_any_order(rows, n_folds, seed):
     labels, groups = np.array(rows).T
-    shares = bin_shares(SETTINGS | {"n": n_folds})
+    shares = bin_shares(replace(SETTINGS, n=n_folds))
     bins = assign_groups(labels, groups, shares, seed)
     assert set(bins) <= set(range(n_folds + 2))
     for group in set(groups):
@@ -268,7 +273,8 @@ def test_a_giant_group_does_not_starve_the_other_folds():
 def plan(n_rows, n_prompts, labels=None, **changes):
     labels = np.arange(n_rows) % 3 if labels is None else labels
     source = np.full(n_rows, "train")
-    return plan_folds(source, labels, np.arange(n_rows) % n_prompts, SETTINGS | changes)
+    groups = np.arange(n_rows) % n_prompts
+    return plan_folds(source, labels, groups, replace(SETTINGS, **changes))
 
 
 def test_parts_test_every_row_once(tmp_path):

@@ -5,7 +5,7 @@ import pytest
 from prompt_samples import TEXT
 
 from prefdistill.data.prompts import encode_pairs
-from prefdistill.settings import TextSettings, read
+from prefdistill.settings import BaseModelSettings, TextSettings, read
 from prefdistill.simulation.dense_labels import make_dense_labels
 from prefdistill.simulation.simulated_pairs import N_PROMPTS, draw_answers
 from prefdistill.simulation.tiny_models import (
@@ -26,16 +26,26 @@ def answers():
 @pytest.fixture(scope="session")
 def text():
     """The ``text`` settings of a tiny base."""
-    return TEXT | {"max_length": 256}
+    return read(TextSettings, TEXT | {"max_length": 256})
 
 
 @pytest.fixture(scope="session")
 def base_settings():
     """Function from an architecture to the settings of a tiny base."""
-    size = {"hidden_size": 32, "n_layers": 2, "n_heads": 4}
-    return lambda architecture, n_steps=3: (
-        size | {"architecture": architecture, "pretrain_steps": n_steps, "seed": 0}
-    )
+
+    def settings(architecture, n_steps=3):
+        return BaseModelSettings(
+            source="tiny",
+            architecture=architecture,
+            hidden_size=32,
+            n_layers=2,
+            n_heads=4,
+            pretrain_steps=n_steps,
+            seed=0,
+            revision=None,
+        )
+
+    return settings
 
 
 @pytest.fixture(scope="session", params=TINY_MODELS)
@@ -54,5 +64,5 @@ def dense(pairs, text):
     """A tokenizer, the pairs that it encoded, and their labels."""
     answers, table = pairs
     tokenizer = train_tokenizer(tokenizer_corpus(table, text), "gemma2")
-    encoded = encode_pairs(table, tokenizer, read(TextSettings, text))
+    encoded = encode_pairs(table, tokenizer, text)
     return tokenizer, encoded, make_dense_labels(answers, encoded, tokenizer)

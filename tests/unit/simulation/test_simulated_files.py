@@ -1,10 +1,12 @@
 import csv
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from simulate_pairs import main
 
+from prefdistill.settings import SimulationSettings
 from prefdistill.simulation import simulated_files
 from prefdistill.simulation.simulated_files import (
     CSV_COLUMNS,
@@ -20,10 +22,9 @@ from prefdistill.simulation.simulated_files import (
 from prefdistill.simulation.simulated_pairs import N_PROMPTS, bayes_log_loss
 from prefdistill.storage.tables import read_table
 
-SETTINGS = {
-    **{"n_train": 1200, "n_extra": 240, "n_ultra": 360, "n_test": 60},
-    **{"dirty_fraction": 0.1, "seed": 3},
-}
+SETTINGS = SimulationSettings(
+    n_train=1200, n_extra=240, n_ultra=360, n_test=60, dirty_fraction=0.1, seed=3
+)
 
 
 def write(folder, settings=SETTINGS):
@@ -69,7 +70,7 @@ def test_csv_has_the_kaggle_columns_and_json_turns(simulated):
     _, rows, _ = simulated
     for source in SOURCES:
         columns = TEST_COLUMNS if source == "test" else CSV_COLUMNS
-        assert len(rows[source]) == SETTINGS[f"n_{source}"]
+        assert len(rows[source]) == getattr(SETTINGS, f"n_{source}")
         assert tuple(rows[source][0]) == columns
         for row in rows[source]:
             turns = [json.loads(row[name]) for name in TEST_COLUMNS[1:]]
@@ -154,7 +155,7 @@ def test_same_seed_same_bytes_other_seed_other_bytes(simulated, tmp_path):
     folder, _, _ = simulated
     again, other = tmp_path / "again", tmp_path / "other"
     write(again)
-    write(other, SETTINGS | {"seed": 4})
+    write(other, replace(SETTINGS, seed=4))
     for name in [f"{source}.csv" for source in SOURCES] + ["truth.parquet"]:
         assert (again / name).read_bytes() == (folder / name).read_bytes()
         assert (other / name).read_bytes() != (folder / name).read_bytes()
@@ -162,7 +163,7 @@ def test_same_seed_same_bytes_other_seed_other_bytes(simulated, tmp_path):
 
 def test_script_logs_counts_and_accepts_empty_files(tmp_path, caplog):
     caplog.set_level("INFO")
-    settings = SETTINGS | {"n_train": 1, "n_extra": 0, "n_ultra": 0, "n_test": 0}
+    settings = replace(SETTINGS, n_train=1, n_extra=0, n_ultra=0, n_test=0)
     paths = {source: tmp_path / f"{source}.csv" for source in SOURCES}
     main(**paths, truth=tmp_path / "truth.parquet", settings=settings)
     assert "train: 1 rows; dirty: none" in caplog.text
@@ -181,7 +182,7 @@ def test_a_file_of_several_chunks_is_one_file(tmp_path, monkeypatch):
 
 
 def test_pools_share_the_prompts_when_there_are_too_few():
-    pools = prompt_pools({"seed": 0} | {f"n_{name}": 10**6 for name in SOURCES})
+    pools = prompt_pools(replace(SETTINGS, **{f"n_{name}": 10**6 for name in SOURCES}))
     codes = np.concatenate(list(pools.values()))
     assert len(np.unique(codes)) == len(codes) <= N_PROMPTS
     assert min(map(len, pools.values())) == N_PROMPTS // 4

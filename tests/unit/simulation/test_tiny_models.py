@@ -14,7 +14,6 @@ from transformers import (
 )
 
 from prefdistill.data.prompts import encode_pairs
-from prefdistill.settings import TextSettings, read
 from prefdistill.simulation.tiny_models import (
     TINY_MODELS,
     build_model,
@@ -72,8 +71,7 @@ def test_reloaded_tokenizer_is_the_one_that_was_trained(
     tokenizer.save_pretrained(tmp_path)
     reloaded = AutoTokenizer.from_pretrained(tmp_path)
     first, second = (
-        encode_pairs(pairs[1], each, read(TextSettings, text))
-        for each in (tokenizer, reloaded)
+        encode_pairs(pairs[1], each, text) for each in (tokenizer, reloaded)
     )
     for row in range(100):
         np.testing.assert_array_equal(first.tokens(row, "AB"), second.tokens(row, "AB"))

@@ -381,15 +381,21 @@ class EnsembleSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class QuantisationSettings:
-    """GPTQ of the merged student (``quantisation``)."""
+class GptqSettings:
+    """GPTQ of one model to any width (``quantisation`` without ``bits``)."""
 
-    bits: tuple[int, ...]
     group_size: int
     n_calibration_pairs: int
     desc_act: bool
     damp_percent: float
     seed: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuantisationSettings(GptqSettings):
+    """GPTQ of the merged student (``quantisation``)."""
+
+    bits: tuple[int, ...]
 
 
 @dataclass(frozen=True, kw_only=True)

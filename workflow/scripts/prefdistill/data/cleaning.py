@@ -24,6 +24,7 @@ from prefdistill.data.pairs import (
     open_parquet_writer,
 )
 from prefdistill.errors import UserError
+from prefdistill.settings import CleaningSettings
 from prefdistill.storage.tables import CLEAN_SCHEMA, TARGET_COLUMNS, open_table
 
 # Of two copies, the one whose source comes first here is kept. Test rows come first, so
@@ -247,13 +248,13 @@ def find_copies(keys: RowKeys, candidates: np.ndarray) -> tuple[np.ndarray, np.n
 
 
 def choose_rows(
-    keys: RowKeys, policy: dict[str, str]
+    keys: RowKeys, policy: CleaningSettings
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """Choose the rows that stay, and give every other row one reason.
 
     Args:
         keys: Keys of ``n`` rows.
-        policy: ``drop`` or ``keep`` for ``identical``, ``empty`` and ``duplicates``.
+        policy: The ``cleaning`` section: ``drop`` or ``keep`` for each kind of row.
 
     Returns:
         ``(n,)`` bool, the rows that stay; and for each of ``REASONS`` an ``(n,)`` bool
@@ -266,8 +267,8 @@ def choose_rows(
     by_reason = {
         "none_hot": (keys.n_hot <= 0) & labelled,
         "multi_hot": (keys.n_hot > 1) & labelled,
-        "empty": keys.empty & (policy["empty"] == "drop"),
-        "identical": keys.identical & (policy["identical"] == "drop"),
+        "empty": keys.empty & (policy.empty == "drop"),
+        "identical": keys.identical & (policy.identical == "drop"),
     }
     taken = np.zeros(len(is_test), bool)
     for reason, rows in by_reason.items():
@@ -275,7 +276,7 @@ def choose_rows(
         taken |= rows
     # Dropped rows are no originals, but every test row stays and so can be one.
     copies, contradictory = find_copies(keys, ~taken | is_test)
-    copies &= ~taken & (policy["duplicates"] == "drop")
+    copies &= ~taken & (policy.duplicates == "drop")
     by_reason["duplicate"] = copies & ~contradictory
     by_reason["duplicate_contradictory"] = copies & contradictory
     return ~(taken | copies) | is_test, by_reason
@@ -335,14 +336,14 @@ def add_group(batch: pa.RecordBatch, group: np.ndarray) -> pa.RecordBatch:
 
 
 def clean_table(
-    source: Path, target: Path, policy: dict[str, str]
+    source: Path, target: Path, policy: CleaningSettings
 ) -> tuple[dict[str, Any], dict[str, int]]:
     """Write the rows of a table that stay, and count the others by reason.
 
     Args:
         source: Typed pairs of all sources.
         target: The clean table.
-        policy: The ``cleaning`` settings; see ``choose_rows``.
+        policy: See ``choose_rows``.
 
     Returns:
         The counts of ``summarise``; and the number of turns from which control

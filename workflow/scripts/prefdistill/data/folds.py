@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 from prefdistill.classes import VERDICTS
 from prefdistill.data.pairs import BATCH_ROWS, open_parquet_writer
 from prefdistill.errors import UserError
+from prefdistill.settings import FoldSettings
 from prefdistill.storage.tables import FOLD_SCHEMA
 
 # Bins: test, select, then the dev side of each fold.
@@ -131,14 +132,14 @@ class Plan:
     report: dict[str, Any]
 
 
-def bin_shares(settings: dict[str, Any]) -> list[float]:
+def bin_shares(settings: FoldSettings) -> list[float]:
     """List the shares of the bins: test, select, and each fold's dev side."""
-    test, select = settings["test_fraction"], settings["select_fraction"]
-    return [test, select] + [(1 - test - select) / settings["n"]] * settings["n"]
+    test, select = settings.test_fraction, settings.select_fraction
+    return [test, select] + [(1 - test - select) / settings.n] * settings.n
 
 
 def assign_bins(
-    labels: np.ndarray, groups: np.ndarray, settings: dict[str, Any]
+    labels: np.ndarray, groups: np.ndarray, settings: FoldSettings
 ) -> np.ndarray:
     """Assign each train row to a bin: test, select, or a fold's dev side.
 
@@ -148,18 +149,18 @@ def assign_bins(
     Args:
         labels: ``(n,)`` integer class.
         groups: ``(n,)`` prompt group.
-        settings: See ``plan_folds``.
+        settings: The ``folds`` section.
 
     Returns:
         ``(n,)`` int64 bins.
     """
-    shares, seed = bin_shares(settings), settings["seed"]
-    if settings.get("test_part") is None:
+    shares, seed = bin_shares(settings), settings.seed
+    if settings.test_part is None:
         return assign_groups(labels, groups, shares, seed)
     # Cross-validation: the test fraction is one part of several equal ones.
     n_parts = round(1 / shares[TEST])
     parts = assign_groups(labels, groups, [1 / n_parts] * n_parts, seed)
-    rest = parts != settings["test_part"]
+    rest = parts != settings.test_part
     bins = np.full(len(labels), TEST)
     left = np.array(shares[SELECT:]) / sum(shares[SELECT:])
     bins[rest] = SELECT + assign_groups(labels[rest], groups[rest], left, seed)
@@ -171,7 +172,7 @@ def _count(rows: np.ndarray) -> int:
 
 
 def plan_folds(
-    source: np.ndarray, labels: np.ndarray, groups: np.ndarray, settings: dict[str, Any]
+    source: np.ndarray, labels: np.ndarray, groups: np.ndarray, settings: FoldSettings
 ) -> Plan:
     """Decide the split of every row in every fold.
 
@@ -179,8 +180,7 @@ def plan_folds(
         source: ``(n,)`` unicode: train, extra, ultra, test or unlabelled.
         labels: ``(n,)`` integer class; any value for an unlabelled row.
         groups: ``(n,)`` prompt group.
-        settings: ``n``, ``select_fraction``, ``test_fraction``, ``seed`` and, for
-            cross-validation, ``test_part``.
+        settings: The ``folds`` section.
 
     Raises:
         UserError: If the train rows have too few prompts, a split would be empty, or a
@@ -196,7 +196,7 @@ def plan_folds(
     in_test_file[group_of_row[is_test]] = True
     unlabelled_prompt = in_test_file[group_of_row]
 
-    splits, left_out = _split_folds(source, bins, prompt_bin, settings["n"])
+    splits, left_out = _split_folds(source, bins, prompt_bin, settings.n)
     # A prompt of a train row is scored in some fold, and the base of every fold is the
     # same post-pretrained model: so ultra rows with such a prompt serve no fold.
     is_ultra = source == "ultra"
@@ -221,23 +221,23 @@ def _assign_train_bins(
     is_train: np.ndarray,
     labels: np.ndarray,
     groups: np.ndarray,
-    settings: dict[str, Any],
+    settings: FoldSettings,
 ) -> np.ndarray:
     """Assign train rows to checked bins: ``(n,)`` int64, -1 for all other rows.
 
     Raises:
         UserError: See ``plan_folds``.
     """
-    n_groups, n_bins = len(np.unique(groups[is_train])), settings["n"] + FIRST_FOLD
+    n_groups, n_bins = len(np.unique(groups[is_train])), settings.n + FIRST_FOLD
     if n_groups < n_bins:
         raise UserError(
-            f"folds.n: {settings['n']} folds with select and test need {n_bins} "
+            f"folds.n: {settings.n} folds with select and test need {n_bins} "
             f"different prompts, the train rows have {n_groups}; lower folds.n or add "
             "data"
         )
     bins = np.full(len(is_train), -1)
     bins[is_train] = assign_bins(labels[is_train], groups[is_train], settings)
-    check_bins(bins[is_train], labels[is_train], settings["n"])
+    check_bins(bins[is_train], labels[is_train], settings.n)
     return bins
 
 

@@ -28,7 +28,7 @@ from prefdistill.export.gptq_check import compare, default_dtype
 from prefdistill.models.adapter_files import SCORE
 from prefdistill.models.loading import load_tokenizer
 from prefdistill.models.manifests import copy_tokenizer, tensor_header
-from prefdistill.settings import TextSettings, read
+from prefdistill.settings import GptqSettings, TextSettings
 from prefdistill.storage.digests import file_digest
 from prefdistill.storage.logits import VIEWS
 from prefdistill.storage.records import read_json, write_json
@@ -58,20 +58,18 @@ def sample_pairs(table: pa.Table, split: str, n_pairs: int, seed: int) -> pa.Tab
     return rows.take(np.sort(chosen))
 
 
-def token_rows(
-    table: pa.Table, tokenizer: Any, text: dict[str, Any]
-) -> list[np.ndarray]:
+def token_rows(table: pa.Table, tokenizer: Any, text: TextSettings) -> list[np.ndarray]:
     """Tokenise both orders of each pair, as at inference.
 
     Args:
         table: The pairs.
         tokenizer: The classifier's tokenizer.
-        text: The ``text`` settings.
+        text: The ``text`` section.
 
     Returns:
         ``(length,)`` int32 tokens of each row, AB and BA of a pair together.
     """
-    encoded = encode_pairs(table, tokenizer, read(TextSettings, text))
+    encoded = encode_pairs(table, tokenizer, text)
     return [
         encoded.tokens(row, view) for row in range(len(encoded.ids)) for view in VIEWS
     ]
@@ -234,8 +232,8 @@ def export_quantised(
     target: Path,
     fold_path: Path,
     bits: int,
-    settings: dict[str, Any],
-    text: dict[str, Any],
+    settings: GptqSettings,
+    text: TextSettings,
     token_budget: int,
 ) -> None:
     """Quantise a classifier, reload and check it, and write ``quantisation.json``.
@@ -248,8 +246,8 @@ def export_quantised(
         target: Folder of the quantised one.
         fold_path: A fold file, which holds training and ``select`` pairs.
         bits: 4 or 8.
-        settings: group_size, desc_act, damp_percent, n_calibration_pairs and seed.
-        text: The ``text`` settings.
+        settings: The ``quantisation`` section without ``bits``.
+        text: The ``text`` section.
         token_budget: Most calibration tokens in a forward pass.
 
     Raises:
@@ -258,12 +256,13 @@ def export_quantised(
     """
     table = read_table(fold_path, FOLD_SCHEMA)
     tokenizer = load_tokenizer(source)
-    seed = settings["seed"]
+    seed = settings.seed
+    options = {key: getattr(settings, key) for key in GPTQ_OPTIONS}
 
     def rows_of(split: str, n_pairs: int) -> list[np.ndarray]:
         return token_rows(sample_pairs(table, split, n_pairs, seed), tokenizer, text)
 
-    rows = rows_of("train", settings["n_calibration_pairs"])
+    rows = rows_of("train", settings.n_calibration_pairs)
     logger.info("quantising %s to %d bits on %d rows", source, bits, len(rows))
     quantise_classifier(
         source,
@@ -271,7 +270,8 @@ def export_quantised(
         rows,
         bits=bits,
         token_budget=token_budget,
-        **{key: settings[key] for key in (*GPTQ_OPTIONS, "seed")},
+        seed=seed,
+        **options,
     )
     compared = rows_of("select", N_COMPARED_PAIRS)
     gap, kernel_error = compare(source, target, compared, bits)
@@ -279,7 +279,7 @@ def export_quantised(
     logger.info("logit gap %s, size %.2f", gap, sizes["size_ratio"])
     record = {
         "bits": bits,
-        **{key: settings[key] for key in GPTQ_OPTIONS},
+        **options,
         "n_calibration_rows": len(rows),
         "n_calibration_tokens": sum(map(len, rows)),
         "gap_to_16_bit": asdict(gap),

@@ -16,6 +16,7 @@ import pyarrow as pa
 
 from prefdistill.classes import SWAPPED
 from prefdistill.data.pairs import TEXT_COLUMNS
+from prefdistill.settings import SimulationSettings
 from prefdistill.simulation.simulated_pairs import (
     MODEL_NAMES,
     N_PROMPTS,
@@ -81,7 +82,12 @@ class SimulatedRows:
     dirt: list[str]
 
 
-def prompt_pools(settings: dict[str, Any]) -> dict[str, np.ndarray]:
+def _n_rows(settings: SimulationSettings, source: str) -> int:
+    """Return the number of rows to simulate for one of ``SOURCES``."""
+    return getattr(settings, f"n_{source}")
+
+
+def prompt_pools(settings: SimulationSettings) -> dict[str, np.ndarray]:
     """Draw disjoint sets of prompt codes, one for each source.
 
     A set holds a third as many prompts as its file has rows, so that prompts repeat.
@@ -89,8 +95,8 @@ def prompt_pools(settings: dict[str, Any]) -> dict[str, np.ndarray]:
     Returns:
         For each source, int64 codes.
     """
-    codes = np.random.default_rng([settings["seed"], 99]).permutation(N_PROMPTS)
-    wanted = [max(settings[f"n_{name}"] // ROWS_PER_PROMPT, 1) for name in SOURCES]
+    codes = np.random.default_rng([settings.seed, 99]).permutation(N_PROMPTS)
+    wanted = [max(_n_rows(settings, name) // ROWS_PER_PROMPT, 1) for name in SOURCES]
     # Large files ask for more prompts than there are.
     scale = min(1.0, N_PROMPTS / sum(wanted))
     ends = np.cumsum([max(int(size * scale), 1) for size in wanted])
@@ -221,36 +227,36 @@ def csv_records(
 
 
 def _simulate_chunks(
-    source: str, settings: dict[str, Any], pools: dict[str, np.ndarray]
+    source: str, settings: SimulationSettings, pools: dict[str, np.ndarray]
 ) -> Iterator[SimulatedRows]:
     """Simulate the rows of one file, at most ``CHUNK_ROWS`` at a time.
 
     Each chunk has a seed of its own, so any chunk can be simulated alone.
     """
-    number, n_rows = SOURCES.index(source), settings[f"n_{source}"]
+    number, n_rows = SOURCES.index(source), _n_rows(settings, source)
     # Their duplicates copy rows of train, for cleaning to find across files.
     donor = None
-    if source in SHARED_PROMPTS and settings["n_train"]:
+    if source in SHARED_PROMPTS and settings.n_train:
         donor = next(_simulate_chunks("train", settings, pools))
     for chunk, start in enumerate(range(0, n_rows, CHUNK_ROWS)):
-        rng = np.random.default_rng([settings["seed"], number, chunk])
+        rng = np.random.default_rng([settings.seed, number, chunk])
         size = min(CHUNK_ROWS, n_rows - start)
         shared = rng.random(size) < SHARED_PROMPTS.get(source, 0.0)
         prompts = np.where(
             shared, rng.choice(pools["train"], size), rng.choice(pools[source], size)
         )
-        yield simulate_rows(rng, source, prompts, settings["dirty_fraction"], donor)
+        yield simulate_rows(rng, source, prompts, settings.dirty_fraction, donor)
 
 
 def write_source(
-    path: Path, source: str, settings: dict[str, Any], pools: dict[str, np.ndarray]
+    path: Path, source: str, settings: SimulationSettings, pools: dict[str, np.ndarray]
 ) -> tuple[pa.Table, dict[str, Any]]:
     """Simulate and write one CSV file, chunk by chunk.
 
     Args:
         path: The CSV file.
         source: One of ``SOURCES``.
-        settings: See ``write_simulation``.
+        settings: The ``simulation`` section.
         pools: See ``prompt_pools``.
 
     Returns:
@@ -282,7 +288,7 @@ def write_source(
 
 
 def write_simulation(
-    paths: dict[str, Path], truth_path: Path, settings: dict[str, Any]
+    paths: dict[str, Path], truth_path: Path, settings: SimulationSettings
 ) -> dict[str, dict[str, Any]]:
     """Write the four CSV files and the truth; equal settings give equal bytes.
 
@@ -290,8 +296,7 @@ def write_simulation(
         paths: The CSV path of each of ``SOURCES``.
         truth_path: Parquet file of ``TRUTH_SCHEMA``: the id ``source:id`` and the
             probabilities of A, B and tie of every row.
-        settings: ``n_train``, ``n_extra``, ``n_ultra``, ``n_test``,
-            ``dirty_fraction`` and ``seed``.
+        settings: The ``simulation`` section.
 
     Returns:
         For each source, the report of ``write_source``.

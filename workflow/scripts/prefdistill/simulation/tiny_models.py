@@ -9,7 +9,6 @@ import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -35,7 +34,7 @@ from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
 from prefdistill.data.prompts import encode_pairs
 from prefdistill.engine.architectures import ARCHITECTURES
 from prefdistill.models.manifests import copy_file, write_manifest
-from prefdistill.settings import TextSettings, read
+from prefdistill.settings import BaseModelSettings, TextSettings
 from prefdistill.simulation.dense_labels import make_dense_labels
 from prefdistill.simulation.dense_training import BATCH_PAIRS, pretrain
 from prefdistill.simulation.simulated_pairs import (
@@ -155,18 +154,18 @@ def train_tokenizer(texts: Iterator[str], architecture: str) -> PreTrainedTokeni
     )
 
 
-def tokenizer_corpus(table: pa.Table, text: dict[str, Any]) -> Iterator[str]:
+def tokenizer_corpus(table: pa.Table, text: TextSettings) -> Iterator[str]:
     """Yield every pair in the template, every turn on its own, and turn markers."""
     for row in table.to_pylist():
         fields = {name: "\n".join(row[name]) for name in row if name != "id"}
-        yield text["template"].format(**fields)
+        yield text.template.format(**fields)
         for turns in (row[name] for name in fields):
             yield from turns
-    yield from (text["turn"].format(n=number) for number in range(2, 10))
+    yield from (text.turn.format(n=number) for number in range(2, 10))
 
 
 def build_model(
-    settings: dict[str, Any], tokenizer: PreTrainedTokenizerFast
+    settings: BaseModelSettings, tokenizer: PreTrainedTokenizerFast
 ) -> PreTrainedModel:
     """Build a causal model of a real architecture with random float32 weights.
 
@@ -174,18 +173,17 @@ def build_model(
     caps, scaled embeddings and alternating sliding window.
 
     Args:
-        settings: ``architecture``, ``hidden_size``, ``n_layers``, ``n_heads`` and
-            ``seed``.
+        settings: The entry of ``base_models``.
         tokenizer: Gives the size of the vocabulary and the ids of special tokens.
     """
-    hidden_size, n_heads = settings["hidden_size"], settings["n_heads"]
-    architecture = ARCHITECTURES[settings["architecture"]]
+    hidden_size, n_heads = settings.hidden_size, settings.n_heads
+    architecture = ARCHITECTURES[settings.architecture]
     shape = {
         # Rounded up to a multiple of 64, as in real models.
         "vocab_size": -(-len(tokenizer) // 64) * 64,
         "hidden_size": hidden_size,
         "intermediate_size": 3 * hidden_size,
-        "num_hidden_layers": settings["n_layers"],
+        "num_hidden_layers": settings.n_layers,
         "num_attention_heads": n_heads,
         "num_key_value_heads": max(n_heads // 2, 1),
         "head_dim": hidden_size // n_heads,
@@ -198,9 +196,9 @@ def build_model(
     }
     if architecture.score_scale:
         shape[architecture.score_scale] = hidden_size // n_heads
-    torch.manual_seed(settings["seed"])
+    torch.manual_seed(settings.seed)
     return AutoModelForCausalLM.from_config(
-        AutoConfig.for_model(settings["architecture"], **shape),
+        AutoConfig.for_model(settings.architecture, **shape),
         # Only transformers' eager attention applies a soft cap.
         attn_implementation="eager" if architecture.softcap else "sdpa",
     )
@@ -238,36 +236,36 @@ def save_base(
 
 
 def make_tiny_base(
-    folder: Path, settings: dict[str, Any], text: dict[str, Any]
+    folder: Path, settings: BaseModelSettings, text: TextSettings
 ) -> list[float]:
     """Make, pre-train and save one tiny base model.
 
     Args:
         folder: Receives ``WEIGHT_FILES``, ``TOKENIZER_FILES`` and the manifest.
-        settings: Those of ``build_model``, and ``pretrain_steps``.
-        text: The ``text`` settings, so that the base is trained on rows in the form
+        settings: The entry of ``base_models``.
+        text: The ``text`` section, so that the base is trained on rows in the form
             that later stages use.
 
     Returns:
         The loss of every pre-training step.
     """
-    n_steps = settings["pretrain_steps"]
+    n_steps = settings.pretrain_steps
     n_pairs = min(max(n_steps * BATCH_PAIRS, N_TOKENIZER_PAIRS), MAX_PRETRAIN_PAIRS)
-    answers, table = draw_pairs(settings["seed"], n_pairs)
-    architecture = settings["architecture"]
+    answers, table = draw_pairs(settings.seed, n_pairs)
+    architecture = settings.architecture
     corpus = tokenizer_corpus(table.slice(0, N_TOKENIZER_PAIRS), text)
     tokenizer = train_tokenizer(corpus, architecture)
     logger.info("tokenizer of %d entries", len(tokenizer))
     model = build_model(settings, tokenizer)
     logger.info("%s, %d parameters", architecture, model.num_parameters())
-    encoded = encode_pairs(table, tokenizer, read(TextSettings, text))
+    encoded = encode_pairs(table, tokenizer, text)
     losses = pretrain(
         model,
         encoded,
         make_dense_labels(answers, encoded, tokenizer),
         n_steps=n_steps,
         learning_rate=TINY_MODELS[architecture].learning_rate,
-        seed=settings["seed"],
+        seed=settings.seed,
     )
     save_base(folder, model, tokenizer)
     return losses
