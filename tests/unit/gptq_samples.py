@@ -1,4 +1,6 @@
-"""Settings for quantising the tiny model of the tests."""
+"""A tiny model's settings of quantisation, and its calibration rows."""
+
+import numpy as np
 
 from prefdistill.settings import GptqSettings, TextSettings
 
@@ -13,3 +15,7 @@ TEXT = TextSettings(
     prompt_share=0.25,
     head_share=0.5,
 )
+ROWS = [
+    np.random.default_rng(n).integers(3, 400, n).astype(np.int32)
+    for n in (9, 20, 33, 47)
+]
