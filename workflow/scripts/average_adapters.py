@@ -48,18 +48,11 @@ def main(
     error = relative_errors(factors, exact) if factors else None
     logger.info("relative error of factor_mean: %s", error)
     write_adapter(exact if method == "delta_mean" else factors, adapter.parent)
-    write_json(
-        report,
-        {
-            "method": method,
-            "folds": folds,
-            "weights": shares,
-            "ranks": [part.rank for part in parts],
-            "n_modules": len(exact.layers),
-            "factor_mean_relative_error": error,
-            "adapters_sha256": [file_digest(path) for path in adapters],
-        },
-    )
+    record = {"method": method, "folds": folds, "weights": shares}
+    record |= {"ranks": [part.rank for part in parts], "n_modules": len(exact.layers)}
+    record |= {"factor_mean_relative_error": error}
+    record |= {"adapters_sha256": [file_digest(path) for path in adapters]}
+    write_json(report, record)
 
 
 if __name__ == "__main__":

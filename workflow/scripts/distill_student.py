@@ -24,10 +24,7 @@ def main(
     average: Path | None,
     rows: Path,
 ) -> None:
-    """Train on labels and the teachers' logits; see ``objectives.distillation_loss``.
-
-    Without teachers this is the student trained on labels alone.
-    """
+    """Train on labels and the teachers' logits; without teachers, on labels alone."""
     from prefdistill.running.processes import is_first
     from prefdistill.training.lessons import make_lessons
     from prefdistill.training.objectives import distillation_objective

@@ -7,7 +7,6 @@ columns that were derived from the labels.
 """
 
 import logging
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ def main(pairs: Path, report: Path, data: dict[str, Any]) -> None:
     from prefdistill.data.pairs import (
         ImportedFile,
         PairsWriter,
+        describe_import,
         list_entries,
         open_parquet_writer,
     )
@@ -49,13 +49,7 @@ def main(pairs: Path, report: Path, data: dict[str, Any]) -> None:
                 dict(counts.repaired) or "nothing",
                 ", ".join(counts.ignored_columns) or "none",
             )  # fmt: skip
-    n_rows: Counter[str] = Counter()
-    repaired: Counter[str] = Counter()
-    for counts in files:
-        n_rows[counts.source] += counts.n_rows
-        repaired += counts.repaired
-    described = [{**vars(file), "repaired": dict(file.repaired)} for file in files]
-    write_json(report, {"n_rows": n_rows, "repaired": repaired, "files": described})
+    write_json(report, describe_import(files))
 
 
 if __name__ == "__main__":

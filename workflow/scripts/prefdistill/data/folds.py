@@ -20,7 +20,7 @@ from prefdistill.classes import VERDICTS
 from prefdistill.data.pairs import BATCH_ROWS, open_parquet_writer
 from prefdistill.errors import UserError
 from prefdistill.settings import FoldSettings
-from prefdistill.storage.tables import FOLD_SCHEMA
+from prefdistill.storage.tables import FOLD_SCHEMA, TARGET_COLUMNS
 
 # Bins: test, select, then the dev side of each fold.
 TEST, SELECT, FIRST_FOLD = 0, 1, 2
@@ -293,6 +293,23 @@ def check_bins(bins: np.ndarray, labels: np.ndarray, n_folds: int) -> None:
                 f"{setting}: {name} has {row.sum()} rows and none of class {missing}; "
                 f"{change} or add data"
             )
+
+
+def read_keys(
+    clean: pq.ParquetFile,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Read what the splits are planned from.
+
+    Returns:
+        ``(n,)`` each: sources (unicode), labels (int64; 0 without a label) and groups
+        (bytes).
+    """
+    keys = clean.read(columns=["source", "group", *TARGET_COLUMNS])
+    source = np.array(keys.column("source").to_pylist())
+    # Group names are 16 ASCII digits: bytes take a quarter of what unicode takes.
+    groups = np.array(keys.column("group").to_pylist(), dtype="S16")
+    targets = [keys.column(name).fill_null(0).to_numpy() for name in TARGET_COLUMNS]
+    return source, np.argmax(targets, axis=0), groups
 
 
 def describe_split(source: np.ndarray, labels: np.ndarray) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import json
 import re
 import reprlib
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -95,6 +95,17 @@ class RawRow:
     number: int
     where: str
     values: list[Any]
+
+
+def describe_import(files: Sequence[ImportedFile]) -> dict[str, Any]:
+    """Count rows and repairs over all files, for ``import.json``."""
+    n_rows: Counter[str] = Counter()
+    repaired: Counter[str] = Counter()
+    for counts in files:
+        n_rows[counts.source] += counts.n_rows
+        repaired += counts.repaired
+    described = [{**vars(file), "repaired": dict(file.repaired)} for file in files]
+    return {"n_rows": n_rows, "repaired": repaired, "files": described}
 
 
 def list_entries(data: dict[str, Any]) -> list[tuple[str, Any]]:
