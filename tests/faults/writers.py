@@ -37,7 +37,7 @@ from prefdistill.models.manifests import (
 )
 from prefdistill.pipeline.code_digests import code_digest
 from prefdistill.predict import write_scores
-from prefdistill.report.figures import save_figure
+from prefdistill.report.drawing import save_figure
 from prefdistill.report.markdown_tables import read_rows
 from prefdistill.report.score_table import SCORE_COLUMNS
 from prefdistill.scores.views import SYMMETRISED_SCHEMA

@@ -15,6 +15,7 @@ import torch
 
 from prefdistill import judge as judge_module
 from prefdistill.data.cleaning import clean_batch
+from prefdistill.data.prompts import describe_truncation
 from prefdistill.errors import Interrupted, UserError
 from prefdistill.export.card import CardFacts, card_text
 from prefdistill.export.judge_settings import write_judge_settings
@@ -269,8 +270,9 @@ def card_of(folder):
     )
 
 
-def test_the_card_tells_which_orders_are_shown(folder, tmp_path):
+def test_the_card_tells_how_a_row_is_built(folder, tmp_path):
     assert "The pair is shown in both orders" in card_of(folder)
+    assert describe_truncation(read(TextSettings, TEXT)) in card_of(folder)
     write_judge_settings(tmp_path, TEXT, ["BA"])
     assert "The pair is shown in the order BA alone" in card_of(tmp_path)
 

@@ -1,7 +1,7 @@
 """Settings as classes: the schema's keys, nested, frozen, and nothing unknown."""
 
 import copy
-from dataclasses import FrozenInstanceError, asdict, fields, is_dataclass
+from dataclasses import FrozenInstanceError, asdict, dataclass, fields, is_dataclass
 from typing import get_args, get_type_hints
 
 import pytest
@@ -16,6 +16,7 @@ from prefdistill.settings import (
     HubData,
     InferenceSettings,
     LoraSettings,
+    LossWeights,
     PostPretrainSettings,
     ScalingSettings,
     Settings,
@@ -125,6 +126,19 @@ def test_nested_sections_are_classes_and_frozen():
     assert read(LoraSettings, defaults(LoraSettings)).targets[0] == "q_proj"
     with pytest.raises(FrozenInstanceError):
         settings.ema.decay = 0.9
+
+
+def test_every_weight_but_that_of_the_label_is_per_teacher():
+    @dataclass(frozen=True, kw_only=True)
+    class MoreWeights(LossWeights):
+        another: float
+
+    for kind in (LossWeights, MoreWeights):
+        weights = {item.name: 2.0**k for k, item in enumerate(fields(kind))}
+        expected = sum(weights.values()) - weights["ce"]
+        assert kind(**weights).per_teacher == expected
+    settings = read(DistillationSettings, defaults(DistillationSettings))
+    assert settings.weights.per_teacher == 2.0
 
 
 def test_unknown_and_missing_keys_are_refused():

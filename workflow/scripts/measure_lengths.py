@@ -21,7 +21,8 @@ def main(
     """
     from prefdistill.models.lengths import count_lengths, describe_lengths
     from prefdistill.models.manifests import base_folder
-    from prefdistill.report.figures import draw_lengths, save_figure
+    from prefdistill.report.drawing import save_figure
+    from prefdistill.report.figures import draw_lengths
     from prefdistill.storage.records import write_json
     from prefdistill.storage.tables import FOLD_SCHEMA, read_table
 

@@ -14,19 +14,18 @@ def main(
     runs: list[str],
     n_bins: int,
 ) -> None:
-    """Draw six figures.
+    """Draw the figures and write each to its file.
 
     Args:
         inputs: Files to read.
-        outputs: Where each figure goes: ``stages``, ``reliability``, ``confusion``,
-            ``swap``, ``curves`` and ``weights``.
+        outputs: Where each figure goes, by its name in ``draw_figures``.
         teachers: Names of the teachers.
         judges: Names of the exported models.
         runs: The name of each curve, ``model/run``.
         n_bins: Bins of confidence.
     """
-    from prefdistill.report.figures import save_figure
-    from prefdistill.report.report_figures import draw_figures
+    from prefdistill.report.drawing import save_figure
+    from prefdistill.report.figures import draw_figures
 
     names = {"teachers": teachers, "judges": judges, "runs": runs}
     for name, figure in draw_figures(inputs, **names, n_bins=n_bins).items():

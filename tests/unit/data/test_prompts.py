@@ -20,6 +20,7 @@ from transformers import AutoTokenizer
 from prefdistill.data.prompts import (
     MIN_ANSWER_TOKENS,
     allot_tokens,
+    describe_truncation,
     encode_pairs,
     forbidden_tokens,
     neutralise,
@@ -395,3 +396,10 @@ def test_a_token_that_only_the_normaliser_builds_is_dropped(tiny_tokenizer):
     tokenizer.add_tokens([AddedToken("<tool>", normalized=True)])
     assert tokenizer.convert_tokens_to_ids("<tool>") in tokenizer("＜tool＞").input_ids
     check_structure(tokenizer, [["＜tool＞"], ["x＜bos＞"], ["b"]])
+
+
+def test_truncation_is_described_with_the_settings():
+    said = describe_truncation(read(TextSettings, TEXT | {"head_share": 0.75}))
+    assert "at most 512 tokens" in said
+    assert "may claim 0.25 of the room" in said
+    assert "(0.75 of it from the beginning)" in said

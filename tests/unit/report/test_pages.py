@@ -1,5 +1,7 @@
 import re
+from dataclasses import asdict
 
+from configurations import configured
 from toy_stages import JUDGES
 from write_pages import main as write_pages
 
@@ -54,6 +56,7 @@ def test_pages(toy, tmp_path):
             "teachers": {"llama": {"gpus": 2}},
             "student": {"gpus": 1},
             "distillation": {"teacher_gate": "warn"},
+            "text": asdict(configured("demo").text) | {"max_length": 40},
         },
         benchmarks=tmp_path / "benchmarks",
         logs=tmp_path / "logs",
@@ -66,6 +69,7 @@ def test_pages(toy, tmp_path):
     assert "of the gap" in shown["scores"]
     assert '<td style="text-align:right">2</td>' in shown["data"]
     assert "Tokens of one in 2 rows" in shown["data"]
+    assert "A row has at most 40 tokens" in shown["data"]
     assert "<td>25.0%</td>" in shown["data"]
     assert "<td>10.0%</td>" in shown["data"]
     assert "gate: warn" in shown["models"]

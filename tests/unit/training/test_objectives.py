@@ -104,7 +104,7 @@ def test_teacher_logits_are_taken_as_shown(tiny_model_folder):
         row_weights=np.array([0.5, 2.0], dtype=np.float32),
         record={},
     )
-    only_kl = {"weights": {"ce": 0.0, "kl": 1.0, "cosine": 0.0}}
+    only_kl = {"weights": dict.fromkeys(DISTILLATION["weights"], 0.0) | {"kl": 1.0}}
     settings = read(DistillationSettings, DISTILLATION | only_kl)
     objective = distillation_objective(lessons, settings)
     with torch.no_grad():

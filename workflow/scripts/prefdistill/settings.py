@@ -281,7 +281,11 @@ class ModelSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class LossWeights:
-    """Weights of the loss terms (``distillation.weights``)."""
+    """Weights of the loss terms (``distillation.weights``).
+
+    ``ce`` weighs the term of the label; every other field weighs a term that each
+    teacher has.
+    """
 
     ce: float
     kl: float
@@ -290,7 +294,8 @@ class LossWeights:
     @property
     def per_teacher(self) -> float:
         """Return the total weight of the terms that every teacher has."""
-        return self.kl + self.cosine
+        terms = (item.name for item in fields(self) if item.name != "ce")
+        return sum(getattr(self, name) for name in terms)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -160,6 +160,15 @@ def text_digest(text: TextSettings) -> str:
     return hashlib.sha256(content).hexdigest()[:12]
 
 
+def describe_truncation(text: TextSettings) -> str:
+    """Say in a sentence for readers how ``allot_tokens`` and ``trim`` cut long rows."""
+    return (
+        f"A row has at most {text.max_length} tokens: the prompt may claim "
+        f"{text.prompt_share:g} of the room, the longer answer is cut first, and of "
+        f"a cut text both ends are kept ({text.head_share:g} of it from the beginning)."
+    )
+
+
 def forbidden_tokens(tokenizer: Any) -> dict[int, str]:
     """Map the ids of tokens that user text must not yield to their strings.
 

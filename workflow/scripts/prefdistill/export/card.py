@@ -4,8 +4,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from prefdistill.data.prompts import describe_truncation
 from prefdistill.export.release import EXAMPLE
-from prefdistill.report.markdown_tables import markdown_table, score_table
+from prefdistill.report.markdown_tables import markdown_table, scores_markdown
+from prefdistill.settings import TextSettings, read
 from prefdistill.version import __version__
 
 NULL_STAGES = ("prior", "length", "trees")
@@ -120,7 +122,7 @@ def _scores(facts: CardFacts) -> str:
     own = next(row for row in rows if row["stage"] == f"{facts.judge}_calibrated")
     return (
         f"On {int(own['n'])} test pairs that nothing was fitted to, in nats, with 95 % "
-        f"intervals of a bootstrap over prompts:\n\n{score_table(rows)}\n\n"
+        f"intervals of a bootstrap over prompts:\n\n{scores_markdown(rows)}\n\n"
         f"`{facts.judge}_calibrated` is this model as it is meant to be used; `prior` "
         "knows the class shares alone, `length` the lengths of the answers, `trees` "
         "some features of their surface."
@@ -151,12 +153,10 @@ def _rows(settings: Mapping[str, Any]) -> str:
     return (
         f"```json\n{_quoted(text['template'])}\n```\n\n"
         f"Turns from the second on follow the mark {_quoted(text['turn'])}. Literals "
-        "and texts are tokenised apart, without special tokens but the first BOS. A "
-        f"row has at most {text['max_length']} tokens: the prompt may claim "
-        f"{text['prompt_share']:g} of the room, the longer answer is cut first, and of "
-        f"a cut text both ends are kept ({text['head_share']:g} of it from the "
-        "beginning). The classes are (first answer, second answer, tie) *as shown*, "
-        f"read at the last token. {order} `judge.json` has all of this."
+        "and texts are tokenised apart, without special tokens but the first BOS. "
+        f"{describe_truncation(read(TextSettings, text))} The classes are (first "
+        "answer, second answer, tie) *as shown*, read at the last token. "
+        f"{order} `judge.json` has all of this."
     )
 
 
@@ -164,16 +164,15 @@ def _quoted(text: str) -> str:
     return '"' + text.replace("\\", "\\\\").replace("\n", "\\n") + '"'
 
 
-def _limits(facts: CardFacts) -> str:
-    max_length = facts.settings["text"]["max_length"]
+def _limits() -> str:
     return "\n".join(
         [
             "- It predicts what the people who judged the data above preferred. That "
             "is not what is true, safe or useful, and other people differ.",
             "- The scores hold for prompts and answers like those; other languages, "
             "tasks or newer models' answers were not tested unless the data have them.",
-            f"- Texts beyond {max_length} tokens in all are cut, so it "
-            "does not see the middle of long answers.",
+            "- Long texts are cut (see *How a row is built*), so it does not see all "
+            "of them.",
             "- Answers written to please a judge were not tested. Its verdict should "
             "not be the only reward of a training run.",
         ]
@@ -229,7 +228,7 @@ def card_text(facts: CardFacts) -> str:
                 "## How a row is built",
                 _rows(facts.settings),
                 "## Limits",
-                _limits(facts),
+                _limits(),
                 "## Licences",
                 _licence_notes(facts),
             ]

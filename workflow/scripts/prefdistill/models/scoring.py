@@ -24,12 +24,11 @@ from prefdistill.running.processes import (
 )
 from prefdistill.running.progress import Progress
 from prefdistill.running.stopping import stop_requested
-from prefdistill.storage.checkpoints import Checkpoints
+from prefdistill.storage.checkpoints import SAVE_EVERY_S, Checkpoints
 from prefdistill.storage.logits import VIEWS
 
 logger = logging.getLogger(__name__)
 
-SAVE_EVERY_S = 300.0
 # Bins that a process queues on a GPU before it waits for their logits.
 QUEUED_BINS = 8
 # With fewer bins, every progress line is logged, however quickly they follow.
@@ -55,8 +54,8 @@ def score_pairs(
         views: Orders to show, of AB and BA.
         token_budget: Most tokens in a forward pass; halved when memory runs out.
         progress_batches: Batches between two progress lines.
-        checkpoints: Where logits are saved every five minutes and when the job is
-            stopped; None saves nothing.
+        checkpoints: Where logits are saved every ``SAVE_EVERY_S`` seconds and when the
+            job is stopped; None saves nothing.
 
     Returns:
         ``(n, n_views, 3)`` float32 in every process; classes (first, second, tie) as

@@ -89,7 +89,7 @@ def _check_predict(predict: PredictSettings, n_folds: int, bits: Sequence[int]) 
 
 def _check_distillation(distillation: DistillationSettings, data: DataSettings) -> None:
     weights = distillation.weights
-    if weights.ce + weights.kl + weights.cosine == 0:
+    if weights.ce + weights.per_teacher == 0:
         raise UserError("config: distillation.weights are all 0; give one a weight")
     if distillation.pseudo_labels.weight and not (data.unlabelled or data.test):
         raise UserError(

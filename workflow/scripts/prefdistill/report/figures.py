@@ -1,4 +1,4 @@
-"""Draw the report's figures with matplotlib, without a display."""
+"""Read what the report's figures show, and draw them with matplotlib."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -6,54 +6,140 @@ from typing import Any
 
 import matplotlib as mpl
 import numpy as np
-from cycler import cycler
+import pyarrow.compute as pc
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from prefdistill.classes import VERDICTS
-from prefdistill.scores.metrics import ece, reliability
-from prefdistill.storage.whole_files import atomic_path
+from prefdistill.report.drawing import (
+    BLACK,
+    BLUE,
+    GREY,
+    ORANGE,
+    STYLE,
+    as_words,
+    make_axes,
+    name_rows,
+)
+from prefdistill.report.inputs import FigureFiles
+from prefdistill.report.markdown_tables import (
+    one_per_stage,
+    read_curve,
+    read_rows,
+    rows_on_test,
+    stage_order,
+)
+from prefdistill.report.stages import pair_teacher_files, read_all_labels
+from prefdistill.scores.metrics import Labels, ece, reliability
+from prefdistill.scores.views import (
+    PROBABILITY_COLUMNS,
+    RAW_COLUMNS,
+    SYMMETRISED_SCHEMA,
+    columns_of,
+    symmetrise,
+)
+from prefdistill.storage.logits import read_logits
+from prefdistill.storage.records import read_json
+from prefdistill.storage.tables import read_table
 
-# Safe for red-green colour blindness (Okabe and Ito 2008).
-BLUE, ORANGE, GREY, BLACK = "#0072b2", "#d55e00", "#767676", "#1a1a1a"
-# Text stays text in SVG, so that it can be searched. A fixed salt keeps the ids, and
-# so the bytes, equal from run to run.
-STYLE = {
-    "svg.fonttype": "none",
-    "svg.hashsalt": "prefdistill",
-    "font.size": 10,
-    "axes.titlesize": 10,
-    "legend.fontsize": 9,
-    "axes.prop_cycle": cycler(
-        color=[BLUE, ORANGE, "#009e73", "#cc79a7", BLACK],
-        linestyle=["-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1))],
-    ),
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-}
-
-
-def save_figure(figure: Figure, path: Path) -> None:
-    """Write a figure atomically; equal figures give equal bytes."""
-    suffix = path.suffix.removeprefix(".")
-    metadata = {"Date": None} if suffix == "svg" else {"Software": None}
-    with atomic_path(path) as temporary, mpl.rc_context(STYLE):
-        figure.savefig(temporary, format=suffix, dpi=150, metadata=metadata)
-
-
-def _axes(width: float, height: float, n_columns: int = 1) -> tuple[Figure, list[Axes]]:
-    figure = Figure(figsize=(width, height), layout="constrained")
-    return figure, list(figure.subplots(1, n_columns, squeeze=False)[0])
-
-
-def _words(name: str) -> str:
-    return name.replace("_", " ")
+# Raw and calibrated (n, 3) probabilities, and (n,) labels.
+Panel = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
-def _name_rows(axes: Axes, names: Sequence[str]) -> None:
-    """Label positions 0, 1, ... of the vertical axis, the first at the top."""
-    axes.set_yticks(range(len(names)), names)
-    axes.set_ylim(len(names) - 0.5, -0.5)
+def draw_figures(
+    files: FigureFiles,
+    *,
+    teachers: Sequence[str],
+    judges: Sequence[str],
+    runs: Sequence[str],
+    n_bins: int,
+) -> dict[str, Figure]:
+    """Draw the figures of the stages and of their training, by name.
+
+    Args:
+        files: The files of the figures.
+        teachers: Names of the teachers.
+        judges: Names of the exported models.
+        runs: The name of each curve, ``model/run``.
+        n_bins: Bins of confidence.
+    """
+    rows = one_per_stage(rows_on_test(read_rows(files.scores), judges))
+    panels = probability_panels(files, teachers)
+    weights, spreads = read_json(files.weights), row_weight_spreads(files.rows)
+    return {
+        "stages": draw_stages(rows, stage_order(judges)),
+        "reliability": draw_reliability(panels, n_bins),
+        "confusion": draw_confusion(panels),
+        "swap": draw_swap(rows),
+        "curves": draw_curves(read_curves(files.curves, runs)),
+        "weights": draw_weights(weights, spreads),
+    }
+
+
+def probability_panels(files: FigureFiles, teachers: Sequence[str]) -> dict[str, Panel]:
+    """Read raw and calibrated probabilities on test with their labels, by model.
+
+    Args:
+        files: The files of the figures.
+        teachers: Names of the teachers.
+
+    Returns:
+        One entry per teacher, with the rows of all its folds side by side, and one for
+        the final model. Both views are averaged.
+    """
+    labels = read_all_labels(files.folds)
+    by_teacher = pair_teacher_files(
+        teachers, files.teacher_logits, files.teacher_calibrated
+    )
+    panels = {name: _teacher_panel(each, labels) for name, each in by_teacher.items()}
+    return {**panels, "final": _final_panel(files.final, labels)}
+
+
+def _teacher_panel(paths: Sequence[tuple[Path, Path]], labels: Labels) -> Panel:
+    """Concatenate the test rows of a teacher's folds: raw, calibrated, labels."""
+    parts = []
+    for pair in paths:
+        raw, scaled = map(read_logits, pair)
+        rows = raw.select(raw.split == "test")
+        scaled = scaled.select(scaled.rows_of(rows.ids))
+        probs = [symmetrise(each.logits, each.views) for each in (rows, scaled)]
+        parts.append((*probs, labels.of(rows.ids).label))
+    raw, scaled, label = (np.concatenate(part) for part in zip(*parts, strict=True))
+    return raw, scaled, label
+
+
+def _final_panel(path: Path, labels: Labels) -> Panel:
+    """Read the final model's test rows: raw, calibrated, labels."""
+    table = read_table(path, SYMMETRISED_SCHEMA)
+    table = table.filter(pc.equal(table.column("split"), "test"))
+    ids = np.array(table.column("id").to_pylist(), dtype=np.str_)
+    raw, scaled = columns_of(table, RAW_COLUMNS), columns_of(table, PROBABILITY_COLUMNS)
+    return raw, scaled, labels.of(ids).label
+
+
+def read_curves(
+    paths: Sequence[Path], names: Sequence[str]
+) -> dict[str, list[tuple[int, float]]]:
+    """Read the loss curve of each training, by its name ``model/run``."""
+    return dict(zip(names, map(read_curve, paths), strict=True))
+
+
+def row_weight_spreads(paths: Sequence[Path]) -> dict[str, Mapping[str, float]]:
+    """Read how the weights of training rows spread, by student.
+
+    Args:
+        paths: The ``rows.json`` of each student, in a folder of the student's name.
+
+    Returns:
+        Quantiles by share, such as ``"0.5"``. Students whose rows all weigh the same
+        have none and are left out.
+    """
+    records = {path.parent.name: read_json(path) for path in paths}
+    return {
+        name: record["weight_quantiles"]
+        for name, record in records.items()
+        if "weight_quantiles" in record
+    }
 
 
 @mpl.rc_context(STYLE)
@@ -72,7 +158,7 @@ def draw_stages(scores: Sequence[Mapping[str, Any]], stages: Sequence[str]) -> F
     """
     rows = {row["stage"]: row for row in scores}
     shown = [rows[stage] for stage in stages if stage in rows and stage != "bayes"]
-    figure, (axes,) = _axes(8.0, 1.1 + 0.3 * len(shown))
+    figure, (axes,) = make_axes(8.0, 1.1 + 0.3 * len(shown))
     for place, row in enumerate(shown):
         loss, high = row["log_loss"], row["log_loss_high"]
         text = f"{loss:.3f}"
@@ -92,16 +178,14 @@ def draw_stages(scores: Sequence[Mapping[str, Any]], stages: Sequence[str]) -> F
         best = rows["bayes"]["log_loss"]
         axes.axvline(best, color=GREY, linestyle="--", linewidth=1)
         axes.set_title(f"dashed: the best possible log loss, {best:.3f}")
-    _name_rows(axes, [_words(row["stage"]) for row in shown])
+    name_rows(axes, [as_words(row["stage"]) for row in shown])
     axes.margins(x=0.16)
     axes.set_xlabel("log loss on test (nats; lower is better), with 95 % interval")
     return figure
 
 
 @mpl.rc_context(STYLE)
-def draw_reliability(
-    panels: Mapping[str, tuple[np.ndarray, np.ndarray, np.ndarray]], n_bins: int
-) -> Figure:
+def draw_reliability(panels: Mapping[str, Panel], n_bins: int) -> Figure:
     """Draw accuracy against confidence before and after calibration, by model.
 
     Args:
@@ -109,7 +193,7 @@ def draw_reliability(
             ``(n,)`` labels.
         n_bins: Number of bins of confidence; empty bins are not drawn.
     """
-    figure, all_axes = _axes(3.0 * len(panels), 3.2, len(panels))
+    figure, all_axes = make_axes(3.0 * len(panels), 3.2, len(panels))
     for axes, (title, (raw, calibrated, labels)) in zip(
         all_axes, panels.items(), strict=True
     ):
@@ -154,7 +238,7 @@ def draw_curves(curves: Mapping[str, Sequence[tuple[int, float]]]) -> Figure:
             tenth of the run.
     """
     models = list(dict.fromkeys(name.partition("/")[0] for name in curves))
-    figure, all_axes = _axes(3.2 * len(models), 2.8, len(models))
+    figure, all_axes = make_axes(3.2 * len(models), 2.8, len(models))
     for axes, model in zip(all_axes, models, strict=True):
         for name, points in curves.items():
             owner, _, run = name.partition("/")
@@ -170,7 +254,7 @@ def draw_curves(curves: Mapping[str, Sequence[tuple[int, float]]]) -> Figure:
 
 @mpl.rc_context(STYLE)
 def draw_confusion(
-    panels: Mapping[str, tuple[np.ndarray, np.ndarray, np.ndarray]],
+    panels: Mapping[str, Panel],
 ) -> Figure:
     """Draw confusion matrices of human verdict and most probable class, by model.
 
@@ -179,7 +263,7 @@ def draw_confusion(
     Args:
         panels: As for ``draw_reliability``; the calibrated probabilities are used.
     """
-    figure, all_axes = _axes(3.0 * len(panels), 3.4, len(panels))
+    figure, all_axes = make_axes(3.0 * len(panels), 3.4, len(panels))
     for axes, (title, (_, probs, labels)) in zip(all_axes, panels.items(), strict=True):
         counts = np.zeros((3, 3), dtype=np.int64)
         np.add.at(counts, (labels, probs.argmax(axis=1)), 1)
@@ -193,7 +277,7 @@ def draw_confusion(
         axes.set_xticks(range(3), VERDICTS)
         axes.set_title(f"{title}, accuracy {np.trace(counts) / counts.sum():.3f}")
         axes.set_xlabel("most probable class of the model")
-        _name_rows(axes, VERDICTS)
+        name_rows(axes, VERDICTS)
         axes.spines[:].set_visible(False)
     all_axes[0].set_ylabel("human verdict")
     return figure
@@ -209,12 +293,12 @@ def draw_swap(scores: Sequence[Mapping[str, Any]]) -> Figure:
     """
     shown = [row for row in scores if row["swap_agreement"] is not None]
     shares = [row["swap_agreement"] for row in shown]
-    figure, (axes,) = _axes(8.0, 1.1 + 0.3 * len(shown))
+    figure, (axes,) = make_axes(8.0, 1.1 + 0.3 * len(shown))
     axes.barh(range(len(shown)), shares, height=0.6, color=BLUE)
     for place, share in enumerate(shares):
         axes.annotate(f"{share:.3f}", (share, place), xytext=(4, 0), va="center",
                       textcoords="offset points")  # fmt: skip
-    _name_rows(axes, [_words(row["stage"]) for row in shown])
+    name_rows(axes, [as_words(row["stage"]) for row in shown])
     axes.set_xlim(0, 1.08)
     axes.set_xlabel("share of test pairs with the same verdict in both orders")
     return figure
@@ -235,7 +319,7 @@ def draw_weights(
     """
     folds, weights = record["folds"], record["weights"]
     height = 1.3 + 0.35 * max(len(folds), len(sample_weights))
-    figure, (axes, *more) = _axes(9.0, height, 2 if sample_weights else 1)
+    figure, (axes, *more) = make_axes(9.0, height, 2 if sample_weights else 1)
     axes.barh(range(len(folds)), weights, height=0.6, color=BLUE)
     gains = record.get("advantages") or [None] * len(folds)
     for place, (weight, gain) in enumerate(zip(weights, gains, strict=True)):
@@ -245,7 +329,7 @@ def draw_weights(
                       textcoords="offset points")  # fmt: skip
     axes.axvline(1 / len(folds), color=GREY, linestyle="--", linewidth=1)
     axes.set_title(f"method: {record['method']}; dashed: equal weights")
-    _name_rows(axes, [f"fold {fold}" for fold in folds])
+    name_rows(axes, [f"fold {fold}" for fold in folds])
     axes.set_xlim(0, 1.7 * max(*weights, 1 / len(folds)))
     axes.set_xlabel("weight in the ensemble")
     for panel in more:
@@ -262,7 +346,7 @@ def _draw_spread(axes: Axes, quantiles: Mapping[str, Mapping[str, float]]) -> No
         axes.plot(shares["0.5"], place, "o", color=BLACK, markersize=5)
     axes.axvline(1, color=GREY, linestyle="--", linewidth=1)
     axes.set_title("line: 90 % of the rows, bar: half, dot: median")
-    _name_rows(axes, list(quantiles))
+    name_rows(axes, list(quantiles))
     axes.margins(x=0.1)
     axes.set_xlabel("weight of a training row (mean 1)")
 
@@ -275,7 +359,7 @@ def draw_lengths(lengths: Mapping[str, np.ndarray], max_length: int) -> Figure:
         lengths: For each split ``(n,)`` tokens of its rows before the cut.
         max_length: ``text.max_length``, drawn as a line.
     """
-    figure, all_axes = _axes(3.0 * len(lengths), 3.2, len(lengths))
+    figure, all_axes = make_axes(3.0 * len(lengths), 3.2, len(lengths))
     longest = max(int(values.max(initial=1)) for values in lengths.values())
     # The longest 1 % of the rows would squeeze all others into a few bars.
     end = max(1.1 * max_length, *(np.quantile(v, 0.99) for v in lengths.values()))

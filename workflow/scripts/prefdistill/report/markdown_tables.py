@@ -118,7 +118,7 @@ def _shown(cell: Any) -> str:
     return f"{cell:.4f}" if isinstance(cell, float) else str(cell)
 
 
-def score_table(rows: Sequence[dict[str, Any]]) -> str:
+def scores_markdown(rows: Sequence[dict[str, Any]]) -> str:
     """Write the score table."""
     header = ["stage", "model", "views", "log loss", "95 % low", "high"]
     names = ["stage", "model", "views", "log_loss", "log_loss_low", "log_loss_high"]
@@ -230,7 +230,7 @@ def summary_text(
     parts = [
         "# Report",
         f"## Scores of every stage on test ({n_rows} rows, log loss in nats)",
-        score_table(scores),
+        scores_markdown(scores),
         *closed_gap(scores),
         "## Change in log loss from stage to stage on test (same rows; negative is a "
         "gain)",

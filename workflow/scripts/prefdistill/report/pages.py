@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 from markdown_it import MarkdownIt
 
+from prefdistill.data.prompts import describe_truncation
 from prefdistill.report.inputs import PageFiles
 from prefdistill.report.markdown_tables import (
     calibration_table,
@@ -18,7 +19,7 @@ from prefdistill.report.markdown_tables import (
     read_records,
     read_rows,
     rows_on_test,
-    score_table,
+    scores_markdown,
     step_table,
 )
 from prefdistill.report.run_record import (
@@ -28,6 +29,7 @@ from prefdistill.report.run_record import (
     read_versions,
     rule_rows,
 )
+from prefdistill.settings import TextSettings, read
 from prefdistill.storage.records import read_json
 
 SHELL = """\
@@ -105,7 +107,7 @@ def scores_page(
     stages = [(name, STAGES[name]) for name in shown if name in STAGES]
     parts = [
         f"{n_rows:,} test rows. No model and no calibration was fitted on them.",
-        score_table(scores),
+        scores_markdown(scores),
         *closed_gap(scores),
         COLUMNS,
         "## The stages",
@@ -124,7 +126,10 @@ def scores_page(
 
 
 def data_page(
-    cleaning: Mapping[str, Any], folds: Mapping[str, Any], lengths: Mapping[str, Any]
+    cleaning: Mapping[str, Any],
+    folds: Mapping[str, Any],
+    lengths: Mapping[str, Any],
+    text: TextSettings,
 ) -> str:
     """Write the page of data: rows dropped or repaired, folds, and rows cut.
 
@@ -132,6 +137,7 @@ def data_page(
         cleaning: Content of ``cleaning.json``.
         folds: Content of ``folds.json``.
         lengths: Content of ``lengths.json``.
+        text: How pairs become tokens.
     """
     repaired = list(cleaning["repaired"].items())
     every = lengths["every"]  # a large fold is sampled
@@ -150,9 +156,8 @@ def data_page(
         "every fold.",
         _fold_table(folds["folds"]),
         "## Lengths",
-        f"Tokens of {rows} of fold 0, counted by the student's tokenizer. Rows of more "
-        f"than {lengths['max_length']:,} tokens (`text.max_length`) are cut from the "
-        "middle of their longest texts.",
+        f"Tokens of {rows} of fold 0 before the cut to `text.max_length`, counted by "
+        f"the student's tokenizer. {describe_truncation(text)}",
         _length_table(lengths["splits"]),
     ]
     return html_page("Data", "\n\n".join(parts))
@@ -279,6 +284,7 @@ def report_pages(
             cleaning=read_json(files.cleaning),
             folds=read_json(files.folds),
             lengths=read_json(files.lengths),
+            text=read(TextSettings, config["text"]),
         ),
         "models": models_page(
             read_records(teachers, files.teacher_calibrations),

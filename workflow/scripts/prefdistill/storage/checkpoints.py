@@ -18,6 +18,8 @@ from prefdistill.storage.whole_files import atomic_path
 
 logger = logging.getLogger(__name__)
 
+# Scoring saves this often. Training saves every ``checkpoint_steps`` steps, a setting.
+SAVE_EVERY_S = 300.0
 # If the newest is damaged, the one before still serves.
 N_GENERATIONS = 2
 

@@ -80,8 +80,8 @@ def distillation_loss(
     cosine = 1 - cosine_similarity(
         logits.softmax(dim=1)[:, None], teacher_logits.softmax(dim=2), dim=2
     )
-    both = weights.kl * kl + weights.cosine * cosine
-    total = total + (both * has_teacher).sum(dim=1)
+    terms = weights.kl * kl + weights.cosine * cosine
+    total = total + (terms * has_teacher).sum(dim=1)
     return total / (weights.ce + n_teachers * weights.per_teacher)
 
 
