@@ -2,11 +2,15 @@ import json
 import shutil
 
 import pytest
+import torch
+from judge_samples import CALIBRATION, TEXT
 from odd_models import copy_model
 
-from prefdistill.models.loading import (
-    load_tokenizer,
-)
+from prefdistill.export.judge_settings import write_judge_settings
+from prefdistill.export.merging import write_classifier
+from prefdistill.judge import Judge
+from prefdistill.models.loading import load_tokenizer
+from prefdistill.storage.records import write_json
 
 
 @pytest.fixture
@@ -24,3 +28,19 @@ def bare(tiny_model_folder, tiny_tokenizer, tmp_path):
     path.write_text(json.dumps(content))
     assert load_tokenizer(bare).pad_token is load_tokenizer(bare).eos_token is None
     return whole, bare
+
+
+@pytest.fixture(scope="module")
+def judge_folder(tmp_path_factory, tiny_model_folder):
+    """A finished judge of two layers."""
+    target = tmp_path_factory.mktemp("judge") / "merged"
+    torch.manual_seed(0)
+    write_classifier(tiny_model_folder("gemma2"), target, torch.randn(3, 32))
+    write_json(target / "calibration.json", CALIBRATION)
+    write_judge_settings(target, TEXT, ["AB", "BA"])
+    return target
+
+
+@pytest.fixture(scope="module")
+def judge(judge_folder):
+    return Judge.load(judge_folder, "cpu")

@@ -1,4 +1,4 @@
-"""What the processes of ``test_distributed`` do; run as a script, a job of two.
+"""What the processes of ``test_processes`` do; run as a script, a job of two.
 
 python two_processes.py FOLDER [loop STEPS | die | refuse | work]
 
@@ -68,6 +68,12 @@ LORAS = {
 N_PAIRS = 14
 
 
+def settings_of(**changes):
+    from prefdistill.settings import OptimisationSettings, read
+
+    return read(OptimisationSettings, SETTINGS | changes)
+
+
 def encoded_pairs(folder):
     import pyarrow as pa
 
@@ -93,7 +99,7 @@ def trainer_of(folder, name, scratch, *, shard=False, objective=None, **changes)
 
     from prefdistill.models.loading import load_classifier
     from prefdistill.models.lora import add_adapter
-    from prefdistill.settings import LoraSettings, OptimisationSettings, read
+    from prefdistill.settings import LoraSettings, read
     from prefdistill.storage.checkpoints import Checkpoints
     from prefdistill.training.objectives import label_objective
     from prefdistill.training.trainer import Trainer
@@ -104,7 +110,7 @@ def trainer_of(folder, name, scratch, *, shard=False, objective=None, **changes)
     objective = objective or label_objective(targets)
     pairs = encoded_pairs(folder / name)
     checkpoints = Checkpoints(scratch, "abc")
-    settings = read(OptimisationSettings, SETTINGS | changes)
+    settings = settings_of(**changes)
     return Trainer(model, pairs, objective, settings, 3.0, checkpoints)
 
 

@@ -1,14 +1,9 @@
 """A job's one line about an error has the remedy for who runs the workflow."""
 
-import ast
-from pathlib import Path
-
 import pytest
 
 from prefdistill.errors import DamagedFile, UserError
 from prefdistill.running.logs import error_line
-
-PACKAGE = Path(__file__).resolve().parents[3] / "workflow/scripts/prefdistill"
 
 
 @pytest.mark.parametrize(
@@ -27,14 +22,3 @@ def test_other_errors_keep_their_text():
     assert error_line(UserError("config: folds.n: 0")) == "config: folds.n: 0"
     assert error_line(ValueError("two\nlines")) == "ValueError: two lines"
     assert error_line(OSError(28, "full", "a")).startswith("a: no space left")
-
-
-def test_only_jobs_know_of_rules():
-    importers = {
-        path.name
-        for path in PACKAGE.rglob("*.py")
-        for node in ast.walk(ast.parse(path.read_text("utf-8")))
-        if isinstance(node, ast.ImportFrom)
-        and (node.module or "").endswith(".rule_lookup")
-    }
-    assert importers == {"logs.py"}

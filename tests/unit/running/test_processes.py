@@ -1,57 +1,26 @@
 """One job in two processes on the CPU (gloo): the same results, ends and errors."""
 
 import json
-import os
 import shutil
-import signal
-import subprocess
-import sys
-import time
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import two_processes
+from process_samples import end, start
 from safetensors.numpy import load_file
 from two_processes import MODELS
 
 from prefdistill.engine.packing import pack_shares
 from prefdistill.errors import UserError
-from prefdistill.pipeline.code_digests import SCRIPTS
 from prefdistill.running.processes import own_share, sum_over_processes
 from prefdistill.training import trainer as training
 
 ADAPTER = "adapter_model.safetensors"
-TIMEOUT_S = 120
 # Seen: losses 2e-7 apart, relative, and weights 1.3e-5 where a gradient is near zero,
 # as Adam divides by its size; the bound is a hundredth of one of its ten steps.
 LOSS_RTOL, WEIGHT_ATOL = 1e-6, 1e-4
 RUNS = [f"{model}-{kind}" for model in MODELS for kind in ("whole", "sharded")]
-
-
-def start(folder, *arguments, **environment):
-    script = Path(two_processes.__file__)
-    return subprocess.Popen(
-        [sys.executable, script, folder, *map(str, arguments)],
-        text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        env=os.environ
-        | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(SCRIPTS)}
-        | environment,
-    )  # fmt: skip
-
-
-def end(process):
-    """Exit status and output of a job that must not hang."""
-    output, _ = process.communicate(timeout=TIMEOUT_S)
-    return process.returncode, output
-
-
-def wait_for(process, text):
-    for line in process.stdout:
-        if text in line:
-            return
-    raise AssertionError(f"the job ended without {text!r}")
 
 
 def train_alone(folder, name, run):
@@ -133,61 +102,6 @@ def test_memory_short_in_one_process_halves_the_budget_of_both(folder):
     budget = json.loads((folder / "short" / "end.json").read_text())["token_budget"]
     assert budget == two_processes.SETTINGS["token_budget"] // 2
     assert len(curve(folder, "short")) == 10
-
-
-def test_a_signal_to_the_launcher_saves_and_the_job_goes_on(tmp_path):
-    for number in (signal.SIGTERM, signal.SIGUSR1):
-        process = start(tmp_path, "loop", 10_000)
-        wait_for(process, "at work")
-        process.send_signal(number)
-        status, output = end(process)
-        assert status == 143, output
-        assert f"stopped by {number.name}: saved at step" in output
-    n_done = int((tmp_path / "state.txt").read_text())
-    status, output = end(start(tmp_path, "loop", n_done + 2))
-    assert status == 0, output
-    assert (tmp_path / "done.txt").read_text() == f"from {n_done}"
-
-
-def test_the_launchers_clock_queues_the_job_again(tmp_path):
-    for name, script in {"squeue": "echo 0:25", "scontrol": 'echo "$@"'}.items():
-        (tmp_path / name).write_text(f"#!/bin/sh\n{script}\n")
-        (tmp_path / name).chmod(0o755)
-    path = f"{tmp_path}:{os.environ['PATH']}"
-    process = start(tmp_path, "loop", 10_000, SLURM_JOB_ID="42", PATH=path)
-    try:
-        wait_for(process, "stopped by the time limit: saved at step")
-        wait_for(process, "queued again")
-    finally:
-        process.kill()
-        process.wait()
-
-
-def test_a_worker_that_dies_ends_the_job_in_one_line(tmp_path):
-    status, output = end(start(tmp_path, "die"))
-    assert status == 1
-    lines = [line for line in output.splitlines() if line.startswith("error:")]
-    assert len(lines) == 1
-    assert "process 1 of 2 died (SIGKILL)" in lines[0]
-
-
-def test_one_workers_error_is_said_once(tmp_path):
-    status, output = end(start(tmp_path, "refuse"))
-    assert status == 1
-    assert output.count("error: row id 7: no good; do better (log: ") == 1
-    assert "Traceback" not in output
-
-
-def test_workers_save_when_their_launcher_is_killed(tmp_path):
-    process = start(tmp_path, "loop", 10_000)
-    wait_for(process, "at work")
-    process.kill()
-    process.wait()
-    deadline = time.monotonic() + TIMEOUT_S
-    while not (tmp_path / "state.txt").exists():
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
-    process.stdout.close()
 
 
 @pytest.mark.parametrize(

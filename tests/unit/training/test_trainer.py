@@ -6,31 +6,24 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from two_processes import LORA, N_PAIRS, SETTINGS, encoded_pairs
+from two_processes import LORA, N_PAIRS, SETTINGS, encoded_pairs, settings_of
 
 from prefdistill.errors import Interrupted, UserError
 from prefdistill.models.loading import load_classifier
 from prefdistill.models.lora import add_adapter, save_adapter
 from prefdistill.settings import (
     LoraSettings,
-    OptimisationSettings,
     read,
     result_settings,
 )
 from prefdistill.storage.checkpoints import Checkpoints
 from prefdistill.training import trainer as training
 from prefdistill.training.objectives import label_objective
-from prefdistill.training.steps import Plan
 from prefdistill.training.trainer import (
     Trainer,
     choose_rows,
     train_rows,
 )
-
-
-def settings_of(**changes):
-    return read(OptimisationSettings, SETTINGS | changes)
-
 
 TARGETS = np.eye(3, dtype=np.float32)[np.arange(N_PAIRS) % 3]
 
@@ -69,39 +62,6 @@ def stop_at(monkeypatch, trainer, step):
 def adapter_bytes(trainer, folder):
     save_adapter(trainer.model, folder)
     return (folder / "adapter_model.safetensors").read_bytes()
-
-
-def test_plan_steps_and_warmup():
-    plan = Plan.from_settings(settings_of(), 100, 0.5)
-    assert (plan.n_steps, plan.n_warmup, plan.pairs_per_step) == (12, 2, 4)
-    assert Plan.from_settings(settings_of(), 100, 0.001).n_steps == 1
-    assert Plan.from_settings(settings_of(max_steps=5), 100, 1).n_steps == 5
-    assert Plan.from_settings(settings_of(warmup_steps=9), 100, 1).n_warmup == 9
-    assert Plan.from_settings(settings_of(), 3, 2).pairs_per_step == 3
-
-
-def test_every_epoch_sees_every_pair_once():
-    plan = Plan.from_settings(settings_of(), 10, 4)
-    assert plan.n_steps == 10
-    seen = np.concatenate([plan.pairs(step) for step in range(10)]).reshape(4, 10)
-    assert (np.sort(seen, axis=1) == np.arange(10)).all()
-    assert not (seen[0] == seen[1]).all()
-    other = Plan.from_settings(settings_of(seed=8), 10, 4)
-    assert not (other.pairs(0) == plan.pairs(0)).all()
-
-
-@pytest.mark.parametrize(
-    ("schedule", "middle", "end"),
-    [("constant", 1, 1), ("linear", 0.55, 0.1), ("cosine", 0.55, 0.1)],
-)
-def test_learning_rate(schedule, middle, end):
-    settings = settings_of(schedule=schedule, learning_rate=1.0)
-    plan = Plan(100, 4, 110, 10, 0)
-    rates = [plan.learning_rate(step, settings) for step in range(111)]
-    assert rates[:10] == pytest.approx(np.arange(1, 11) / 10)
-    assert rates[10] == 1
-    assert rates[60] == pytest.approx(middle)
-    assert rates[110] == pytest.approx(end)
 
 
 def test_it_learns_and_logs(start, tmp_path):

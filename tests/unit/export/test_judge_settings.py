@@ -1,0 +1,102 @@
+"""The settings that lie beside a judge's weights."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from judge_samples import CALIBRATION, TEXT
+
+from prefdistill.errors import DamagedFile, UserError
+from prefdistill.export.judge_settings import (
+    CALIBRATION_FILE,
+    SETTINGS_FILE,
+    read_judge_settings,
+    write_judge_settings,
+)
+from prefdistill.judge import Judge
+from prefdistill.storage.records import read_json, write_json
+
+
+def test_a_folder_that_is_no_judge_is_one_line(
+    judge_folder, tmp_path, tiny_model_folder
+):
+    with pytest.raises(UserError, match=r"has no judge\.json, so it is not a finished"):
+        Judge.load(tiny_model_folder("gemma2"))
+    copy = tmp_path / "judge"
+    shutil.copytree(judge_folder, copy)
+    settings = json.loads((copy / "judge.json").read_text())
+    write_json(copy / "judge.json", settings | {"format": 9})
+    with pytest.raises(UserError, match="format 9 is not known"):
+        Judge.load(copy)
+    for name in ("known_priors", "second_view"):
+        write_json(copy / "judge.json", settings | {name: {"view": "AB"}})
+        with pytest.raises(UserError, match=rf"judge\.json: {name} is not known to"):
+            Judge.load(copy)
+    unset = {"known_priors": None, "second_view": None}
+    write_json(copy / "judge.json", settings | unset)
+    assert Judge.load(copy, "cpu").settings.views == ("AB", "BA")
+    write_json(copy / "judge.json", settings)
+    (copy / "model.safetensors").unlink()
+    with pytest.raises(UserError, match=r"has no model\.safetensors"):
+        Judge.load(copy)
+
+
+@pytest.fixture
+def bare(tmp_path):
+    """A judge's folder for its settings alone, without real weights."""
+    write_judge_settings(tmp_path, TEXT, ["BA", "AB"])
+    write_json(tmp_path / CALIBRATION_FILE, CALIBRATION)
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / name).touch()
+    return tmp_path
+
+
+def test_written_settings_are_read_back(bare):
+    settings = read_judge_settings(bare)
+    assert settings.text == TEXT
+    assert settings.views == ("BA", "AB")
+    np.testing.assert_allclose(settings.scaling.a, CALIBRATION["a"])
+    np.testing.assert_allclose(settings.scaling.b, CALIBRATION["b"])
+
+
+def test_the_file_has_what_builds_a_row_without_this_package(bare):
+    assert set(read_json(bare / SETTINGS_FILE)) == {
+        "format",
+        "classes",
+        "views",
+        "text",
+        "ellipsis",
+        "min_answer_tokens",
+    }
+
+
+@pytest.mark.parametrize(
+    "name", [SETTINGS_FILE, CALIBRATION_FILE, "config.json", "model.safetensors"]
+)
+def test_a_missing_file_is_named(bare, name):
+    (bare / name).unlink()
+    with pytest.raises(UserError, match=rf"has no {name}, so it is not a finished"):
+        read_judge_settings(bare)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"classes": ["b", "a", "tie"]},
+        {"classes": []},
+        {"views": ["AB", "XY"]},
+        {"format": None},
+    ],
+)
+def test_settings_of_another_version_are_refused(bare, changes):
+    settings = read_json(bare / SETTINGS_FILE)
+    write_json(bare / SETTINGS_FILE, settings | changes)
+    with pytest.raises(UserError, match="is not known to this version; use the"):
+        read_judge_settings(bare)
+
+
+def test_damaged_settings_are_one_line(bare):
+    (bare / SETTINGS_FILE).write_text('{"format": 1')
+    with pytest.raises(DamagedFile, match=r"judge\.json: not whole JSON"):
+        read_judge_settings(bare)
