@@ -323,14 +323,6 @@ def test_the_last_mlp_is_of_last_tokens_alone(judge, batch, how):
         assert seen == [n_tokens, n_tokens]
 
 
-def test_few_tokens_attend_to_all_at_once_on_a_gpu():
-    meta = torch.device("meta")
-    few, many = (torch.empty(n, dtype=torch.int64, device=meta) for n in (128, 192))
-    assert decoder_layer.all_scores_at_once(few)
-    assert not decoder_layer.all_scores_at_once(many)
-    assert not decoder_layer.all_scores_at_once(torch.zeros(64, dtype=torch.int64))
-
-
 @pytest.mark.parametrize("is_known", [True, False])
 def test_states_of_some_tokens(judge, is_known):
     model, batch = judge("qwen2", lora=None).eval(), collate(ROWS)
