@@ -26,6 +26,7 @@ from prefdistill.export.release import (
     write_release,
 )
 from prefdistill.judge import Judge, Verdict, pairs_table
+from prefdistill.models.head import Head
 from prefdistill.scores.views import PROBABILITY_COLUMNS, SYMMETRISED_SCHEMA, columns_of
 from prefdistill.settings import ScoringSettings, TextSettings, read
 from prefdistill.storage.checkpoints import Checkpoints
@@ -63,7 +64,9 @@ def folder(tmp_path_factory, tiny_model_folder):
     """A finished judge of two layers."""
     target = tmp_path_factory.mktemp("judge") / "merged"
     torch.manual_seed(0)
-    write_classifier(tiny_model_folder("gemma2"), target, torch.randn(3, 32))
+    write_classifier(
+        tiny_model_folder("gemma2"), target, Head({"score.weight": torch.randn(3, 32)})
+    )
     write_json(target / "calibration.json", CALIBRATION)
     write_judge_settings(target, TEXT, ["AB", "BA"])
     return target
