@@ -160,12 +160,11 @@ def compute_dtype(device: Any) -> Any:
 
 def build_engine(case: Case, device: Any) -> Any:
     """Build the engine's judge with random weights, and its adapter."""
-    import torch
     from transformers import AutoModelForSequenceClassification
 
     from prefdistill.engine import engine
     from prefdistill.engine.attention import register
-    from prefdistill.models.head import seeded_head
+    from prefdistill.models.head import prepare_head
     from prefdistill.models.lora import add_adapter
     from prefdistill.models.sharding import empty_model
 
@@ -177,8 +176,7 @@ def build_engine(case: Case, device: Any) -> Any:
     if not hasattr(model, "activation_checkpointing_enable"):  # transformers 5.17
         model.activation_checkpointing_enable = model.gradient_checkpointing_enable
     fill(model, case.base, dtype, device)
-    model.score.to(torch.float32)
-    model.score.weight.data.copy_(seeded_head(config.hidden_size, 0))
+    prepare_head(model, 0)
     model.eval()
     if case.lora:
         model = add_adapter(model, read(LoraSettings, case.lora), seed=0)

@@ -67,7 +67,7 @@ def build(shape, precision, sharded, device, rank):
 
     from prefdistill.engine import engine
     from prefdistill.engine.attention import register
-    from prefdistill.models.head import seeded_head
+    from prefdistill.models.head import prepare_head
     from prefdistill.models.lora import add_adapter
     from prefdistill.models.sharding import empty_model, materialise
     from prefdistill.settings import LoraSettings, read
@@ -96,8 +96,7 @@ def build(shape, precision, sharded, device, rank):
         model.activation_checkpointing_enable = model.gradient_checkpointing_enable
     nf4 = precision == "nf4"
     materialise(model, tensor_of, dtype, device, nf4=nf4, sharded=sharded)
-    model.score.to(torch.float32)
-    model.score.weight.data.copy_(seeded_head(config.hidden_size, 0))
+    prepare_head(model, 0)
     # No dropout: it is drawn by the bin, and two processes have other bins than one.
     lora = {"r": rank, "alpha": 2 * rank, "dropout": 0.0}
     lora |= {"targets": TARGETS, "lowest_layer": 0}

@@ -51,7 +51,7 @@ def build(options: argparse.Namespace, architecture: str, base: str) -> torch.nn
 
     from prefdistill.engine.attention import register
     from prefdistill.engine.engine import quantise_to_fp8
-    from prefdistill.models.head import seeded_head
+    from prefdistill.models.head import prepare_head
     from prefdistill.models.sharding import empty_model, materialise
 
     def tensor_of(name: str, shape: torch.Size) -> torch.Tensor:
@@ -70,8 +70,7 @@ def build(options: argparse.Namespace, architecture: str, base: str) -> torch.nn
     materialise(model, tensor_of, dtype, device, nf4=nf4, sharded=False)
     if base == "fp8":
         quantise_to_fp8(model)
-    model.score.to(torch.float32)
-    model.score.weight.data.copy_(seeded_head(config.hidden_size, 0))
+    prepare_head(model, 0)
     return model.eval()
 
 

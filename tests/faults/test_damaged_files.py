@@ -11,6 +11,7 @@ from writers import WRITERS
 from prefdistill.errors import DamagedFile, UserError, disk_fault
 from prefdistill.export.merging import write_classifier
 from prefdistill.models.adapter_files import read_adapter, write_adapter
+from prefdistill.models.head import Head
 from prefdistill.models.loading import load_classifier, load_tokenizer
 from prefdistill.models.lora import load_adapter, save_adapter
 from prefdistill.models.manifests import base_folder, tensor_header, write_manifest
@@ -122,7 +123,7 @@ def test_no_writer_writes_nan(world, tmp_path):
     scores = Logits(ids, split, np.zeros((1, 1, 3)), {"views": ["AB"]})
     scores.logits[0, 0, 0] = 1e300  # not finite once it is float32
     adapter = read_adapter(world.folder / "adapter")
-    adapter.score[0, 0] = torch.inf
+    adapter.head.tensors["score.weight"][0, 0] = torch.inf
     model = world.peft_model
     broken = tmp_path / "broken"
     broken.mkdir()
@@ -131,7 +132,7 @@ def test_no_writer_writes_nan(world, tmp_path):
     tensors = read_tensors(world.folder / "base" / MODEL)
     write_manifest_of(broken, tensors)
     table = pa.table({"id": ["a"], "p": [np.inf]})
-    head = torch.full((3, 32), torch.nan)
+    head = Head({"score.weight": torch.full((3, 32), torch.nan)})
     out = tmp_path / "out"
     writes = (
         lambda: write_logits(out / "logits.npz", scores),
@@ -141,7 +142,9 @@ def test_no_writer_writes_nan(world, tmp_path):
         lambda: save_adapter(model, out, head=head),
         lambda: write_tensors(out / MODEL, {"w": bad_tensor()}),
         lambda: write_classifier(world.folder / "base", out, head),
-        lambda: write_classifier(broken, out, torch.ones(3, 32)),
+        lambda: write_classifier(
+            broken, out, Head({"score.weight": torch.ones(3, 32)})
+        ),
     )
     for write in writes:
         with pytest.raises(UserError) as caught:

@@ -27,6 +27,7 @@ from prefdistill.export.judge_settings import read_judge_settings, write_judge_s
 from prefdistill.export.merging import write_classifier
 from prefdistill.export.release import RELEASE_FILES, write_release
 from prefdistill.models.adapter_files import Adapter, read_adapter, write_adapter
+from prefdistill.models.head import Head
 from prefdistill.models.loading import load_classifier, load_tokenizer
 from prefdistill.models.lora import add_adapter, load_adapter, save_adapter
 from prefdistill.models.manifests import (
@@ -114,7 +115,9 @@ class World:
         )
         peft_model = add_adapter(classifier, lora, seed=0)
         save_adapter(peft_model, folder / "adapter")
-        write_classifier(base, folder / "merged", torch.ones(3, 32))
+        write_classifier(
+            base, folder / "merged", Head({"score.weight": torch.ones(3, 32)})
+        )
         scaling = {"method": "none", "tied": True, "a": [1, 1, 1], "b": [0, 0, 0]}
         write_json(folder / "merged/calibration.json", scaling)
         write_judge_settings(folder / "merged", {"template": "..."}, ["AB", "BA"])

@@ -12,6 +12,7 @@ from prefdistill.cli import main
 from prefdistill.export.gptq_check import load_plain, row_logits
 from prefdistill.export.judge_settings import write_judge_settings
 from prefdistill.export.merging import write_classifier
+from prefdistill.models.head import Head
 from prefdistill.storage.records import write_json
 
 TEXT = {
@@ -66,7 +67,9 @@ def check(tmp_path_factory, tiny_model_folder):
     """Run the check of a served judge on 40 pairs."""
     folder = tmp_path_factory.mktemp("judge")
     torch.manual_seed(2)
-    write_classifier(tiny_model_folder("qwen2"), folder, torch.randn(3, 32))
+    write_classifier(
+        tiny_model_folder("qwen2"), folder, Head({"score.weight": torch.randn(3, 32)})
+    )
     scaling = {"method": "vector", "tied": True, "a": [1, 1, 1], "b": [0, 0, 0.3]}
     write_json(folder / "calibration.json", scaling)
     write_judge_settings(folder, TEXT, ["AB", "BA"])

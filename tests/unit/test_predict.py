@@ -19,6 +19,7 @@ from prefdistill.errors import UserError
 from prefdistill.export.judge_settings import write_judge_settings
 from prefdistill.export.merging import write_classifier
 from prefdistill.judge import Judge
+from prefdistill.models.head import Head
 from prefdistill.predict import OUTPUT_COLUMNS, predict, read_pairs
 from prefdistill.scores.metrics import accuracy, log_loss
 from prefdistill.storage.records import write_json
@@ -47,7 +48,9 @@ WINNERS = [0, 2, 1, 1]
 def folder(tmp_path_factory, tiny_model_folder):
     target = tmp_path_factory.mktemp("judge")
     torch.manual_seed(1)
-    write_classifier(tiny_model_folder("llama"), target, torch.randn(3, 32))
+    write_classifier(
+        tiny_model_folder("llama"), target, Head({"score.weight": torch.randn(3, 32)})
+    )
     scaling = {"method": "vector", "tied": True, "a": [0.9, 0.9, 1.1], "b": [0, 0, 0.1]}
     write_json(target / "calibration.json", scaling)
     write_judge_settings(target, TEXT, ["AB", "BA"])

@@ -15,6 +15,7 @@ import yaml
 from prefdistill.cli import COMMANDS
 from prefdistill.export.judge_settings import write_judge_settings
 from prefdistill.export.merging import write_classifier
+from prefdistill.models.head import Head
 from prefdistill.storage.records import write_json
 from prefdistill.version import __version__
 
@@ -53,7 +54,9 @@ def installed(tmp_path_factory):
 def test_a_judge_works_with_only_what_is_declared(
     installed, tmp_path, tiny_model_folder
 ):
-    write_classifier(tiny_model_folder("llama"), tmp_path, torch.zeros(3, 32))
+    write_classifier(
+        tiny_model_folder("llama"), tmp_path, Head({"score.weight": torch.zeros(3, 32)})
+    )
     scaling = {"method": "none", "tied": True, "a": [1, 1, 1], "b": [0, 0, 0]}
     write_json(tmp_path / "calibration.json", scaling)
     template = "{prompt}<a>{response_a}<b>{response_b}<verdict>"

@@ -18,7 +18,7 @@ def main(base: Path, adapter: Path, dtype: str, model: Path) -> None:
     from prefdistill.models.adapter_files import read_adapter
 
     added, folder = read_adapter(adapter.parent), model.parent
-    error = write_classifier(base_folder(base), folder, added.score, added, dtype)
+    error = write_classifier(base_folder(base), folder, added.head, added, dtype)
     logger.info("largest rounding error of a weight: %.2e", error.max_abs)
     record = read_manifest(base)
     write_json(

@@ -8,6 +8,7 @@ from adapter_samples import TARGETS
 from gptq_samples import SETTINGS, TEXT
 
 from prefdistill.export.merging import write_classifier
+from prefdistill.models.head import Head
 from prefdistill.models.manifests import write_manifest
 from prefdistill.storage.tables import FOLD_SCHEMA, write_table
 
@@ -76,7 +77,7 @@ def merged(base, tmp_path_factory):
     """A classifier like the merged judge."""
     folder = tmp_path_factory.mktemp("merged")
     head = torch.randn(3, 64, generator=torch.Generator().manual_seed(0)) / 8
-    write_classifier(base, folder, head)
+    write_classifier(base, folder, Head({"score.weight": head}))
     return folder
 
 

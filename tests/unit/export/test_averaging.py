@@ -18,6 +18,7 @@ from prefdistill.export.averaging import (
 from prefdistill.export.gptq_check import load_plain, row_logits
 from prefdistill.export.merging import write_classifier
 from prefdistill.models.adapter_files import read_adapter, write_adapter
+from prefdistill.models.head import Head
 from prefdistill.models.manifests import write_manifest
 from prefdistill.storage.records import read_json, write_json
 
@@ -33,7 +34,11 @@ def classifier(tiny_model_folder, tmp_path_factory):
 
     def folder_of(architecture):
         folder = tmp_path_factory.mktemp("classifier")
-        write_classifier(tiny_model_folder(architecture), folder, torch.zeros(3, 32))
+        write_classifier(
+            tiny_model_folder(architecture),
+            folder,
+            Head({"score.weight": torch.zeros(3, 32)}),
+        )
         return folder
 
     return folder_of
@@ -60,7 +65,7 @@ def summed_logits(folder, adapters, weights):
         for module in adapter.layers:
             target = model.get_submodule(module).weight
             target.data += weight * adapter.delta(module)
-        model.score.weight.data += weight * adapter.score
+        model.score.weight.data += weight * adapter.head.tensors["score.weight"]
     return row_logits(model, ROWS)
 
 
@@ -83,13 +88,13 @@ def test_average_unmerged_merged_and_summed_deltas_agree(
     np.testing.assert_allclose(unmerged, expected, atol=2e-5)
 
     reread = read_adapter(tmp_path / "average")
-    write_classifier(base, tmp_path / "merged", reread.score, reread)
+    write_classifier(base, tmp_path / "merged", reread.head, reread)
     merged = load_plain(tmp_path / "merged")
     rounded = load_plain(base)
     for module in reread.layers:
         target = rounded.get_submodule(module).weight
         target.data = (target.data + reread.delta(module)).bfloat16().float()
-    rounded.score.weight.data = reread.score
+    rounded.score.weight.data = reread.head.tensors["score.weight"]
     np.testing.assert_array_equal(row_logits(merged, ROWS), row_logits(rounded, ROWS))
 
 
@@ -105,7 +110,8 @@ def test_one_adapter_is_its_own_mean(pair, classifier, tmp_path):
 def test_the_score_heads_are_averaged(pair):
     first, second = map(read_adapter, pair)
     average = delta_mean([first, second], [0.25, 0.75])
-    torch.testing.assert_close(average.score, 0.25 * first.score + 0.75 * second.score)
+    one, two, mean = (a.head.tensors["score.weight"] for a in (first, second, average))
+    torch.testing.assert_close(mean, 0.25 * one + 0.75 * two)
 
 
 def test_factor_mean_errs_by_what_full_matrices_say(pair):
@@ -211,6 +217,15 @@ def test_adapters_of_different_bases_are_refused(pair, tmp_path):
     other = edit_config(pair[1], tmp_path / "x", base_model_name_or_path="elsewhere")
     with pytest.raises(UserError, match="trained on base elsewhere"):
         delta_mean([read_adapter(pair[0]), read_adapter(other)], [0.5, 0.5])
+
+
+def test_adapters_of_different_heads_are_refused(pair, tmp_path):
+    def widen(tensors):
+        tensors["base_model.model.score.weight"] = torch.zeros(4, 32)
+
+    other = read_adapter(edit_tensors(pair[1], tmp_path / "x", widen))
+    with pytest.raises(UserError, match=r"x: score head \(4, 32\)$"):
+        delta_mean([read_adapter(pair[0]), other], [0.5, 0.5])
 
 
 def test_factor_mean_refuses_different_ranks(pair, make_adapter, tmp_path):

@@ -15,6 +15,7 @@ from prefdistill.export.gptq_check import (
 )
 from prefdistill.export.merging import write_classifier
 from prefdistill.models.adapter_files import read_adapter, write_adapter
+from prefdistill.models.head import Head
 from prefdistill.models.manifests import tensor_header
 from prefdistill.storage.records import read_json
 
@@ -84,7 +85,7 @@ def test_an_adapter_on_the_gptq_base_agrees_with_the_16_bit_base(
 
     plain = tmp_path / "plain"
     head = torch.randn(3, 64, generator=torch.Generator().manual_seed(1)) / 8
-    write_classifier(base, plain, head)
+    write_classifier(base, plain, Head({"score.weight": head}))
     model = get_peft_model(
         load_plain(plain),
         LoraConfig(task_type="SEQ_CLS", r=4, target_modules=["q_proj", "up_proj"]),
@@ -116,7 +117,9 @@ def test_a_group_that_does_not_divide_names_the_layer(merged):
 
 
 def test_layers_that_cannot_be_packed_are_named(tiny_model_folder, tmp_path):
-    write_classifier(tiny_model_folder("llama"), tmp_path, torch.zeros(3, 32))
+    write_classifier(
+        tiny_model_folder("llama"), tmp_path, Head({"score.weight": torch.zeros(3, 32)})
+    )
     assert tensor_header(tmp_path / "model.safetensors")
     with pytest.raises(UserError, match=r"cannot be packed|does not divide"):
         check_group_size(tmp_path, 16)

@@ -12,6 +12,7 @@ from prefdistill.export.gptq import quantise_classifier
 from prefdistill.export.gptq_calibration import packed_passes
 from prefdistill.export.gptq_check import load_plain
 from prefdistill.export.merging import write_classifier
+from prefdistill.models.head import Head
 from prefdistill.models.manifests import write_manifest
 from prefdistill.storage.records import read_json, write_json
 from prefdistill.storage.tensors import read_tensors
@@ -71,7 +72,7 @@ def classifier(request, tmp_path_factory, tiny_tokenizer):
     tiny_tokenizer.save_pretrained(base)
     write_manifest(base)
     head = torch.randn(3, 64, generator=torch.Generator().manual_seed(0)) / 8
-    write_classifier(base, folder, head)
+    write_classifier(base, folder, Head({"score.weight": head}))
     return folder
 
 

@@ -13,6 +13,7 @@ from prefdistill.data.prompts import encode_pairs
 from prefdistill.errors import UserError
 from prefdistill.export.merging import classifier_config, write_classifier
 from prefdistill.models.adapter_files import read_adapter
+from prefdistill.models.head import Head
 from prefdistill.models.loading import (
     load_tokenizer,
 )
@@ -24,7 +25,7 @@ from prefdistill.storage.records import read_json
 def test_a_merged_model_without_a_padding_token_is_right_row_by_row(bare, tmp_path):
     """Plain transformers refuses it a padded batch, rather than score a wrong token."""
     _, folder = bare
-    head = torch.ones(3, 32)
+    head = Head({"score.weight": torch.ones(3, 32)})
     assert classifier_config(json.loads((folder / "config.json").read_text()), "x")[
         "pad_token_id"
     ] in (None, 0)
@@ -46,10 +47,11 @@ def test_a_merged_file_is_16_bit_with_a_float32_head_and_no_lm_head(
     pair, tiny_model_folder, tmp_path
 ):
     adapter = read_adapter(pair[0])
-    write_classifier(tiny_model_folder("llama"), tmp_path, adapter.score, adapter)
+    write_classifier(tiny_model_folder("llama"), tmp_path, adapter.head, adapter)
     with safe_open(tmp_path / "model.safetensors", framework="pt") as archive:
         dtypes = {n: archive.get_slice(n).get_dtype() for n in archive.keys()}  # noqa: SIM118
-        torch.testing.assert_close(archive.get_tensor("score.weight"), adapter.score)
+        score = archive.get_tensor("score.weight")
+    torch.testing.assert_close(score, adapter.head.tensors["score.weight"])
     assert dtypes.pop("score.weight") == "F32"
     assert set(dtypes.values()) == {"BF16"}
     assert not any(name.startswith("lm_head") for name in dtypes)
@@ -69,7 +71,7 @@ def test_sharded_and_single_bases_merge_alike(pair, tiny_model_folder, tmp_path)
     assert (sharded / "model.safetensors.index.json").exists()
     adapter = read_adapter(pair[0])
     for source, name in ((single, "a"), (sharded, "b")):
-        write_classifier(source, tmp_path / name, adapter.score, adapter)
+        write_classifier(source, tmp_path / name, adapter.head, adapter)
     one, other = (
         (tmp_path / name / "model.safetensors").read_bytes() for name in ("a", "b")
     )
@@ -81,7 +83,7 @@ def test_an_adapter_of_another_base_is_refused(pair, tiny_model_folder, tmp_path
     a, b = adapter.layers.pop("model.layers.0.mlp.up_proj")
     adapter.layers["model.layers.7.mlp.up_proj"] = (a, b)
     with pytest.raises(UserError, match="no such module"):
-        write_classifier(tiny_model_folder("llama"), tmp_path, adapter.score, adapter)
+        write_classifier(tiny_model_folder("llama"), tmp_path, adapter.head, adapter)
 
 
 def test_overflow_in_float16_is_named(pair, tiny_model_folder, tmp_path):
@@ -90,7 +92,7 @@ def test_overflow_in_float16_is_named(pair, tiny_model_folder, tmp_path):
     a *= 1e9
     with pytest.raises(UserError, match=r"up_proj.weight: not finite"):
         write_classifier(
-            tiny_model_folder("llama"), tmp_path, adapter.score, adapter, "float16"
+            tiny_model_folder("llama"), tmp_path, adapter.head, adapter, "float16"
         )
     assert not list(tmp_path.glob("*.safetensors"))
 

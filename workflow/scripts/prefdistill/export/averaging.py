@@ -14,6 +14,7 @@ import torch
 
 from prefdistill.errors import UserError
 from prefdistill.models.adapter_files import Adapter
+from prefdistill.models.head import mean_head
 
 
 def _check_alike(adapters: list[Adapter], weights: list[float]) -> None:
@@ -46,8 +47,9 @@ def _check_alike(adapters: list[Adapter], weights: list[float]) -> None:
             a_other, b_other = other.layers[module]
             if a.shape[1] != a_other.shape[1] or b.shape[0] != b_other.shape[0]:
                 raise UserError(f"{other.name}: {module} has another shape of base")
-        if other.score.shape != first.score.shape:
-            raise UserError(f"{other.name}: score head {tuple(other.score.shape)}")
+        if other.head.shapes != first.head.shapes:
+            shapes = ", ".join(map(str, other.head.shapes))
+            raise UserError(f"{other.name}: score head {shapes}")
 
 
 def _with_rank(config: dict[str, Any], rank: int, alpha: float) -> dict[str, Any]:
@@ -85,7 +87,8 @@ def delta_mean(adapters: list[Adapter], weights: list[float]) -> Adapter:
         for module in adapters[0].layers
     }
     config = _with_rank(adapters[0].config, rank, rank)
-    return Adapter("delta_mean", config, layers, _mean_score(adapters, weights), 1.0)
+    head = mean_head([adapter.head for adapter in adapters], weights)
+    return Adapter("delta_mean", config, layers, head, 1.0)
 
 
 def factor_mean(adapters: list[Adapter], weights: list[float]) -> Adapter:
@@ -113,13 +116,8 @@ def factor_mean(adapters: list[Adapter], weights: list[float]) -> Adapter:
         for module in first.layers
     }
     config = _with_rank(first.config, first.rank, first.config["lora_alpha"])
-    score = _mean_score(adapters, weights)
-    return Adapter("factor_mean", config, layers, score, first.scaling)
-
-
-def _mean_score(adapters: list[Adapter], weights: list[float]) -> torch.Tensor:
-    pairs = zip(adapters, weights, strict=True)
-    return sum(weight * adapter.score for adapter, weight in pairs)
+    head = mean_head([adapter.head for adapter in adapters], weights)
+    return Adapter("factor_mean", config, layers, head, first.scaling)
 
 
 def squared_norm(b: torch.Tensor, a: torch.Tensor) -> float:

@@ -25,7 +25,7 @@ from prefdistill.engine.packing import CPU_TOKENS
 from prefdistill.errors import UserError
 from prefdistill.export.gptq_calibration import packed_classifier, packed_passes
 from prefdistill.export.gptq_check import compare, default_dtype
-from prefdistill.models.adapter_files import SCORE
+from prefdistill.models.head import HEAD_NAMES
 from prefdistill.models.loading import load_tokenizer
 from prefdistill.models.manifests import copy_tokenizer, tensor_header
 from prefdistill.settings import GptqSettings, TextSettings
@@ -171,7 +171,7 @@ def _install(source: Path, scratch: Path, target: Path) -> None:
     for path in sorted(scratch.glob("*.safetensors")):
         for name, tensor in read_tensors(path).items():
             tensors[name] = original[name] if name in original else tensor.contiguous()
-    if SCORE not in tensors:
+    if not tensors.keys() >= set(HEAD_NAMES):
         raise UserError(f"{source}: GPTQModel dropped the score head; report this")
     settings = read_json(scratch / "config.json")["quantization_config"]
     # GPTQModel's own configuration holds a path of this machine.

@@ -18,7 +18,8 @@ from safetensors import safe_open
 
 from prefdistill.classes import CLASSES
 from prefdistill.errors import UserError
-from prefdistill.models.adapter_files import SCORE, Adapter
+from prefdistill.models.adapter_files import Adapter
+from prefdistill.models.head import Head, is_head
 from prefdistill.models.manifests import copy_tokenizer, tensor_header, weight_files
 from prefdistill.storage.records import read_json, write_json
 from prefdistill.storage.whole_files import atomic_path
@@ -173,7 +174,7 @@ def _read(files: dict[str, Path], names: list[str]) -> Iterator[torch.Tensor]:
 def write_classifier(
     base: Path,
     target: Path,
-    score: torch.Tensor,
+    head: Head,
     adapter: Adapter | None = None,
     dtype: str = "bfloat16",
 ) -> CastError:
@@ -186,7 +187,7 @@ def write_classifier(
     Args:
         base: Folder with single or sharded safetensors weights.
         target: Folder to write to.
-        score: ``(3, hidden)`` weights of the score head.
+        head: The score head.
         adapter: Its deltas are added; its own head is ignored.
         dtype: ``bfloat16`` or ``float16``.
 
@@ -206,8 +207,8 @@ def write_classifier(
     if adapter is not None:
         _check_targets(adapter, shapes, base)
     config = classifier_config(read_json(base / "config.json"), dtype)
-    names = [n for n in sorted(files) if not n.startswith(("lm_head.", "score."))]
-    entries = {SCORE: ("F32", list(score.shape))}
+    names = [n for n in sorted(files) if not (n.startswith("lm_head.") or is_head(n))]
+    entries = {n: ("F32", list(weight.shape)) for n, weight in head.tensors.items()}
     entries |= {name: (code, shapes[name]) for name in names}
     merger = _Merger(adapter, torch_dtype)
     write_json(target / "config.json", config)
@@ -217,7 +218,8 @@ def write_classifier(
         atomic_path(target / "model.safetensors") as temporary,
         _TensorWriter(temporary, entries) as writer,
     ):
-        writer.write(SCORE, score.float())
+        for name, weight in head.tensors.items():
+            writer.write(name, weight.float())
         for name, tensor in zip(names, _read(files, names), strict=True):
             writer.write(name, merger.merge(name, tensor))
     return merger.cast_error()

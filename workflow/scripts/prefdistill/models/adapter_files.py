@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from prefdistill.errors import DamagedFile
+from prefdistill.models.head import Head, take_head
 from prefdistill.storage.records import read_json, write_json
 from prefdistill.storage.tensors import check_finite, read_tensors, write_tensors
 from prefdistill.storage.whole_files import reading
@@ -17,7 +18,6 @@ from prefdistill.storage.whole_files import reading
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 ADAPTER_CONFIG = "adapter_config.json"
 PREFIX = "base_model.model."
-SCORE = "score.weight"
 # Adapter variants whose delta is not (alpha / r) B A on an unchanged base.
 UNSUPPORTED = {
     "use_rslora": "rsLoRA (use_rslora)",
@@ -50,14 +50,14 @@ class Adapter:
         config: The content of adapter_config.json.
         layers: ``{module: (A, B)}``, float32 ``(r, in)`` and ``(out, r)``. Modules are
             named as in the base model, such as ``model.layers.0.self_attn.q_proj``.
-        score: ``(n_classes, hidden)`` float32 weights of the score head.
+        head: The score head.
         scaling: ``alpha / r``.
     """
 
     name: str
     config: dict[str, Any]
     layers: dict[str, tuple[torch.Tensor, torch.Tensor]]
-    score: torch.Tensor
+    head: Head
     scaling: float
 
     @property
@@ -127,9 +127,7 @@ def _assemble(
     """
     tensors = {key: tensor.float() for key, tensor in saved.items()}
     check_finite(tensors)
-    score = tensors.pop(PREFIX + SCORE, None)
-    if score is None or score.ndim != 2:
-        raise ValueError(f"no score head ({PREFIX + SCORE})")
+    head = take_head(tensors, PREFIX)
     pairs: dict[str, dict[str, torch.Tensor]] = {}
     for key, tensor in tensors.items():
         module, _, part = key.removeprefix(PREFIX).partition(".lora_")
@@ -144,7 +142,7 @@ def _assemble(
             raise ValueError(f"{module} lacks lora_A or lora_B of rank {config['r']}")
     layers = {module: (pairs[module]["A"], pairs[module]["B"]) for module in pairs}
     scaling = config["lora_alpha"] / config["r"]
-    return Adapter(name, config, dict(sorted(layers.items())), score, scaling)
+    return Adapter(name, config, dict(sorted(layers.items())), head, scaling)
 
 
 def write_adapter(adapter: Adapter, folder: Path) -> None:
@@ -153,7 +151,10 @@ def write_adapter(adapter: Adapter, folder: Path) -> None:
     Raises:
         UserError: If a weight is NaN or infinite.
     """
-    tensors = {PREFIX + SCORE: adapter.score.contiguous()}
+    tensors = {
+        PREFIX + name: weight.contiguous()
+        for name, weight in adapter.head.tensors.items()
+    }
     for module, (a, b) in adapter.layers.items():
         tensors[f"{PREFIX}{module}.lora_A.weight"] = a.contiguous()
         tensors[f"{PREFIX}{module}.lora_B.weight"] = b.contiguous()

@@ -1,19 +1,49 @@
-"""Give a classifier its score head of three classes."""
+"""Draw, install, find and average the score head of three classes.
+
+Only this module knows which weights a head has. The module that holds them is ``score``
+in every classifier of transformers.
+"""
+
+from dataclasses import dataclass
 
 import torch
 
 from prefdistill.classes import CLASSES
 
 HEAD_STD = 0.02
+HEAD_NAMES = ("score.weight",)  # the head's weights, as a checkpoint names them
 
 
-def seeded_head(hidden_size: int, seed: int) -> torch.Tensor:
-    """Draw the weights of a score head, ``(3, hidden_size)`` float32.
+@dataclass(frozen=True)
+class Head:
+    """The weights of a score head.
+
+    Attributes:
+        tensors: ``{name: weight}`` for each of ``HEAD_NAMES``; the weight is
+            ``(3, hidden)``.
+    """
+
+    tensors: dict[str, torch.Tensor]
+
+    @property
+    def shapes(self) -> list[tuple[int, ...]]:
+        """Return the shape of each weight."""
+        return [tuple(tensor.shape) for tensor in self.tensors.values()]
+
+
+def is_head(name: str) -> bool:
+    """Return whether a checkpoint's tensor belongs to a score head of any kind."""
+    return name.startswith("score.")
+
+
+def seeded_head(hidden_size: int, seed: int) -> Head:
+    """Draw the weights of a score head, float32.
 
     Equal seeds give equal weights, so all folds start from the same head.
     """
     generator = torch.Generator().manual_seed(seed)
-    return HEAD_STD * torch.randn(len(CLASSES), hidden_size, generator=generator)
+    weight = torch.randn(len(CLASSES), hidden_size, generator=generator)
+    return Head({"score.weight": HEAD_STD * weight})
 
 
 def prepare_head(model: torch.nn.Module, seed: int | None) -> None:
@@ -28,4 +58,46 @@ def prepare_head(model: torch.nn.Module, seed: int | None) -> None:
     # The loss needs the logits in float32, whatever the base computes in.
     model.score.to(torch.float32)
     if seed is not None:
-        model.score.weight.data.copy_(seeded_head(model.config.hidden_size, seed))
+        fresh = seeded_head(model.config.hidden_size, seed)
+        for name, weight in fresh.tensors.items():
+            model.get_parameter(name).data.copy_(weight)
+
+
+def head_of(model: torch.nn.Module) -> Head:
+    """Return the score head of a classifier, without a copy."""
+    return Head({name: model.get_parameter(name) for name in HEAD_NAMES})
+
+
+def take_head(tensors: dict[str, torch.Tensor], prefix: str) -> Head:
+    """Remove the score head from a file's tensors, and return it.
+
+    Args:
+        tensors: Tensors by name.
+        prefix: What precedes the names of the head's weights.
+
+    Raises:
+        ValueError: If a weight is missing or is not a matrix.
+    """
+    head = {name: tensors.pop(prefix + name, None) for name in HEAD_NAMES}
+    for name, weight in head.items():
+        if weight is None or weight.ndim != 2:
+            raise ValueError(f"no score head ({prefix + name})")
+    return Head(head)
+
+
+def mean_head(heads: list[Head], weights: list[float]) -> Head:
+    """Compute the weighted mean of score heads of equal shapes.
+
+    Args:
+        heads: The heads.
+        weights: One per head.
+    """
+    return Head(
+        {
+            name: sum(
+                weight * head.tensors[name]
+                for head, weight in zip(heads, weights, strict=True)
+            )
+            for name in HEAD_NAMES
+        }
+    )

@@ -23,7 +23,7 @@ from prefdistill.models.folder_checks import (
     fitting,
 )
 from prefdistill.models.gptq_kernels import use_eager_kernels, use_torch_kernels
-from prefdistill.models.head import prepare_head
+from prefdistill.models.head import is_head, prepare_head
 from prefdistill.models.manifests import check_model_files, weights_path
 from prefdistill.models.precision import default_device, resolve_precision
 from prefdistill.models.sharding import load_sharded
@@ -67,7 +67,7 @@ def load_classifier(
         shard,
         num_labels=len(CLASSES),
     )
-    check_missing(folder, missing - {"score.weight"})
+    check_missing(folder, {name for name in missing if not is_head(name)})
     prepare_head(model, head_seed if missing else None)
     return model.eval()
 

@@ -12,10 +12,12 @@ from prefdistill.errors import DamagedFile, UserError
 from prefdistill.models.adapter_files import (
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
+    PREFIX,
     read_adapter_config,
 )
 from prefdistill.models.folder_checks import fitting
 from prefdistill.models.forward import device_of
+from prefdistill.models.head import Head
 from prefdistill.models.loading import load_classifier
 from prefdistill.models.precision import default_device, resolve_precision
 from prefdistill.settings import LoraSettings
@@ -123,22 +125,22 @@ def adapter_tensors(model: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 
 def save_adapter(
-    model: torch.nn.Module, folder: Path, head: torch.Tensor | None = None
+    model: torch.nn.Module, folder: Path, head: Head | None = None
 ) -> None:
     """Write an adapter in PEFT's format, in float32.
 
     Args:
         model: A PEFT model.
         folder: Where ``adapter_model.safetensors`` and ``adapter_config.json`` go.
-        head: ``(3, hidden)`` float32 score weights that replace the model's own; needed
-            for a language model, which has none.
+        head: A float32 head that replaces the model's own; needed for a language model,
+            which has none.
 
     Raises:
         UserError: If a weight is NaN or infinite.
     """
     tensors = adapter_tensors(model)
     if head is not None:
-        tensors["base_model.model.score.weight"] = head
+        tensors |= {PREFIX + name: weight for name, weight in head.tensors.items()}
     config = model.peft_config["default"].to_dict()
     config.update(
         task_type="SEQ_CLS",

@@ -9,6 +9,7 @@ from scipy.special import softmax
 from prefdistill.data.prompts import encode_pairs
 from prefdistill.engine.engine import RECOMPUTE
 from prefdistill.models.forward import core_model
+from prefdistill.models.head import head_of
 from prefdistill.models.loading import load_classifier, load_tokenizer
 from prefdistill.models.lora import add_adapter
 from prefdistill.models.memory import count_parameters, estimate_memory
@@ -60,7 +61,7 @@ def try_model(
         "n_linear_parameters": counts["linear"],
         "n_lora_parameters": counts["lora"],
         "lora_share": f"{counts['lora'] / n_base:.6f}",
-        "head_shape": "x".join(map(str, core.score.weight.shape)),
+        "head_shape": " ".join("x".join(map(str, s)) for s in head_of(core).shapes),
     }
     for how in RECOMPUTE:
         gib = estimate_memory(

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
     import torch
 
+    from prefdistill.models.head import Head
     from prefdistill.training.objectives import RowLosses
     from prefdistill.training.trainer import Trainer
 
@@ -172,7 +173,7 @@ class TrainingRun:
         self,
         trainer: "Trainer",
         *,
-        head: "torch.Tensor | None" = None,
+        head: "Head | None" = None,
         average: Path | None = None,
         use_average: bool = False,
     ) -> None:
@@ -180,7 +181,7 @@ class TrainingRun:
 
         Args:
             trainer: The trainer, after its last step.
-            head: ``(3, hidden)`` score weights that replace the trained ones.
+            head: A score head that replaces the trained one.
             average: File of an adapter with the running mean of the weights, if wanted.
             use_average: Whether the adapter is that mean, instead of the last weights.
         """
