@@ -14,6 +14,7 @@ import torch
 
 from prefdistill.engine.layout import PackedLayout
 from prefdistill.engine.packing import collate, pack, shape_step
+from prefdistill.models.head import classifier_class
 
 
 def packed_passes(rows: list[np.ndarray], token_budget: int) -> list[dict[str, Any]]:
@@ -55,10 +56,9 @@ def packed_classifier(definition: type, token_budget: int) -> type:
         A subclass that loads a classifier, and overrides two methods that definitions
         of GPTQModel may override.
     """
-    from transformers import AutoModelForSequenceClassification
 
     class PackedClassifier(definition):
-        loader = AutoModelForSequenceClassification
+        loader = classifier_class()
 
         def prepare_dataset(
             self, calibration_dataset: list[dict[str, Any]], **_: Any

@@ -20,6 +20,7 @@ from torch.nn.functional import linear
 
 from prefdistill.errors import UserError
 from prefdistill.models.gptq_kernels import use_eager_kernels, use_torch_kernels
+from prefdistill.models.head import classifier_class
 
 N_CHECKED_ROWS = 2
 # Largest relative error of a layer's output. On SmolLM2, correct kernels had at most
@@ -63,14 +64,14 @@ def load_plain(folder: Path) -> torch.nn.Module:
     Raises:
         UserError: If a weight is missing or left over.
     """
-    from transformers import AutoConfig, AutoModelForSequenceClassification
+    from transformers import AutoConfig
 
     config = AutoConfig.from_pretrained(
         folder, local_files_only=True, trust_remote_code=False
     )
     if getattr(config, "quantization_config", None) is not None:
         use_torch_kernels(config)
-    model, info = AutoModelForSequenceClassification.from_pretrained(
+    model, info = classifier_class().from_pretrained(
         folder,
         config=config,
         dtype=default_dtype(),

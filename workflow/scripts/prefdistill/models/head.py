@@ -1,10 +1,11 @@
 """Draw, install, find and average the score head of three classes.
 
-Only this module knows which weights a head has. The module that holds them is ``score``
+Only this module knows which weights a head has, and what loads it. The module that holds them is ``score``
 in every classifier of transformers.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -29,6 +30,14 @@ class Head:
     def shapes(self) -> list[tuple[int, ...]]:
         """Return the shape of each weight."""
         return [tuple(tensor.shape) for tensor in self.tensors.values()]
+
+
+def classifier_class() -> Any:
+    """Return transformers' class that loads a classifier with this head."""
+    # Imported here, so that a job can first hide packages that transformers would import.
+    from transformers import AutoModelForSequenceClassification
+
+    return AutoModelForSequenceClassification
 
 
 def is_head(name: str) -> bool:

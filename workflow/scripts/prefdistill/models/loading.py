@@ -23,7 +23,7 @@ from prefdistill.models.folder_checks import (
     fitting,
 )
 from prefdistill.models.gptq_kernels import use_eager_kernels, use_torch_kernels
-from prefdistill.models.head import is_head, prepare_head
+from prefdistill.models.head import classifier_class, is_head, prepare_head
 from prefdistill.models.manifests import check_model_files, weights_path
 from prefdistill.models.precision import default_device, resolve_precision
 from prefdistill.models.sharding import load_sharded
@@ -57,10 +57,8 @@ def load_classifier(
     Raises:
         UserError: If weights other than the head are missing from the folder.
     """
-    from transformers import AutoModelForSequenceClassification
-
     model, missing = _load(
-        AutoModelForSequenceClassification,
+        classifier_class(),
         folder,
         precision,
         device,

@@ -10,6 +10,7 @@ import torch
 from prefdistill.engine.architectures import lora_values, n_norms_after, widths_of
 from prefdistill.errors import UserError
 from prefdistill.models.forward import core_model, device_of, is_sharded
+from prefdistill.models.head import classifier_class
 from prefdistill.models.precision import base_precision, is_gptq
 from prefdistill.models.sharding import empty_model
 from prefdistill.running.processes import n_processes
@@ -230,12 +231,12 @@ def place(
     """
     if not torch.cuda.is_available() or is_gptq(folder):
         return precision, False
-    from transformers import AutoConfig, AutoModelForSequenceClassification
+    from transformers import AutoConfig
 
     config = AutoConfig.from_pretrained(
         folder, local_files_only=True, trust_remote_code=False
     )
-    model = empty_model(AutoModelForSequenceClassification, config, torch.bfloat16)
+    model = empty_model(classifier_class(), config, torch.bfloat16)
     counts = count_parameters(model)
     counts["lora"] = lora_rank * sum(
         module.in_features + module.out_features
