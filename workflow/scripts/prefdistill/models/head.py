@@ -1,7 +1,7 @@
 """Draw, install, find and average the score head of three classes.
 
-Only this module knows which weights a head has, and what loads it. The module that holds them is ``score``
-in every classifier of transformers.
+Only this module knows which weights a head has, and which class loads it. The module
+that holds them is ``score`` in every classifier of transformers.
 """
 
 from dataclasses import dataclass
@@ -34,7 +34,7 @@ class Head:
 
 def classifier_class() -> Any:
     """Return transformers' class that loads a classifier with this head."""
-    # Imported here, so that a job can first hide packages that transformers would import.
+    # Imported here, so that a job can first hide packages that this would import.
     from transformers import AutoModelForSequenceClassification
 
     return AutoModelForSequenceClassification
