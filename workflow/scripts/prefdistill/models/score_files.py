@@ -51,8 +51,9 @@ def score_files(
         UserError: If a row id occurs twice, or a file does not fit the others.
     """
     table = _rows_to_score(pairs, scoring)
-    model, precision = _load(weights, base, scoring)
     folder = weights.parent if base is None else base_folder(base)
+    adapter = None if base is None else weights.parent
+    model, precision = _load(folder, adapter, scoring)
     encoded = encode_pairs(table, load_tokenizer(folder), text)
     made_with = {
         "adapter": None if base is None else file_digest(weights),
@@ -98,15 +99,14 @@ def _splits_of(table: pa.Table) -> np.ndarray:
 
 
 def _load(
-    weights: Path, base: Path | None, scoring: ScoringSettings
+    folder: Path, adapter: Path | None, scoring: ScoringSettings
 ) -> tuple[torch.nn.Module, str]:
     """Load a whole model, or an adapter on its base; return its precision as well."""
-    folder = weights.parent if base is None else base_folder(base)
-    if base is not None and scoring.weights == "merged":
-        merged = load_merged(folder, weights.parent, scoring.precision)
+    if adapter is not None and scoring.weights == "merged":
+        merged = load_merged(folder, adapter, scoring.precision)
         return merged, scoring.precision
     precision, shard = place(folder, scoring.precision, scoring.token_budget)
     model = load_classifier(folder, precision, shard=shard)
-    if base is not None:
-        model = load_adapter(model, weights.parent, trainable=False)
+    if adapter is not None:
+        model = load_adapter(model, adapter, trainable=False)
     return model, precision
