@@ -1,7 +1,7 @@
 """Check on a GPU that the engine computes what it should.
 
-The models are small, with random weights, of three architectures and on bases of bf16,
-fp16, NF4 and fp8. Two things are compared:
+The models are small, with random weights, of Gemma-2, Llama and Qwen2 (Mistral's layers
+are Llama's), on bases of bf16, fp16, NF4 and fp8. Two things are compared:
 
 - Logits and adapter gradients. The engine computes them packed, row by row, with half
   the token budget, with many short rows, in two batches, with shared prefixes, with
@@ -148,9 +148,9 @@ def compare(
 ) -> Iterator[dict[str, Any]]:
     """Yield relative errors of one model's logits and gradients, with tolerances.
 
-    Every batch is padded to one shape, so that each layer is compiled but once. The
-    adapter of Qwen2 leaves out the lowest layer; as it differs from Llama in nothing
-    but biases, it goes without selective recomputation, and only Llama is scored.
+    Every batch is padded to one shape, so each layer is compiled only once. The adapter
+    of Qwen2 leaves out the lowest layer. Qwen2 differs from Llama only in its biases,
+    so selective recomputation is not tested on it. Only Llama is scored.
     """
     from prefdistill.engine.packing import collate
     from prefdistill.models.forward import classify, core_model, engine_of
@@ -333,11 +333,10 @@ def compare_steps(
 ) -> dict[str, Any]:
     """Compare the trainer's steps with plain AdamW's on transformers and PEFT.
 
-    The head stays as it is and B begins at zero: all that changes is what the engine
-    computes with the B that the optimiser has changed, and the loss must fall by it.
-    Each step takes the same pairs at so low a rate that the loss falls with every one:
-    where it overshoots, the last bit of an input can change a loss by a fifth of the
-    fall.
+    The head is frozen and B starts at zero. So the loss can fall only if the engine
+    uses the B that the optimiser has changed. Every step takes the same pairs. The rate
+    is low enough that the loss falls at every step: if a step overshot, the last bit of
+    an input could change the loss by a fifth of the fall.
     """
     from prefdistill.engine.packing import collate, pack
     from prefdistill.models.forward import classify, core_model, engine_of

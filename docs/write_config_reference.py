@@ -25,7 +25,7 @@ written as paths; `<name>` stands for a name of your choice. Unknown keys are er
 | --- | --- |
 | `config.yaml` | the published run: Llama-3.1-8B and Qwen2.5-7B teach Gemma-2-9B |
 | `demo.yaml` | the default: simulated pairs and tiny models, minutes on a CPU |
-| `plan.yaml` | the original plan: one teacher, short jobs on 32 GB cards, 4 bit |
+| `plan.yaml` | one teacher, short jobs on 32 GB cards, 4 bit |
 | `small.yaml` | real small weights: SmolLM2-135M teaches itself |
 
 Files combine from left to right: `--configfile config/demo.yaml mine.yaml`. A key of an

@@ -252,7 +252,7 @@ class Case:
 
 
 def make_cases(folder: Path) -> list[Case]:
-    """Make cases of the three architectures, plain and NF4, to train and to score."""
+    """Make cases of Llama, Qwen2 and Gemma-2, plain and NF4, to train and to score."""
     _, table = draw_pairs(0, N_PAIRS)
     models = {}
     for architecture in ("llama", "qwen2", "gemma2"):

@@ -39,8 +39,8 @@ logger = logging.getLogger(__name__)
 Text = str | Sequence[str]
 
 GPU_TOKENS = 16896
-# Pairs between two reports of progress. Bins of so many pairs are packed almost as full
-# as bins of all pairs together.
+# Pairs between two reports of progress. Bins of this many pairs are packed almost as
+# full as bins of all pairs together.
 CHUNK_PAIRS = 1024
 
 

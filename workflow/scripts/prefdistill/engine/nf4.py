@@ -70,8 +70,8 @@ def nf4_product(
 ) -> torch.Tensor:
     """Compute ``x W' + low b'``, or ``x W`` if transposed, with stacked NF4 weights.
 
-    It is one operation for torch's compiler, which so cannot keep the dequantised
-    weight for the backward pass.
+    torch's compiler sees one operation, so it cannot keep the dequantised weight for
+    the backward pass.
 
     Args:
         x: ``(n, in)``, or ``(n, out)`` if transposed.

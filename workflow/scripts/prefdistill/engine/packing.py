@@ -241,6 +241,6 @@ def shape_step(token_budget: int, device_type: str, n_shapes: int = 4) -> int:
     if device_type != "cuda":
         return 1
     # Compiled layers are built once per shape, which takes seconds. Only the last of a
-    # step's bins has much fewer tokens than the budget, so four shapes add little
+    # step's bins has far fewer tokens than the budget, so four shapes add little
     # padding.
     return -(-token_budget // (n_shapes * 128)) * 128

@@ -30,7 +30,7 @@ class JudgeSettings:
     """The settings that a judge is used with.
 
     Attributes:
-        text: The ``text`` settings: template, mark of turns, length, truncation.
+        text: The ``text`` settings: template, turn marker, length, truncation.
         views: Orders that are shown and averaged, of AB and BA.
         scaling: Calibration of its logits.
     """

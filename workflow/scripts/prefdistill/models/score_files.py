@@ -1,4 +1,4 @@
-"""Score the rows of fold files with a model, and describe what the logits are from."""
+"""Score the rows of fold files with a model, and record what made the logits."""
 
 import logging
 from collections.abc import Sequence

@@ -158,7 +158,7 @@ def light_work(n_pairs: float) -> Work:
 
 
 def base_work(parameters: float, base: BaseModelSettings, max_length: int) -> Work:
-    """Estimate how a base is got: downloaded and hashed, converted, or trained."""
+    """Estimate the download and hashing, conversion or training of a base model."""
     weights_gb = 2 * parameters / 1e9
     converted = base.source == "package"  # held in 32 and in 16 bits
     steps = base.pretrain_steps if base.source == "tiny" else 0

@@ -2,8 +2,8 @@
 
 A driver is the Snakemake process that a person starts. Snakemake locks its folder with
 files. They stay when the driver is killed, and do not say whether it still lives. So
-every driver also holds a lock of the kernel (flock) on an empty file, from when it
-reads the Snakefile to its end. The kernel releases that lock however the process ends,
+every driver also holds a kernel lock (flock) on an empty file, from reading the
+Snakefile to its end. The kernel releases that lock however the process ends,
 and unlike a process id, nothing else can be mistaken for it. A record beside the lock
 names the last driver.
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from prefdistill.errors import DamagedFile, UserError, disk_fault
 from prefdistill.running.rule_lookup import rerun_advice
 
-# ``pipeline.overview`` finds the lines about the job itself by this logger's name.
+# ``pipeline.job_states`` finds the lines about the job itself by this logger's name.
 JOB_LOGGER = "prefdistill.job"
 # ``pipeline.failed_jobs`` finds an error's one line by this beginning.
 FAILED = "failed: "

@@ -1,4 +1,4 @@
-"""Log the progress of long work, in lines that ``pipeline.overview`` reads."""
+"""Log the progress of long work, in lines that ``pipeline.job_states`` reads."""
 
 import logging
 import time
