@@ -17,17 +17,16 @@ import pyarrow as pa
 import torch
 import weigh_folds
 import write_submission
+from judge_samples import make_judge
 from matplotlib.figure import Figure
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from prefdistill.data.folds import write_splits
 from prefdistill.export import gptq as quantisation
 from prefdistill.export.gptq_check import dequantise
-from prefdistill.export.judge_settings import read_judge_settings, write_judge_settings
-from prefdistill.export.merging import write_classifier
+from prefdistill.export.judge_settings import read_judge_settings
 from prefdistill.export.release import RELEASE_FILES, write_release
 from prefdistill.models.adapter_files import Adapter, read_adapter, write_adapter
-from prefdistill.models.head import Head
 from prefdistill.models.loading import load_classifier, load_tokenizer
 from prefdistill.models.lora import add_adapter, load_adapter, save_adapter
 from prefdistill.models.manifests import (
@@ -115,12 +114,9 @@ class World:
         )
         peft_model = add_adapter(classifier, lora, seed=0)
         save_adapter(peft_model, folder / "adapter")
-        write_classifier(
-            base, folder / "merged", Head({"score.weight": torch.ones(3, 32)})
-        )
+        weight = torch.ones(3, 32)
         scaling = {"method": "none", "tied": True, "a": [1, 1, 1], "b": [0, 0, 0]}
-        write_json(folder / "merged/calibration.json", scaling)
-        write_judge_settings(folder / "merged", {"template": "..."}, ["AB", "BA"])
+        make_judge(folder / "merged", base, weight, scaling)
         write_table(folder / "clean.parquet", _pairs(), CLEAN_SCHEMA)
         write_table(folder / "symmetrised.parquet", _symmetrised(), SYMMETRISED_SCHEMA)
         unlabelled = pa.table({"id": [f"test:{row}" for row in range(N_ROWS)]})

@@ -2,16 +2,11 @@ import json
 import shutil
 
 import pytest
-import torch
-from judge_samples import CALIBRATION, TEXT
+from judge_samples import make_judge
 from odd_models import copy_model
 
-from prefdistill.export.judge_settings import write_judge_settings
-from prefdistill.export.merging import write_classifier
 from prefdistill.judge import Judge
-from prefdistill.models.head import Head
 from prefdistill.models.loading import load_tokenizer
-from prefdistill.storage.records import write_json
 
 
 @pytest.fixture
@@ -34,13 +29,8 @@ def bare(tiny_model_folder, tiny_tokenizer, tmp_path):
 @pytest.fixture(scope="module")
 def judge_folder(tmp_path_factory, tiny_model_folder):
     """A finished judge of two layers."""
-    target = tmp_path_factory.mktemp("judge") / "merged"
-    torch.manual_seed(0)
-    head = Head({"score.weight": torch.randn(3, 32)})
-    write_classifier(tiny_model_folder("gemma2"), target, head)
-    write_json(target / "calibration.json", CALIBRATION)
-    write_judge_settings(target, TEXT, ["AB", "BA"])
-    return target
+    folder = tmp_path_factory.mktemp("judge") / "merged"
+    return make_judge(folder, tiny_model_folder("gemma2"))
 
 
 @pytest.fixture(scope="module")

@@ -33,6 +33,15 @@ INFERENCE = {
     "weights": "adapter",
     "progress_batches": 5,
 }
+MODEL = {
+    "base": "tiny",
+    "precision": "nf4",
+    "gpus": 0,
+    "lora": LORA,
+    "training": TRAINING,
+    "post_pretrain": POST,
+    "inference": INFERENCE,
+}
 
 
 def table_of(splits, source="train"):

@@ -7,22 +7,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import numpy as np
 import pytest
 import torch
+from judge_samples import make_judge
 
 from prefdistill.cli import main
 from prefdistill.export.gptq_check import load_plain, row_logits
-from prefdistill.export.judge_settings import write_judge_settings
-from prefdistill.export.merging import write_classifier
-from prefdistill.models.head import Head
-from prefdistill.storage.records import write_json
-
-TEXT = {
-    "template": "<prompt>: {prompt} <response_a>: {response_a} "
-    "<response_b>: {response_b} <verdict>:",
-    "turn": "\n<turn {n}>: ",
-    "max_length": 160,
-    "prompt_share": 0.25,
-    "head_share": 0.5,
-}
 
 
 class Server(BaseHTTPRequestHandler):
@@ -66,13 +54,8 @@ class Server(BaseHTTPRequestHandler):
 def check(tmp_path_factory, tiny_model_folder):
     """Run the check of a served judge on 40 pairs."""
     folder = tmp_path_factory.mktemp("judge")
-    torch.manual_seed(2)
-    write_classifier(
-        tiny_model_folder("qwen2"), folder, Head({"score.weight": torch.randn(3, 32)})
-    )
     scaling = {"method": "vector", "tied": True, "a": [1, 1, 1], "b": [0, 0, 0.3]}
-    write_json(folder / "calibration.json", scaling)
-    write_judge_settings(folder, TEXT, ["AB", "BA"])
+    make_judge(folder, tiny_model_folder("qwen2"), scaling=scaling)
     lines = ["prompt,response_a,response_b\n"]
     lines += [f"ask {n},{'yes ' * n},{'no ' * (40 - n)}\n" for n in range(40)]
     (folder / "pairs.csv").write_text("".join(lines))

@@ -13,7 +13,7 @@ from prefdistill.data.cleaning import clean_batch
 from prefdistill.errors import Interrupted, UserError
 from prefdistill.judge import Verdict, pairs_table
 from prefdistill.scores.views import PROBABILITY_COLUMNS, SYMMETRISED_SCHEMA, columns_of
-from prefdistill.settings import ScoringSettings, TextSettings, read
+from prefdistill.settings import ScoringSettings
 from prefdistill.storage.checkpoints import Checkpoints
 from prefdistill.storage.tables import FOLD_SCHEMA, read_table, write_table
 
@@ -35,7 +35,7 @@ def workflow_probabilities(judge_folder, tmp_path):
 
     infer_logits.main(
         pairs=[tmp_path / "rows.parquet"], weights=judge_folder / "model.safetensors",
-        base=None, logits=tmp_path / "logits.npz", text=read(TextSettings, TEXT),
+        base=None, logits=tmp_path / "logits.npz", text=TEXT,
         scoring=ScoringSettings("auto", splits=["unlabelled"], token_budget=512),
         scratch=tmp_path / "scratch", code="",
     )  # fmt: skip

@@ -13,26 +13,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import torch
+from judge_samples import make_judge
 
 from prefdistill.errors import UserError
-from prefdistill.export.judge_settings import write_judge_settings
-from prefdistill.export.merging import write_classifier
 from prefdistill.judge import Judge
-from prefdistill.models.head import Head
 from prefdistill.predict import OUTPUT_COLUMNS, predict, read_pairs
 from prefdistill.scores.metrics import accuracy, log_loss
-from prefdistill.storage.records import write_json
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "workflow/scripts"
-TEXT = {
-    "template": "<prompt>: {prompt} <response_a>: {response_a} "
-    "<response_b>: {response_b} <verdict>:",
-    "turn": "\n<turn {n}>: ",
-    "max_length": 160,
-    "prompt_share": 0.25,
-    "head_share": 0.5,
-}
 NAMES = ("prompt", "response_a", "response_b")
 LABELS = ("winner_model_a", "winner_model_b", "winner_tie")
 ROWS = [
@@ -46,15 +34,9 @@ WINNERS = [0, 2, 1, 1]
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, tiny_model_folder):
-    target = tmp_path_factory.mktemp("judge")
-    torch.manual_seed(1)
-    write_classifier(
-        tiny_model_folder("llama"), target, Head({"score.weight": torch.randn(3, 32)})
-    )
     scaling = {"method": "vector", "tied": True, "a": [0.9, 0.9, 1.1], "b": [0, 0, 0.1]}
-    write_json(target / "calibration.json", scaling)
-    write_judge_settings(target, TEXT, ["AB", "BA"])
-    return target
+    folder, base = tmp_path_factory.mktemp("judge"), tiny_model_folder("llama")
+    return make_judge(folder, base, scaling=scaling)
 
 
 @pytest.fixture(scope="module")

@@ -11,12 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from judge_samples import make_judge
 
 from prefdistill.cli import COMMANDS
-from prefdistill.export.judge_settings import write_judge_settings
-from prefdistill.export.merging import write_classifier
-from prefdistill.models.head import Head
-from prefdistill.storage.records import write_json
 from prefdistill.version import __version__
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -54,15 +51,9 @@ def installed(tmp_path_factory):
 def test_a_judge_works_with_only_what_is_declared(
     installed, tmp_path, tiny_model_folder
 ):
-    write_classifier(
-        tiny_model_folder("llama"), tmp_path, Head({"score.weight": torch.zeros(3, 32)})
-    )
     scaling = {"method": "none", "tied": True, "a": [1, 1, 1], "b": [0, 0, 0]}
-    write_json(tmp_path / "calibration.json", scaling)
-    template = "{prompt}<a>{response_a}<b>{response_b}<verdict>"
-    text = {"template": template, "turn": "<turn {n}>", "max_length": 100}
-    shares = {"prompt_share": 0.25, "head_share": 0.5}
-    write_judge_settings(tmp_path, text | shares, ["AB"])
+    base, weight = tiny_model_folder("llama"), torch.zeros(3, 32)
+    make_judge(tmp_path, base, weight, scaling, ["AB"])
     code = (
         "import sys\n"
         f"sys.modules |= dict.fromkeys({WORKFLOW_ONLY})\n"

@@ -5,7 +5,6 @@ folder can be used by itself: see ``export.judge_settings``.
 """
 
 import logging
-from dataclasses import asdict
 from pathlib import Path
 
 from prefdistill.running.job import run_job
@@ -45,7 +44,7 @@ def main(
     )  # fmt: skip
     write_json(calibration, record)
     if text:
-        write_judge_settings(calibration.parent, asdict(text), scores.views)
+        write_judge_settings(calibration.parent, text, scores.views)
 
 
 if __name__ == "__main__":

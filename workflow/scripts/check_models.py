@@ -2,11 +2,10 @@
 
 import logging
 from pathlib import Path
-from typing import Any
 
 from prefdistill.models.quick_imports import hide_unused_imports
 from prefdistill.running.job import run_job
-from prefdistill.settings import TextSettings
+from prefdistill.settings import ModelSettings, TextSettings
 
 logger = logging.getLogger(__name__)
 
@@ -14,7 +13,7 @@ logger = logging.getLogger(__name__)
 def main(
     models: list[str],
     bases: list[Path],
-    settings: dict[str, dict[str, Any]],
+    settings: dict[str, ModelSettings],
     text: TextSettings,
     pairs: list[dict[str, str]],
     table: Path,
@@ -36,7 +35,7 @@ def main(
     tried, rows = pairs_to_try(pairs), []
     for name, base in zip(models, bases, strict=True):
         row = try_model(base_folder(base), settings[name], text, tried)
-        rows.append({"model": name, "base": settings[name]["base"], **row})
+        rows.append({"model": name, "base": settings[name].base, **row})
         logger.info("%s", "\n  ".join(f"{k}: {v}" for k, v in rows[-1].items()))
     write_csv(table, rows, list(rows[0]))
 

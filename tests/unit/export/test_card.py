@@ -9,7 +9,6 @@ from judge_samples import CALIBRATION, TEXT
 from prefdistill.data.prompts import describe_truncation
 from prefdistill.export.card import CardFacts, base_name, card_text
 from prefdistill.export.judge_settings import write_judge_settings
-from prefdistill.settings import TextSettings, read
 from prefdistill.storage.records import read_json
 
 TINY = {"source": "tiny", "architecture": "gemma2"}
@@ -48,7 +47,7 @@ def front_matter(card):
 
 def test_the_card_tells_how_a_row_is_built(judge_folder, tmp_path):
     assert "The pair is shown in both orders" in card_of(judge_folder)
-    assert describe_truncation(read(TextSettings, TEXT)) in card_of(judge_folder)
+    assert describe_truncation(TEXT) in card_of(judge_folder)
     write_judge_settings(tmp_path, TEXT, ["BA"])
     assert "The pair is shown in the order BA alone" in card_of(tmp_path)
 
@@ -123,6 +122,6 @@ def test_the_test_pairs_are_not_listed_as_trained_on(judge_folder):
 
 def test_the_template_is_quoted_on_one_line(judge_folder):
     card = card_of(judge_folder)
-    quoted = TEXT["template"].replace("\n", "\\n")
+    quoted = TEXT.template.replace("\n", "\\n")
     assert f'```json\n"{quoted}"\n```' in card
     assert "row has at most 160 tokens" in card

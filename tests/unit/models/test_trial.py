@@ -1,7 +1,10 @@
 """Trials of a configured model on a few pairs."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
+import script_samples
 from scipy.special import softmax
 from two_processes import LORA, TEXT
 
@@ -10,18 +13,18 @@ from prefdistill.engine.engine import RECOMPUTE
 from prefdistill.models.loading import load_classifier, load_tokenizer
 from prefdistill.models.scoring import score_pairs
 from prefdistill.models.trial import pairs_to_try, try_model
-from prefdistill.settings import TextSettings, read
+from prefdistill.settings import ModelSettings, TextSettings, read
 
 PAIRS = [
     {"prompt": "Which?", "response_a": "yes", "response_b": "no"},
     {"prompt": "Name a river", "response_a": "", "response_b": "river " * 9},
 ]
-SETTINGS = {
-    "precision": "fp32",
-    "lora": LORA,
-    "training": {"token_budget": 256},
-    "post_pretrain": {"seed": 7},
-}
+SETTINGS = read(
+    ModelSettings,
+    script_samples.MODEL
+    | {"precision": "fp32", "lora": LORA}
+    | {"post_pretrain": script_samples.POST | {"seed": 7}},
+)
 
 
 def test_pairs_to_try_have_one_turn_and_a_number():
@@ -36,7 +39,9 @@ def test_pairs_to_try_have_one_turn_and_a_number():
 def try_it(tiny_model_folder):
     def run(**changes):
         folder, text = tiny_model_folder("gemma2"), read(TextSettings, TEXT)
-        return try_model(folder, SETTINGS | changes, text, pairs_to_try(PAIRS))
+        return try_model(
+            folder, replace(SETTINGS, **changes), text, pairs_to_try(PAIRS)
+        )
 
     return run
 
@@ -55,7 +60,7 @@ def test_a_fresh_adapter_leaves_the_scores_of_the_seeded_head(
         for view, probs in zip(("AB", "BA"), by_view, strict=True):
             cell = np.array(row[f"pair{pair}_{view}"].split(), dtype=float)
             np.testing.assert_allclose(cell, probs, atol=6e-5)
-    other = try_it(post_pretrain={"seed": 8})
+    other = try_it(post_pretrain=replace(SETTINGS.post_pretrain, seed=8))
     assert other["pair1_AB"] != row["pair1_AB"]
 
 
@@ -74,7 +79,7 @@ def test_a_trial_describes_the_model(try_it):
 
 
 def test_less_memory_is_estimated_for_more_recomputation(try_it):
-    row = try_it(training={"token_budget": 100_000})
+    row = try_it(training=replace(SETTINGS.training, token_budget=100_000))
     gib = [float(row[f"training_gib_recompute_{how}"]) for how in RECOMPUTE]
     assert RECOMPUTE == ("none", "selective", "full")
     assert gib[0] > gib[1] > gib[2] > 0

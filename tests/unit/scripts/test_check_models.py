@@ -1,29 +1,24 @@
 """Try toy models on a few pairs."""
 
 import csv
+from dataclasses import replace
 
 import check_models
 import numpy as np
 import pytest
-from script_samples import LORA, POST, TRAINING
+from script_samples import MODEL
 from two_processes import TEXT
 
-from prefdistill.settings import TextSettings, read
+from prefdistill.settings import ModelSettings, TextSettings, read
 
 
 def test_check_models(world, tmp_path):
-    settings = {
-        "base": "tiny",
-        "precision": "nf4",
-        "lora": LORA,
-        "training": TRAINING,
-        "post_pretrain": POST,
-    }
+    settings = read(ModelSettings, MODEL)
     pair = {"prompt": "Which?", "response_a": "yes", "response_b": "no"}
     check_models.main(
         models=["llama", "student"],
         bases=[world["llama"], world["gemma2"]],
-        settings={"llama": settings, "student": settings | {"precision": "fp32"}},
+        settings={"llama": settings, "student": replace(settings, precision="fp32")},
         text=read(TextSettings, TEXT),
         pairs=[pair, pair],
         table=tmp_path / "models.csv",

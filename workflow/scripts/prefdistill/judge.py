@@ -31,7 +31,6 @@ from prefdistill.models.loading import load_classifier, load_tokenizer
 from prefdistill.models.memory import place
 from prefdistill.models.scoring import score_pairs
 from prefdistill.scores.views import as_answers, symmetrise
-from prefdistill.settings import TextSettings, read
 from prefdistill.storage.checkpoints import Checkpoints
 
 logger = logging.getLogger(__name__)
@@ -196,9 +195,7 @@ class Judge:
 
     def encode(self, table: pa.Table) -> EncodedPairs:
         """Tokenise a table of pairs from ``pairs_table``."""
-        return encode_pairs(
-            table, self.tokenizer, read(TextSettings, self.settings.text)
-        )
+        return encode_pairs(table, self.tokenizer, self.settings.text)
 
     def logits(
         self, encoded: EncodedPairs, checkpoints: Checkpoints | None = None

@@ -5,17 +5,18 @@ scaled. With both, the folder works on its own, wherever it is moved.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from prefdistill.classes import CLASSES
 from prefdistill.data.prompts import ELLIPSIS, MIN_ANSWER_TOKENS
 from prefdistill.errors import UserError
 from prefdistill.models.manifests import WEIGHTS
 from prefdistill.scores.scaling import Scaling, read_scaling
+from prefdistill.settings import TextSettings, read
 from prefdistill.storage.logits import VIEWS
 from prefdistill.storage.records import read_json, write_json
+from prefdistill.storage.whole_files import reading
 
 SETTINGS_FILE = "judge.json"
 CALIBRATION_FILE = "calibration.json"
@@ -30,24 +31,24 @@ class JudgeSettings:
     """The settings that a judge is used with.
 
     Attributes:
-        text: The ``text`` settings: template, turn marker, length, truncation.
+        text: How a pair becomes tokens.
         views: Orders that are shown and averaged, of AB and BA.
         scaling: Calibration of its logits.
     """
 
-    text: dict[str, Any]
+    text: TextSettings
     views: tuple[str, ...]
     scaling: Scaling
 
 
 def write_judge_settings(
-    folder: Path, text: dict[str, Any], views: Sequence[str]
+    folder: Path, text: TextSettings, views: Sequence[str]
 ) -> None:
     """Write ``judge.json``, which says how to build and read rows.
 
     Args:
         folder: The judge's folder.
-        text: The ``text`` settings.
+        text: How a pair becomes tokens.
         views: Orders that are shown, of AB and BA.
     """
     write_json(
@@ -56,7 +57,7 @@ def write_judge_settings(
             "format": FORMAT,
             "classes": CLASSES,
             "views": views,
-            "text": text,
+            "text": asdict(text),
             "ellipsis": ELLIPSIS,
             "min_answer_tokens": MIN_ANSWER_TOKENS,
         },
@@ -76,18 +77,21 @@ def read_judge_settings(folder: Path) -> JudgeSettings:
                 "folder of results/release (`make release`), results/merged or "
                 "results/gptq"
             )
-    settings = read_json(folder / SETTINGS_FILE)
+    path = folder / SETTINGS_FILE
+    settings = read_json(path)
     found = (settings.get("format"), tuple(settings.get("classes", ())))
     if found != (FORMAT, CLASSES) or not set(settings["views"]) <= set(VIEWS):
         raise UserError(
-            f"{folder / SETTINGS_FILE}: format {found[0]} is not known to this "
+            f"{path}: format {found[0]} is not known to this "
             "version; use the version of prefdistill that wrote it"
         )
     for name in GONE:
         if settings.get(name) is not None:
             raise UserError(
-                f"{folder / SETTINGS_FILE}: {name} is not known to this version; use "
+                f"{path}: {name} is not known to this version; use "
                 "the version of prefdistill that wrote it"
             )
     scaling = read_scaling(folder / CALIBRATION_FILE)
-    return JudgeSettings(settings["text"], tuple(settings["views"]), scaling)
+    with reading(path, "the settings of a judge"):
+        text = read(TextSettings, settings["text"])
+    return JudgeSettings(text, tuple(settings["views"]), scaling)

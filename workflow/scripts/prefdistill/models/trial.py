@@ -15,7 +15,7 @@ from prefdistill.models.lora import add_adapter
 from prefdistill.models.memory import count_parameters, estimate_memory
 from prefdistill.models.precision import base_precision
 from prefdistill.models.scoring import score_pairs
-from prefdistill.settings import LoraSettings, TextSettings, read
+from prefdistill.settings import ModelSettings, TextSettings
 from prefdistill.storage.logits import VIEWS
 
 
@@ -32,7 +32,7 @@ def pairs_to_try(pairs: list[dict[str, str]]) -> pa.Table:
 
 
 def try_model(
-    folder: Path, settings: dict[str, Any], text: TextSettings, pairs: pa.Table
+    folder: Path, settings: ModelSettings, text: TextSettings, pairs: pa.Table
 ) -> dict[str, Any]:
     """Load a model, score pairs in both orders, and describe model and scores.
 
@@ -48,11 +48,11 @@ def try_model(
         Cells of one CSV row: architecture, sizes, memory of training in GiB, and for
         each pair and order the probabilities of first, second and tie, as shown.
     """
-    precision, seed = settings["precision"], settings["post_pretrain"]["seed"]
+    precision, seed = settings.precision, settings.post_pretrain.seed
     model = load_classifier(folder, precision, head_seed=seed)
-    model = add_adapter(model, read(LoraSettings, settings["lora"]), seed)
+    model = add_adapter(model, settings.lora, seed)
     core, counts = core_model(model), count_parameters(model)
-    budget = settings["training"]["token_budget"]
+    budget = settings.training.token_budget
     n_base = counts["embedding"] + counts["linear"] + counts["other"]
     row = {
         "architecture": type(core).__name__,
@@ -70,7 +70,7 @@ def try_model(
             base_precision(core),
             budget,
             recompute=how,
-            dropout=settings["lora"]["dropout"],
+            dropout=settings.lora.dropout,
         )
         row[f"training_gib_recompute_{how}"] = f"{gib:.3f}"
     encoded = encode_pairs(pairs, load_tokenizer(folder), text)
