@@ -23,15 +23,10 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from prefdistill.data.cleaning import (
-    RowKeys,
-    choose_rows,
-    clean_batch,
-    compute_keys,
-    summarise,
-)
+from prefdistill.data.cleaning import RowKeys, choose_rows, compute_keys, summarise
 from prefdistill.data.pairs import ROW_COLUMNS, ImportedFile, PairsWriter
 from prefdistill.data.readers import read_file_rows
+from prefdistill.data.texts import clean_batch
 from prefdistill.errors import UserError
 from prefdistill.settings import CleaningSettings
 from prefdistill.storage.tables import PAIRS_SCHEMA

@@ -5,6 +5,7 @@ import json
 
 from import_pairs import main
 
+from prefdistill.data.pairs import UNLABELLED
 from prefdistill.storage.records import read_json
 from prefdistill.storage.tables import PAIRS_SCHEMA, read_table
 
@@ -34,3 +35,12 @@ def import_files(folder, train, **others):
     main(folder / "pairs.parquet", folder / "import.json", data)
     table = read_table(folder / "pairs.parquet", PAIRS_SCHEMA)
     return table.to_pylist(), read_json(folder / "import.json")
+
+
+def typed_row(name, prompt="p", a="a", b="b", label=(1, 0, 0)):
+    """Make a typed row; ``name`` is ``source:id``, and a text is a turn or several."""
+    texts = [[t] if isinstance(t, str) else list(t) for t in (prompt, a, b)]
+    source = name.split(":")[0]
+    label = (None, None, None) if source in UNLABELLED else label
+    values = [name, source, *texts, *label, "m", "n", "file.csv", 1]
+    return dict(zip(PAIRS_SCHEMA.names, values, strict=True))

@@ -9,7 +9,7 @@ import symmetrise
 from judge_samples import CALIBRATION, PAIRS, TEXT
 
 from prefdistill import judge as judge_module
-from prefdistill.data.cleaning import clean_batch
+from prefdistill.data.texts import clean_batch
 from prefdistill.errors import Interrupted, UserError
 from prefdistill.judge import Verdict, pairs_table
 from prefdistill.scores.views import PROBABILITY_COLUMNS, SYMMETRISED_SCHEMA, columns_of

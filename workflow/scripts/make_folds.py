@@ -38,7 +38,6 @@ def main(
     with open_table(pairs) as clean:
         source, labels, groups = read_keys(clean)
         plan = plan_folds(source, labels, groups, settings)
-
         names = np.array([*SPLITS, ""])
         files = dict(zip(folds, (names[each] for each in plan.splits), strict=True))
         files[post_pretrain] = np.where(plan.post_pretrain, "train", "")

@@ -1,6 +1,5 @@
 import hashlib
 import json
-import re
 
 import numpy as np
 import pyarrow as pa
@@ -8,18 +7,12 @@ import pytest
 from clean_pairs import main
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from prompt_samples import CONTROL
+from pair_samples import typed_row
 
-from prefdistill.data.cleaning import (
-    SPECIAL_STRINGS,
-    choose_rows,
-    clean_batch,
-    compute_keys,
-    normalise_prompt,
+from prefdistill.data.cleaning import choose_rows, compute_keys
+from prefdistill.data.texts import (
     prompt_group,
-    strip_controls,
 )
-from prefdistill.data.pairs import UNLABELLED
 from prefdistill.errors import UserError
 from prefdistill.settings import CleaningSettings
 from prefdistill.storage.records import read_json, write_json
@@ -33,15 +26,6 @@ from prefdistill.storage.tables import (
 DROP = CleaningSettings(identical="drop", empty="drop", duplicates="drop")
 KEEP = CleaningSettings(identical="keep", empty="keep", duplicates="keep")
 A, B, TIE = (1, 0, 0), (0, 1, 0), (0, 0, 1)
-
-
-def row(name, prompt="p", a="a", b="b", label=A):
-    """Make a typed row; ``name`` is ``source:id``, and a text is a turn or several."""
-    texts = [[t] if isinstance(t, str) else list(t) for t in (prompt, a, b)]
-    source = name.split(":")[0]
-    label = (None, None, None) if source in UNLABELLED else label
-    values = [name, source, *texts, *label, "m", "n", "file.csv", 1]
-    return dict(zip(PAIRS_SCHEMA.names, values, strict=True))
 
 
 def clean(folder, rows, policy=DROP, ignored=()):
@@ -73,70 +57,86 @@ def dropped(report):
     }
 
 
-OTHER = row("train:0", "other", "x", "y")
+OTHER = typed_row("train:0", "other", "x", "y")
 
 
 @pytest.mark.parametrize(
     ("rows", "kept", "reasons"),
     [
-        ([row("train:1", label=(0, 0, 0))], [], {"none_hot": {"train": 1}}),
-        ([row("train:1", label=(1, 1, 0))], [], {"multi_hot": {"train": 1}}),
-        ([row("train:1", label=(1, 1, 1))], [], {"multi_hot": {"train": 1}}),
-        ([row("extra:1", prompt=" \n")], [], {"empty": {"extra": 1}}),
-        ([row("extra:1", prompt=[])], [], {"empty": {"extra": 1}}),
-        ([row("train:1", prompt="\x00")], [], {"empty": {"train": 1}}),
-        ([row("train:1", a="", b=["", " "])], [], {"empty": {"train": 1}}),
-        ([row("train:1", a="", b="b")], ["train:1"], {}),
-        ([row("train:1", a="x  y", b="x\ny ")], [], {"identical": {"train": 1}}),
-        ([row("train:1", a="X", b="x")], ["train:1"], {}),
-        ([row("train:1", a=["x", "y"], b=["x y"])], ["train:1"], {}),
-        ([row("train:1"), row("train:2")], ["train:1"], {"duplicate": {"train": 1}}),
+        ([typed_row("train:1", label=(0, 0, 0))], [], {"none_hot": {"train": 1}}),
+        ([typed_row("train:1", label=(1, 1, 0))], [], {"multi_hot": {"train": 1}}),
+        ([typed_row("train:1", label=(1, 1, 1))], [], {"multi_hot": {"train": 1}}),
+        ([typed_row("extra:1", prompt=" \n")], [], {"empty": {"extra": 1}}),
+        ([typed_row("extra:1", prompt=[])], [], {"empty": {"extra": 1}}),
+        ([typed_row("train:1", prompt="\x00")], [], {"empty": {"train": 1}}),
+        ([typed_row("train:1", a="", b=["", " "])], [], {"empty": {"train": 1}}),
+        ([typed_row("train:1", a="", b="b")], ["train:1"], {}),
+        ([typed_row("train:1", a="x  y", b="x\ny ")], [], {"identical": {"train": 1}}),
+        ([typed_row("train:1", a="X", b="x")], ["train:1"], {}),
+        ([typed_row("train:1", a=["x", "y"], b=["x y"])], ["train:1"], {}),
         (
-            [row("train:1", label=A), row("train:2", label=B)],
-            ["train:1"],
-            {"duplicate_contradictory": {"train": 1}},
-        ),
-        (
-            [row("train:1", "P  q"), row("train:2", "p Q", "b", "a", B)],
+            [typed_row("train:1"), typed_row("train:2")],
             ["train:1"],
             {"duplicate": {"train": 1}},
         ),
         (
-            [row("train:1"), row("train:2", a="b", b="a", label=A)],
+            [typed_row("train:1", label=A), typed_row("train:2", label=B)],
             ["train:1"],
             {"duplicate_contradictory": {"train": 1}},
         ),
         (
-            [row("train:1", label=TIE), row("train:2", a="b", b="a", label=TIE)],
+            [typed_row("train:1", "P  q"), typed_row("train:2", "p Q", "b", "a", B)],
             ["train:1"],
             {"duplicate": {"train": 1}},
         ),
         (
-            [row("ultra:1"), row("extra:1"), row("train:1"), row("extra:2")],
+            [typed_row("train:1"), typed_row("train:2", a="b", b="a", label=A)],
+            ["train:1"],
+            {"duplicate_contradictory": {"train": 1}},
+        ),
+        (
+            [
+                typed_row("train:1", label=TIE),
+                typed_row("train:2", a="b", b="a", label=TIE),
+            ],
+            ["train:1"],
+            {"duplicate": {"train": 1}},
+        ),
+        (
+            [
+                typed_row("ultra:1"),
+                typed_row("extra:1"),
+                typed_row("train:1"),
+                typed_row("extra:2"),
+            ],
             ["train:1"],
             {"duplicate": {"extra": 2, "ultra": 1}},
         ),
         (
-            [row("train:1"), row("test:1", a="b", b="a")],
+            [typed_row("train:1"), typed_row("test:1", a="b", b="a")],
             ["test:1"],
             {"duplicate": {"train": 1}},
         ),
         (
-            [row("train:1", label=(0, 0, 0)), row("train:2")],
+            [typed_row("train:1", label=(0, 0, 0)), typed_row("train:2")],
             ["train:2"],
             {"none_hot": {"train": 1}},
         ),
-        ([row("train:1"), row("train:2", a="c")], ["train:1", "train:2"], {}),
+        (
+            [typed_row("train:1"), typed_row("train:2", a="c")],
+            ["train:1", "train:2"],
+            {},
+        ),
         (
             [
-                row("unlabelled:1"),
-                row("ultra:1", a="b", b="a"),
-                row("unlabelled:2", []),
+                typed_row("unlabelled:1"),
+                typed_row("ultra:1", a="b", b="a"),
+                typed_row("unlabelled:2", []),
             ],
             ["ultra:1"],
             {"duplicate": {"unlabelled": 1}, "empty": {"unlabelled": 1}},
         ),
-        ([row("unlabelled:1")], ["unlabelled:1"], {}),
+        ([typed_row("unlabelled:1")], ["unlabelled:1"], {}),
     ],
 )
 def test_policy(tmp_path, rows, kept, reasons):
@@ -146,16 +146,25 @@ def test_policy(tmp_path, rows, kept, reasons):
 
 
 def test_keep_policy_keeps_all_but_unusable_targets(tmp_path):
-    rows = [row("train:1"), row("train:2"), row("train:3", a="b"), row("train:4", "")]
-    rows.append(row("train:5", "new", label=(0, 0, 0)))
+    rows = [
+        typed_row("train:1"),
+        typed_row("train:2"),
+        typed_row("train:3", a="b"),
+        typed_row("train:4", ""),
+    ]
+    rows.append(typed_row("train:5", "new", label=(0, 0, 0)))
     left, report = clean(tmp_path, rows, KEEP)
     assert ids(left) == ids(rows[:4])
     assert dropped(report) == {"none_hot": {"train": 1}}
 
 
 def test_every_test_row_stays_and_is_flagged(tmp_path):
-    rows = [row(f"test:{n}") for n in range(3)]
-    rows += [row("test:3", a="b"), row("test:4", ""), row("test:5", "z", "", "")]
+    rows = [typed_row(f"test:{n}") for n in range(3)]
+    rows += [
+        typed_row("test:3", a="b"),
+        typed_row("test:4", ""),
+        typed_row("test:5", "z", "", ""),
+    ]
     left, report = clean(tmp_path, [OTHER, *rows])
     assert ids(left)[1:] == ids(rows)
     assert report["n_in"]["test"] == report["n_out"]["test"] == 6
@@ -163,7 +172,13 @@ def test_every_test_row_stays_and_is_flagged(tmp_path):
 
 
 def test_report_adds_up_and_names_helper_columns(tmp_path):
-    rows = [OTHER, row("train:1"), row("train:2"), row("extra:1"), row("ultra:9", "u")]
+    rows = [
+        OTHER,
+        typed_row("train:1"),
+        typed_row("train:2"),
+        typed_row("extra:1"),
+        typed_row("ultra:9", "u"),
+    ]
     _, report = clean(tmp_path, rows, ignored=["label", "argmax"])
     for source, n_in in report["n_in"].items():
         gone = sum(counts[source] for counts in report["dropped"].values())
@@ -179,7 +194,7 @@ def test_report_adds_up_and_names_helper_columns(tmp_path):
 def test_control_characters_are_removed_and_counted(tmp_path):
     left, report = clean(
         tmp_path,
-        [row("train:1", ["a\x00b", "ok\t\n"], "x\r\ny\x0cz\rw", "\x1b[1mb\x9f")],
+        [typed_row("train:1", ["a\x00b", "ok\t\n"], "x\r\ny\x0cz\rw", "\x1b[1mb\x9f")],
     )
     assert left[0]["prompt"] == ["ab", "ok\t\n"]
     assert left[0]["response_a"] == ["x\ny\nz\nw"]
@@ -189,9 +204,11 @@ def test_control_characters_are_removed_and_counted(tmp_path):
 
 def test_special_token_strings_are_counted_and_left_to_the_encoder(tmp_path):
     rows = [
-        row("train:1", ["<|im_start|>user", "fine", "a</s>b<s>"], "[INST] x [/INST]"),
-        row("train:2", "if a <|b or c|> d: <code> <br> <div> [1] <<x>>", "s <s>"),
-        row("ultra:3", "<start_of_turn>model", "<\x00eos>", "<|\x07eot_id|>"),
+        typed_row(
+            "train:1", ["<|im_start|>user", "fine", "a</s>b<s>"], "[INST] x [/INST]"
+        ),
+        typed_row("train:2", "if a <|b or c|> d: <code> <br> <div> [1] <<x>>", "s <s>"),
+        typed_row("ultra:3", "<start_of_turn>model", "<\x00eos>", "<|\x07eot_id|>"),
     ]
     left, report = clean(tmp_path, rows)
     assert report["repaired"]["special_token_strings"] == 7
@@ -199,56 +216,16 @@ def test_special_token_strings_are_counted_and_left_to_the_encoder(tmp_path):
     assert left[2]["response_a"] == ["<eos>"]
 
 
-@pytest.mark.parametrize("token", CONTROL)
-def test_the_control_tokens_of_all_families_are_known(token):
-    assert re.search(SPECIAL_STRINGS, f"x{token}y")
-
-
 def test_nothing_left_is_one_line(tmp_path):
     with pytest.raises(UserError, match="cleaning leaves no train row"):
-        clean(tmp_path, [row("train:1", label=(0, 0, 0)), row("extra:1")])
+        clean(tmp_path, [typed_row("train:1", label=(0, 0, 0)), typed_row("extra:1")])
 
 
 def test_only_the_group_is_added(tmp_path):
-    left, _ = clean(tmp_path, [row("train:1", ["Hi", " THERE "])])
+    left, _ = clean(tmp_path, [typed_row("train:1", ["Hi", " THERE "])])
     assert set(left[0]) - set(PAIRS_SCHEMA.names) == {"group"}
     assert left[0]["group"] == hashlib.sha256(b"hi there").hexdigest()[:16]
     assert left[0]["group"] == prompt_group(["Hi", " THERE "])
-
-
-@given(st.lists(st.text(), max_size=3))
-def test_equal_in_lower_case_and_folded_means_same_group(turns):
-    text = " ".join(turns)
-    for same in (text.lower(), f"\n{text}\t", " \u2003".join(text.split())):
-        assert prompt_group([same]) == prompt_group(turns)
-
-
-@pytest.mark.parametrize(
-    ("one", "other"),
-    [("ﬁne", "FINE"), ("Ａ１", "a1"), ("e\u0301", "É"), ("a\u00a0b", "A B")],
-)
-def test_compatible_characters_share_a_group(one, other):
-    assert normalise_prompt(one) == normalise_prompt(other)
-
-
-@given(st.text(alphabet=st.characters(max_codepoint=0x2100), max_size=20))
-def test_vector_and_plain_stripping_agree(text):
-    rows = [row("train:1", [text, "x"], [], [text])]
-    table = pa.Table.from_pylist(rows, schema=PAIRS_SCHEMA)
-    batch, n_changed = clean_batch(table.to_batches()[0])
-    stripped = strip_controls(text)
-    assert batch.to_pylist()[0]["prompt"] == [stripped, "x"]
-    assert batch.to_pylist()[0]["response_a"] == []
-    assert n_changed == 2 * (stripped != text)
-    assert strip_controls(stripped) == stripped
-
-
-def test_sliced_batches_are_cleaned_alike():
-    rows = [row(f"train:{n}", [f"p{n}\x00"] * n, "a") for n in range(5)]
-    whole = pa.Table.from_pylist(rows, schema=PAIRS_SCHEMA).to_batches()[0]
-    cleaned, n_changed = clean_batch(whole.slice(2, 2))
-    assert cleaned.column("prompt").to_pylist() == [["p2"] * 2, ["p3"] * 3]
-    assert n_changed == 5
 
 
 SMALL = st.sampled_from(["a", "b", "c"])
@@ -278,14 +255,14 @@ def slow_duplicates(rows):
 @settings(max_examples=25, deadline=None)
 @given(st.lists(RAW, max_size=25))
 def test_duplicates_equal_the_slow_twin(tmp_path_factory, raw):
-    rows = [row(f"{source}:{n}", *rest) for n, (source, *rest) in enumerate(raw)]
-    rows = [row("train:first", "only here"), *rows]
+    rows = [typed_row(f"{source}:{n}", *rest) for n, (source, *rest) in enumerate(raw)]
+    rows = [typed_row("train:first", "only here"), *rows]
     left, _ = clean(tmp_path_factory.mktemp("clean"), rows)
     assert ids(left) == slow_duplicates(rows)
 
 
 def test_keys_do_not_depend_on_the_order_of_answers():
-    rows = [row("train:1", a="x", b="y"), row("train:2", a="y", b="x")]
+    rows = [typed_row("train:1", a="x", b="y"), typed_row("train:2", a="y", b="x")]
     keys = compute_keys(pa.Table.from_pylist(rows, schema=PAIRS_SCHEMA).to_batches()[0])
     assert keys.pair[0] == keys.pair[1]
     assert np.array_equal(keys.flipped, ~keys.flipped[::-1])
@@ -317,7 +294,7 @@ def chosen(rows, policy=DROP):
 
 
 def number_rows(raw):
-    return [row(f"{source}:{n}", *rest) for n, (source, *rest) in enumerate(raw)]
+    return [typed_row(f"{source}:{n}", *rest) for n, (source, *rest) in enumerate(raw)]
 
 
 @given(raw=MIXED, random=st.randoms(use_true_random=False), policy=POLICIES)

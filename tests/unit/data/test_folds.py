@@ -7,9 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from make_folds import main
 
-from prefdistill.data.cleaning import normalise_prompt, prompt_group
 from prefdistill.data.folds import assign_groups, bin_shares, plan_folds
 from prefdistill.data.pairs import UNLABELLED
+from prefdistill.data.texts import normalise_prompt, prompt_group
 from prefdistill.errors import UserError
 from prefdistill.settings import FoldSettings
 from prefdistill.storage.records import read_json

@@ -1,23 +1,14 @@
-from collections import Counter
-
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from pair_samples import import_files, kaggle_row, write_csv
 
 from prefdistill.data.pairs import (
     ROW_COLUMNS,
     SCORED,
     SOURCES,
-    CellFault,
     list_entries,
     match_columns,
     open_parquet_writer,
-    parse_id,
-    parse_label,
-    parse_turns,
-    quote_short,
     required_columns,
     used_columns,
 )
@@ -57,12 +48,6 @@ def test_required_columns_are_used_and_found_anywhere(source):
     for name in required:
         with pytest.raises(UserError, match=f"f.csv, header, column {name}: is mis"):
             match_columns([n for n in names if n != name], source, "f.csv")
-
-
-def test_values_are_quoted_in_one_short_line_of_ascii():
-    assert quote_short("é\n") == r"'\xe9\n'"
-    assert quote_short("x" * 41) == "'" + "x" * 37 + "...'"
-    assert quote_short([1, None]) == "'[1, None]'"
 
 
 def test_row_is_typed_and_named(tmp_path):
@@ -126,39 +111,6 @@ def test_id_twice_in_two_files_of_a_source(tmp_path):
         UserError, match=r"b\.csv, row 1 .*column id: 5 occurs a second"
     ):
         import_files(tmp_path, paths)
-
-
-@given(st.integers(-(2**63), 2**63 - 1))
-def test_every_64_bit_id_is_kept_as_written(number):
-    assert parse_id(str(number)) == parse_id(number) == str(number)
-
-
-@pytest.mark.parametrize("value", ["01", "+1", " 1", "1_0", "١", None, True, "0x1"])
-def test_other_ids_are_refused(value):
-    with pytest.raises(CellFault):
-        parse_id(value)
-
-
-@pytest.mark.parametrize("value", [True, 1, 1.0, "1"])
-def test_typed_labels(value):
-    assert parse_label(value, "winner_tie") == 1
-
-
-@pytest.mark.parametrize("value", [float("nan"), None, 2, -1, "01", "1.0", " 1", 0.5])
-def test_other_labels_are_refused(value):
-    with pytest.raises(CellFault):
-        parse_label(value, "winner_tie")
-
-
-@settings(deadline=None)
-@given(st.text(max_size=40))
-def test_no_cell_is_ever_evaluated_or_fails_oddly(cell):
-    try:
-        turns = parse_turns(cell, "prompt", Counter())
-    except CellFault:
-        return
-    assert all(isinstance(turn, str) for turn in turns)
-    "".join(turns).encode()
 
 
 def test_long_texts_end_a_batch_early(tmp_path, monkeypatch):

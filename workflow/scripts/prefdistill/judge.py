@@ -20,9 +20,10 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from prefdistill.data.cleaning import strip_turns
-from prefdistill.data.pairs import TEXT_COLUMNS, CellFault, parse_turns
+from prefdistill.data.cells import CellFault, parse_turns
+from prefdistill.data.pairs import TEXT_COLUMNS
 from prefdistill.data.prompts import EncodedPairs, encode_pairs
+from prefdistill.data.texts import strip_turns
 from prefdistill.engine.packing import CPU_TOKENS
 from prefdistill.errors import UserError
 from prefdistill.export.judge_settings import JudgeSettings, read_judge_settings

@@ -21,15 +21,8 @@ from typing import Any
 import numpy as np
 
 from prefdistill.classes import VERDICTS
-from prefdistill.data.pairs import (
-    SCORED,
-    TEXT_COLUMNS,
-    CellFault,
-    ImportedFile,
-    parse_id,
-    parse_label,
-    parse_turns,
-)
+from prefdistill.data.cells import CellFault, parse_id, parse_label, parse_turns
+from prefdistill.data.pairs import SCORED, TEXT_COLUMNS, ImportedFile
 from prefdistill.data.readers import read_file_rows
 from prefdistill.errors import Interrupted, UserError, disk_fault
 from prefdistill.running.stopping import stop_on
@@ -161,7 +154,7 @@ def score_text(probs: np.ndarray, pairs: Pairs) -> str | None:
         probs: ``(n, 3)`` float probabilities of A, B and tie.
         pairs: The pairs.
     """
-    from prefdistill.data.cleaning import prompt_group
+    from prefdistill.data.texts import prompt_group
     from prefdistill.scores.metrics import group_bootstrap, row_log_loss
 
     known = np.flatnonzero(pairs.labels >= 0)

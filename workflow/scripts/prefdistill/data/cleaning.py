@@ -1,4 +1,4 @@
-"""Choose the rows that may train or score a model, and clean their texts.
+"""Choose the rows that may train or score a model, and write them with clean texts.
 
 Cleaning reads the table twice, so memory stays bounded. The first pass reduces each
 row to a few numbers (``RowKeys``), from which the rows are chosen. The second pass
@@ -6,8 +6,6 @@ writes the chosen rows.
 """
 
 import hashlib
-import re
-import unicodedata
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -22,6 +20,12 @@ from prefdistill.data.pairs import (
     TEXT_COLUMNS,
     UNLABELLED,
     open_parquet_writer,
+)
+from prefdistill.data.texts import (
+    clean_batch,
+    count_special_strings,
+    digest,
+    normalise_prompt,
 )
 from prefdistill.errors import UserError
 from prefdistill.settings import CleaningSettings
@@ -41,83 +45,8 @@ REASONS = (
 # Reasons that an unlabelled test row can have; it stays, and is counted.
 TEST_REASONS = ("empty", "identical", "duplicate")
 NO_LABEL = -1
-
-# RE2's twin of ``_LINE_BREAK`` and ``_CONTROL`` together: it finds the turns that
-# ``strip_controls`` would change, so that Python sees only those.
-_CONTROL_RE2 = r"[\x00-\x08\x0b-\x1f\x7f-\x{9f}]"
-# These become line feeds, ...
-_LINE_BREAK = re.compile("\r\n|[\r\x0b\x0c\x1c-\x1f\x85]")
-# ... and these are removed.
-_CONTROL = re.compile("[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f]")
-# Special tokens and chat control tokens of common model families, written as text.
-# Cleaning only counts them: which of them a model knows depends on its tokenizer, so
-# ``prompts`` turns them into plain text when it encodes a row.
-SPECIAL_STRINGS = (
-    r"<\|[^|<>\s]{1,60}\|>|<｜[^｜<>\s]{1,60}｜>|<</?SYS>>"
-    r"|</?(?:s|think|tool_call|tool_response|start_of_turn|end_of_turn)>"
-    r"|<(?:bos|eos|pad|unk|mask|cls|sep|unused\d+|start_of_image|end_of_image"
-    r"|repo_?name|file_sep|filename|gh_stars|issue_\w+|jupyter_\w+|empty_output)>"
-    r"|\[/?(?:INST|TOOL_CALLS|AVAILABLE_TOOLS|TOOL_RESULTS|SYSTEM_PROMPT|multimodal)\]"
-)
 # Separates turns in a key. Cleaning removes NUL, so no text can imitate the separator.
 _TURN_BREAK = " \x00 "
-
-
-def strip_controls(text: str) -> str:
-    """Remove control characters other than line feed and tab.
-
-    Characters that break a line or page (carriage return, form feed, ...) become line
-    feeds, so that the words around them stay apart.
-    """
-    return _CONTROL.sub("", _LINE_BREAK.sub("\n", text))
-
-
-def strip_turns(turns: pa.ListArray) -> tuple[pa.ListArray, int]:
-    """Strip control characters from every turn of a column.
-
-    Args:
-        turns: ``n`` lists of strings, without nulls; a slice of a column is allowed.
-
-    Returns:
-        The cleaned column, and the number of turns that changed.
-    """
-    values = turns.flatten()
-    hits = pc.match_substring_regex(values, _CONTROL_RE2).to_numpy(zero_copy_only=False)
-    n_changed = int(np.count_nonzero(hits))
-    if not n_changed:
-        return turns, 0
-    # Few turns hold a control character: only those pass through Python.
-    texts = values.to_pylist()
-    for place in np.flatnonzero(hits):
-        texts[place] = strip_controls(texts[place])
-    lengths = turns.value_lengths().to_numpy(zero_copy_only=False)
-    # The offsets of a slice do not start at 0, but those of ``values`` do.
-    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
-    return pa.ListArray.from_arrays(offsets, pa.array(texts, pa.string())), n_changed
-
-
-def normalise_prompt(text: str) -> str:
-    """Lower the case, apply Unicode NFKC, and fold white space to single blanks.
-
-    The case is lowered before NFKC and again after it. Before: prompts that differ only
-    in case stay equal, whatever NFKC does. After: NFKC can yield capital letters.
-    """
-    text = text.lower()
-    if not text.isascii():
-        text = unicodedata.normalize("NFKC", text).lower()
-    return " ".join(text.split())
-
-
-def _digest(text: str) -> bytes:
-    return hashlib.sha256(text.encode()).digest()
-
-
-def prompt_group(turns: list[str]) -> str:
-    """Digest a prompt to the 16 hex digits of its group.
-
-    Prompts share a group if their turns, joined by blanks, are equal once normalised.
-    """
-    return _digest(normalise_prompt(" ".join(turns)))[:8].hex()
 
 
 @dataclass(frozen=True)
@@ -192,10 +121,10 @@ def _digest_texts(batch: pa.RecordBatch) -> dict[str, np.ndarray]:
     for row, (raw_prompt, raw_a, raw_b) in enumerate(texts):
         prompt = normalise_prompt(raw_prompt)
         answer_a, answer_b = " ".join(raw_a.split()), " ".join(raw_b.split())
-        group_bytes = _digest(prompt)[:8]
+        group_bytes = digest(prompt)[:8]
         group[row] = int.from_bytes(group_bytes, "big")
         # Sorted digests give the pair one key in both orders of its answers.
-        digest_a, digest_b = _digest(answer_a), _digest(answer_b)
+        digest_a, digest_b = digest(answer_a), digest(answer_b)
         flipped[row] = digest_a > digest_b
         both = sorted((digest_a, digest_b))
         key = hashlib.sha256(group_bytes + both[0] + both[1]).digest()
@@ -308,25 +237,6 @@ def summarise(
             for reason in TEST_REASONS
         },
     }
-
-
-def clean_batch(batch: pa.RecordBatch) -> tuple[pa.RecordBatch, int]:
-    """Strip control characters from the texts of a batch, and count changed turns."""
-    columns, n_changed = dict(zip(batch.schema.names, batch.columns, strict=True)), 0
-    for name in TEXT_COLUMNS:
-        columns[name], n_here = strip_turns(columns[name])
-        n_changed += n_here
-    return pa.record_batch(list(columns.values()), schema=batch.schema), n_changed
-
-
-def count_special_strings(batch: pa.RecordBatch) -> int:
-    """Count the turns of a batch that hold one of ``SPECIAL_STRINGS``."""
-    hits = (
-        pc.match_substring_regex(batch.column(name).flatten(), SPECIAL_STRINGS)
-        for name in TEXT_COLUMNS
-    )
-    # The sum over no turns is null.
-    return sum(pc.sum(each).as_py() or 0 for each in hits)
 
 
 def add_group(batch: pa.RecordBatch, group: np.ndarray) -> pa.RecordBatch:

@@ -4,11 +4,11 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
+from prefdistill.data.cells import CellFault
 from prefdistill.data.pairs import (
     ROW_COLUMNS,
     TEXT_COLUMNS,
     UNLABELLED,
-    CellFault,
     ImportedFile,
     RawRow,
     match_columns,

@@ -18,14 +18,12 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from prefdistill.data.cells import LONE_SURROGATE, CellFault, quote_short
 from prefdistill.data.pairs import (
-    LONE_SURROGATE,
     ROW_COLUMNS,
-    CellFault,
     ImportedFile,
     RawRow,
     match_columns,
-    quote_short,
     used_columns,
 )
 from prefdistill.errors import UserError
