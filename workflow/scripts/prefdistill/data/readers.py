@@ -203,6 +203,7 @@ def _explain_csv_fault(path: Path, place: str, error: Exception) -> UserError:
         known = [text for key, text in _CSV_FAULTS.items() if key in str(error)]
         return UserError(f"{path}, {place}: {known[0] if known else one_line(error)}")
     # The decoder reads ahead of the rows, so ``place`` may lie before the bad byte.
+    # A second fault of the file leaves the place as near as it was known.
     with suppress(csv.Error, EOFError, OSError, zlib.error):
         place = _locate_bad_byte(path)
     return UserError(f"{path}, {place}: is not UTF-8; save the file as UTF-8")

@@ -20,7 +20,7 @@ _LINE = re.compile(rf" ERROR (?:\S+): {re.escape(FAILED)}(.*)")
 
 def failure_of(log_path: str | Path) -> str | None:
     """Find the last line of failure in a job's log; None if there is none."""
-    with suppress(OSError):
+    with suppress(OSError):  # a job that died before its log began has none
         text = Path(log_path).read_text(encoding="utf-8", errors="replace")
         lines = _LINE.findall(text)
         if lines:

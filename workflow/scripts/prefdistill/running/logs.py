@@ -60,6 +60,7 @@ def keep_log(log_path: Path) -> None:
     """Append the log to the log of earlier runs."""
     # Snakemake deletes a job's log before it runs the job again.
     earlier = log_path.with_suffix(".earlier.log")
+    # The job already ends for a reason of its own, which a full disk must not hide.
     with suppress(OSError), open(earlier, "a", encoding="utf-8") as log:
         log.write(log_path.read_text(encoding="utf-8") + "\n")
 
