@@ -35,11 +35,11 @@ from prefdistill.models.manifests import (
     extract_gguf,
     read_manifest,
 )
-from prefdistill.pipeline.code_digests import code_digest
 from prefdistill.predict import write_scores
 from prefdistill.report.drawing import save_figure
 from prefdistill.report.markdown_tables import read_rows
 from prefdistill.report.score_table import SCORE_COLUMNS
+from prefdistill.running.code_digests import code_digest
 from prefdistill.scores.views import SYMMETRISED_SCHEMA
 from prefdistill.settings import LoraSettings, SimulationSettings
 from prefdistill.simulation.simulated_files import write_simulation

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import two_processes
 
-from prefdistill.pipeline.code_digests import SCRIPTS
+from prefdistill.running.code_digests import SCRIPTS
 
 TIMEOUT_S = 120
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from prefdistill.cli import COMMANDS, main
-from prefdistill.pipeline.code_digests import SCRIPTS, code_digest
+from prefdistill.running.code_digests import SCRIPTS, code_digest
 from prefdistill.version import __version__
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -71,7 +71,7 @@ def test_an_error_is_one_line():
 
 def test_the_link_and_the_package_give_the_same_digests():
     """The command imports the package by the link, a job by its folder."""
-    code = "from prefdistill.pipeline.code_digests import SCRIPTS, code_digest\n"
+    code = "from prefdistill.running.code_digests import SCRIPTS, code_digest\n"
     code += "import prefdistill\n"
     code += "print(prefdistill.__path__[0], SCRIPTS, code_digest('train_teacher.py'))"
     by_link = run("-c", code)

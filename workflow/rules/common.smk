@@ -4,18 +4,21 @@ import re
 import sys
 
 import yaml
+from snakemake.dag import DAG
 from snakemake.logging import logger
 
 sys.path.insert(0, str(Path(workflow.basedir) / "scripts"))
 
 from prefdistill.errors import UserError
-from prefdistill.pipeline.code_digests import code_digest
 from prefdistill.pipeline.config_files import check_config_file
 from prefdistill.pipeline.config_schema import validate_config
 from prefdistill.pipeline.driver import hold_folder, write_owner
 from prefdistill.pipeline.failed_jobs import FailedJobs
 from prefdistill.pipeline.model_sizes import base_parameters
 from prefdistill.pipeline.students import Students
+from prefdistill.pipeline.stale_files import follow_contents, keep_metadata
+from prefdistill.running.code_digests import code_digest
+from prefdistill.running.records import freeze
 from prefdistill.settings import Settings, read
 
 with open(Path(workflow.basedir) / "schemas/config.schema.yaml") as handle:
@@ -38,6 +41,8 @@ config.update(validated)
 folder_lock = hold_folder() if workflow.is_main_process else None
 if workflow.is_main_process:
     logger.addHandler(FailedJobs())
+    keep_metadata(create=False)
+    follow_contents(DAG)
 
 TEACHERS = list(SETTINGS.teachers)
 MODELS = list(SETTINGS.models)

@@ -5,7 +5,7 @@ import sys
 import pytest
 from job_samples import JOB, wait_for
 
-from prefdistill.pipeline.code_digests import SCRIPTS
+from prefdistill.running.code_digests import SCRIPTS
 
 
 @pytest.fixture

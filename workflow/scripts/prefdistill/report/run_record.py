@@ -10,17 +10,12 @@ import re
 import subprocess
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from prefdistill.running.records import package_versions
 from prefdistill.storage.digests import file_digest
 
-PACKAGES = (
-    "torch", "transformers", "peft", "bitsandbytes", "gptqmodel", "accelerate",
-    "safetensors", "tokenizers", "numpy", "scipy", "scikit-learn", "pyarrow",
-    "snakemake", "snakemake-executor-plugin-slurm",
-)  # fmt: skip
 # A job's log has this line once its model is on a GPU (models/loading.py).
 ON_GPU = re.compile(r"computing in \S+ on cuda")
 RULE_COLUMNS = ("rule", "jobs", "hours", "longest job", "CPU hours", "GPU hours", "GB")
@@ -115,13 +110,8 @@ def read_versions(sources: Path) -> dict[str, str]:
     Args:
         sources: A folder of the workflow's checkout.
     """
-    found = {"sources": _commit(sources), "Python": platform.python_version()}
-    for name in PACKAGES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            found[name] = "not installed"
-    return found | {"system": platform.platform()}
+    versions = {"sources": _commit(sources)} | package_versions()
+    return versions | {"system": platform.platform()}
 
 
 def _commit(folder: Path) -> str:

@@ -23,6 +23,7 @@ from prefdistill.running.logs import (
     log_place,
     log_to,
 )
+from prefdistill.running.records import JobRecord
 from prefdistill.running.slurm import requeue
 from prefdistill.running.stopping import (
     TIME_LIMIT,
@@ -79,7 +80,7 @@ def run_job(
 
 @contextmanager
 def guarded(job: Any, *, online: bool = False, processes: int = 1) -> Iterator[None]:
-    """Run the body as a job: log, signals, time limit, one copy, clear errors.
+    """Run the body as a job: log, signals, time limit, one copy, record, clear errors.
 
     An exception ends the job with one line on the terminal that names the log; the log
     gets the traceback. After SIGTERM or SIGUSR1, the body may save and raise
@@ -111,11 +112,15 @@ def guarded(job: Any, *, online: bool = False, processes: int = 1) -> Iterator[N
     started = time.monotonic()
     try:
         with only_copy(job) as lock:
+            record = JobRecord(job)
+            record.begin()
             if processes > 1:
                 _run_in_workers(processes, lock)
+                record.end()
                 logger.info("done in %.1f s", time.monotonic() - started)
                 sys.exit(0)
             yield
+            record.end()
     except Interrupted as stop:
         logger.warning("stopped by %s: %s", stop_reason(), stop)
         if stop_reason() == TIME_LIMIT and stop.progressed:

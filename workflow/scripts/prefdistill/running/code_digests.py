@@ -5,6 +5,8 @@ imports. A digest among a rule's params makes both part of a job's identity inst
 an edited loss reruns the training that uses it. A comment, a touch, a fresh clone or an
 edit of another function in the same file reruns nothing.
 
+A job hashes its code too, when it starts and when it ends (``running.records``).
+
 Imported by the Snakefile, so it stays light.
 """
 
@@ -27,9 +29,11 @@ RUN_TIME_MODULES = frozenset(
     {
         "prefdistill.errors",
         "prefdistill.running.binding",
+        "prefdistill.running.code_digests",
         "prefdistill.running.job",
         "prefdistill.running.lock",
         "prefdistill.running.logs",
+        "prefdistill.running.records",
         "prefdistill.running.rule_lookup",
         "prefdistill.running.slurm",
         "prefdistill.running.stopping",
@@ -88,6 +92,12 @@ def code_digest(script: str, scripts: Path = SCRIPTS) -> str:
         digests[script] = _digest(scripts / script, scripts)
         save()
     return digests[script]
+
+
+def forget_code() -> None:
+    """Have the next digest read the files again, as they are then."""
+    for each in (_kept_digests, _exists, _statements, _unit):
+        each.cache_clear()
 
 
 @cache

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from prefdistill.pipeline.code_digests import SCRIPTS, code_digest
+from prefdistill.running.code_digests import SCRIPTS, code_digest
 
 OBJECTIVES = "prefdistill.training.objectives"
 SCRIPT = """
@@ -210,7 +210,7 @@ def copied_scripts(tmp_path):
     shutil.copytree(SCRIPTS, scripts, ignore=shutil.ignore_patterns("__pycache__"))
     code = (
         "import time; started = time.perf_counter();"
-        "from prefdistill.pipeline.code_digests import SCRIPTS, code_digest;"
+        "from prefdistill.running.code_digests import SCRIPTS, code_digest;"
         "print(*[code_digest(p.name) for p in sorted(SCRIPTS.glob('*.py'))]);"
         "print(time.perf_counter() - started)"
     )
