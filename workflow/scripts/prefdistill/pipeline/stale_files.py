@@ -23,6 +23,7 @@ from prefdistill.running.records import (
     not_as_recorded,
     read_record,
     record_path,
+    unrecorded_line,
 )
 from prefdistill.storage.digests import SNAKEMAKE_FOLDER, file_digest
 from prefdistill.storage.whole_files import RESULTS
@@ -95,13 +96,7 @@ def follow_contents(dag_class: Any) -> None:
             if os.path.isfile(path) and not record_path(path).is_file()
         )
         if unknown:
-            print(
-                f"{len(unknown)} files have no record of what they were made from, "
-                f"such as {unknown[0]}. They are taken as they are: whether data, "
-                "settings or code have changed since is not known. Delete those that "
-                "should be made again.",
-                file=sys.stderr,
-            )
+            _say([unrecorded_line(unknown)])
 
     dag_class.init = init_by_content
 

@@ -39,6 +39,7 @@ RUN_TIME_MODULES = frozenset(
         "prefdistill.running.stopping",
         "prefdistill.running.workers",
         "prefdistill.storage.checkpoints",
+        "prefdistill.storage.digests",
     }
 )
 

@@ -19,7 +19,7 @@ import logging
 import os
 import platform
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -160,19 +160,21 @@ def check_records(digests: Mapping[str, str]) -> None:
                 seen.add(source)
                 todo.append(source)
     if unrecorded:
-        logger.warning(
-            "%d files have no record of what they were made from, such as %s; they "
-            "are taken as they are", len(unrecorded), unrecorded[0],
-        )  # fmt: skip
+        logger.warning("%s", unrecorded_line(unrecorded))
 
 
 def not_as_recorded(path: str, record: Mapping[str, Any]) -> DamagedFile:
     """Build the error for a file that is not the one that its rule wrote."""
-    return DamagedFile(
-        path,
-        f"is not the file that rule {record.get('rule')} wrote there (its SHA-256 "
-        "differs from its record's); put that file back",
-        "or remove it",
+    rule = record.get("rule")
+    return DamagedFile(path, f"is not the file that rule {rule} wrote there (SHA-256)")
+
+
+def unrecorded_line(paths: Sequence[str]) -> str:
+    """Say that files have no record, and what that means."""
+    return (
+        f"files without a record of what they were made from: {len(paths)}, such as "
+        f"{paths[0]}; they are taken as they are, though data, settings or code may "
+        "have changed since; delete those that should be made again"
     )
 
 
@@ -227,11 +229,15 @@ class JobRecord:
             if not os.path.isfile(path) or file_digest(path) != digest:
                 raise UserError(f"{path}: was changed while the job read it; {_AGAIN}")
         outputs = {str(path): file_digest(path) for path in self.job.output}
+        read = dict(self.inputs)
+        for path in outputs:
+            if Path(path).name == MANIFEST:  # of files that the job found or fetched
+                read |= {k: v for k, v in read_digests([path]).items() if k != path}
         record = {
             "rule": getattr(self.job, "rule", None),
             "params": dict(self.job.params.items()),
             "packages": package_versions(),
-            "inputs": self.inputs,
+            "inputs": {k: v for k, v in read.items() if k not in outputs},
             "outputs": outputs,
         }
         text = json.dumps(record, indent=1, sort_keys=True, default=str) + "\n"
