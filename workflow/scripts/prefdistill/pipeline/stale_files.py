@@ -30,7 +30,6 @@ from prefdistill.storage.whole_files import RESULTS
 
 METADATA = SNAKEMAKE_FOLDER / "metadata"
 KEPT_METADATA = RECORDS / "snakemake"
-N_LINES = 5  # reasons that are printed one by one
 
 
 def find_stale_files() -> dict[str, str]:
@@ -83,28 +82,27 @@ def follow_contents(dag_class: Any) -> None:
         dag.forcefiles.update(stale)
         await init(dag, *args, **options)
         outputs = {str(path) for job in dag.jobs for path in job.output}
-        _say(
-            [
-                f"{path} is made again: {source} has changed"
-                for path, source in stale.items()
-                if path in outputs
-            ]
-        )
+        for source in dict.fromkeys(stale.values()):
+            made = [path for path in stale if stale[path] == source and path in outputs]
+            if made:
+                _say(f"{source} has changed: {_and_more(made)} is to be made again")
         unknown = sorted(
             path
             for path in outputs
             if os.path.isfile(path) and not record_path(path).is_file()
         )
         if unknown:
-            _say([unrecorded_line(unknown)])
+            _say(unrecorded_line(unknown))
 
     dag_class.init = init_by_content
 
 
-def _say(lines: list[str]) -> None:
-    more = [f"... and {len(lines) - N_LINES} more"] if len(lines) > N_LINES else []
-    for line in [*lines[:N_LINES], *more]:
-        print(line, file=sys.stderr)
+def _say(line: str) -> None:
+    print(line, file=sys.stderr)
+
+
+def _and_more(paths: list[str]) -> str:
+    return paths[0] if len(paths) == 1 else f"{paths[0]} and {len(paths) - 1} more"
 
 
 def keep_metadata(*, create: bool) -> None:
