@@ -31,7 +31,7 @@ HEAVY = {
     *("scipy", "sklearn", "torch", "transformers"),
 }
 # Names of modules as text; those of files of the driver and of a logger are none.
-MODULE = re.compile(r"prefdistill\.(?!lock|owner|job)[a-z_.]+")
+MODULE = re.compile(r"prefdistill\.(?!lock|owner|job|run\.json|digests)[a-z_.]+")
 
 
 def arrows():

@@ -44,7 +44,7 @@ def test_no_benchmarks_are_no_rows(tmp_path):
 
 def test_versions_name_the_sources_and_what_is_missing(tmp_path, monkeypatch):
     monkeypatch.setattr(
-        "prefdistill.report.run_record.PACKAGES", ("numpy", "no-such-one")
+        "prefdistill.running.records.PACKAGES", ("numpy", "no-such-one")
     )
     versions = read_versions(tmp_path)
     assert versions["sources"] == "no git check-out"

@@ -228,7 +228,11 @@ class JobRecord:
         for path, digest in self.inputs.items():
             if not os.path.isfile(path) or file_digest(path) != digest:
                 raise UserError(f"{path}: was changed while the job read it; {_AGAIN}")
-        outputs = {str(path): file_digest(path) for path in self.job.output}
+        try:
+            outputs = {str(path): file_digest(path) for path in self.job.output}
+        except FileNotFoundError as error:  # Snakemake deletes them for another copy
+            logger.warning("%s: was deleted; nothing is recorded", error.filename)
+            return
         read = dict(self.inputs)
         for path in outputs:
             if Path(path).name == MANIFEST:  # of files that the job found or fetched
