@@ -2,6 +2,7 @@
 
 import json
 import os
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -44,7 +45,7 @@ def run(output, *inputs, text=None, **params):
     job = SimpleNamespace(rule="made", input=inputs, output=[output], params=params)
     record = JobRecord(job)
     record.begin()
-    write(output, text or " ".join(open(path).read() for path in inputs))
+    write(output, text or " ".join(Path(path).read_text() for path in inputs))
     record.end()
 
 
