@@ -8,6 +8,7 @@ from prefdistill.export.judge_settings import write_judge_settings
 from prefdistill.export.merging import write_classifier
 from prefdistill.models.head import Head
 from prefdistill.settings import TextSettings
+from prefdistill.storage.digests import file_digest
 from prefdistill.storage.records import write_json
 
 TEXT = TextSettings(
@@ -54,5 +55,6 @@ def make_judge(
         weight = torch.randn(3, 32, generator=torch.Generator().manual_seed(0))
     write_classifier(base, folder, Head({"score.weight": weight}))
     write_json(folder / "calibration.json", scaling)
-    write_judge_settings(folder, TEXT, views)
+    weights = file_digest(folder / "model.safetensors")
+    write_judge_settings(folder, TEXT, views, weights)
     return folder

@@ -52,6 +52,13 @@ VIEWS = config["predict"]["views"]
 STUDENTS = Students(SETTINGS)
 JUDGES = ["merged", *[f"gptq{bits}" for bits in BITS]]
 RELEASES = ["merged", *[f"gptq{bits}bit" for bits in BITS]]
+JUDGE_FILES = [
+    "config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "calibration.json",
+    "judge.json",
+]
 FINAL = SETTINGS.predict.final
 CHOSEN_FOLDS = config["predict"]["folds"]
 if isinstance(CHOSEN_FOLDS, str):

@@ -44,7 +44,9 @@ def main(
     )  # fmt: skip
     write_json(calibration, record)
     if text:
-        write_judge_settings(calibration.parent, text, scores.views)
+        write_judge_settings(
+            calibration.parent, text, scores.views, scores.meta["base"]
+        )
 
 
 if __name__ == "__main__":

@@ -48,7 +48,7 @@ def front_matter(card):
 def test_the_card_tells_how_a_row_is_built(judge_folder, tmp_path):
     assert "The pair is shown in both orders" in card_of(judge_folder)
     assert describe_truncation(TEXT) in card_of(judge_folder)
-    write_judge_settings(tmp_path, TEXT, ["BA"])
+    write_judge_settings(tmp_path, TEXT, ["BA"], "0" * 64)
     assert "The pair is shown in the order BA alone" in card_of(tmp_path)
 
 

@@ -15,6 +15,7 @@ from prefdistill.export.judge_settings import (
     write_judge_settings,
 )
 from prefdistill.judge import Judge
+from prefdistill.models.manifests import WEIGHTS
 from prefdistill.storage.records import read_json, write_json
 
 
@@ -45,11 +46,31 @@ def test_a_folder_that_is_no_judge_is_one_line(
 @pytest.fixture
 def bare(tmp_path):
     """A judge's folder for its settings alone, without real weights."""
-    write_judge_settings(tmp_path, TEXT, ["BA", "AB"])
     write_json(tmp_path / CALIBRATION_FILE, CALIBRATION)
-    for name in ("config.json", "model.safetensors"):
+    for name in ("config.json", "tokenizer.json", "model.safetensors"):
         (tmp_path / name).touch()
+    write_judge_settings(tmp_path, TEXT, ["BA", "AB"], "a" * 64)
     return tmp_path
+
+
+@pytest.mark.parametrize("name", [CALIBRATION_FILE, "config.json", "tokenizer.json"])
+def test_a_file_of_another_judge_is_refused(bare, name):
+    (bare / name).write_text((bare / name).read_text() + " ")
+    with pytest.raises(DamagedFile, match=rf"{name}: is not the file that .*judge"):
+        read_judge_settings(bare)
+
+
+def test_a_tokenizer_that_is_gone_is_named(bare):
+    (bare / "tokenizer.json").unlink()
+    with pytest.raises(DamagedFile, match=r"tokenizer\.json: is not the file"):
+        read_judge_settings(bare)
+
+
+def test_a_judge_of_an_early_version_has_no_digests(bare):
+    settings = read_json(bare / SETTINGS_FILE)
+    assert read_judge_settings(bare).weights == settings.pop("sha256")[WEIGHTS]
+    write_json(bare / SETTINGS_FILE, settings)
+    assert read_judge_settings(bare).weights is None
 
 
 def test_written_settings_are_read_back(bare):
@@ -68,6 +89,7 @@ def test_the_file_has_what_builds_a_row_without_this_package(bare):
         "text",
         "ellipsis",
         "min_answer_tokens",
+        "sha256",
     }
 
 

@@ -1,6 +1,12 @@
 import pytest
 
-from prefdistill.report.run_record import read_times, read_versions, rule_rows
+from prefdistill.report.run_record import (
+    mixed_versions,
+    read_times,
+    read_versions,
+    rule_rows,
+)
+from prefdistill.storage.records import write_json
 
 GPUS = {"llama": 2, "student": 1}
 ON_GPU = (
@@ -50,3 +56,11 @@ def test_versions_name_the_sources_and_what_is_missing(tmp_path, monkeypatch):
     assert versions["sources"] == "no git check-out"
     assert versions["no-such-one"] == "not installed"
     assert versions["numpy"].startswith("2.")
+
+
+def test_mixed_versions_are_counted(tmp_path):
+    for number, numpy in enumerate(["1", "2", "2"]):
+        record = {"packages": {"numpy": numpy, "torch": "2"}}
+        write_json(tmp_path / f"folder{number}/file.json", record)
+    assert mixed_versions(tmp_path) == [("numpy", "1", 1), ("numpy", "2", 2)]
+    assert mixed_versions(tmp_path / "folder0") == []

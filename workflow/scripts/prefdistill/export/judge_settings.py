@@ -10,10 +10,11 @@ from pathlib import Path
 
 from prefdistill.classes import CLASSES
 from prefdistill.data.prompts import ELLIPSIS, MIN_ANSWER_TOKENS
-from prefdistill.errors import UserError
-from prefdistill.models.manifests import WEIGHTS
+from prefdistill.errors import DamagedFile, UserError
+from prefdistill.models.manifests import TOKENIZER_FILES, WEIGHTS
 from prefdistill.scores.scaling import Scaling, read_scaling
 from prefdistill.settings import TextSettings, read
+from prefdistill.storage.digests import file_digest
 from prefdistill.storage.logits import VIEWS
 from prefdistill.storage.records import read_json, write_json
 from prefdistill.storage.whole_files import reading
@@ -34,23 +35,32 @@ class JudgeSettings:
         text: How a pair becomes tokens.
         views: Orders that are shown and averaged, of AB and BA.
         scaling: Calibration of its logits.
+        weights: SHA-256 of its weights; None in a judge of an early version. Hashing
+            them takes a while, so loading a judge does not compare it.
     """
 
     text: TextSettings
     views: tuple[str, ...]
     scaling: Scaling
+    weights: str | None = None
 
 
 def write_judge_settings(
-    folder: Path, text: TextSettings, views: Sequence[str]
+    folder: Path, text: TextSettings, views: Sequence[str], weights: str
 ) -> None:
     """Write ``judge.json``, which says how to build and read rows.
+
+    It holds the digests of the judge's other files, so that a copy with a file of
+    another judge is refused.
 
     Args:
         folder: The judge's folder.
         text: How a pair becomes tokens.
         views: Orders that are shown, of AB and BA.
+        weights: SHA-256 of the weights that the calibration was fitted for.
     """
+    small = [CALIBRATION_FILE, "config.json", *TOKENIZER_FILES]
+    files = {n: file_digest(folder / n) for n in small if (folder / n).is_file()}
     write_json(
         folder / SETTINGS_FILE,
         {
@@ -60,6 +70,7 @@ def write_judge_settings(
             "text": asdict(text),
             "ellipsis": ELLIPSIS,
             "min_answer_tokens": MIN_ANSWER_TOKENS,
+            "sha256": {WEIGHTS: weights, **files},
         },
     )
 
@@ -91,7 +102,14 @@ def read_judge_settings(folder: Path) -> JudgeSettings:
                 f"{path}: {name} is not known to this version; use "
                 "the version of prefdistill that wrote it"
             )
+    digests = dict(settings.get("sha256", {}))
+    weights = digests.pop(WEIGHTS, None)
+    for name, digest in digests.items():
+        if not (folder / name).is_file() or file_digest(folder / name) != digest:
+            raise DamagedFile(
+                folder / name, f"is not the file that {path} was made with"
+            )
     scaling = read_scaling(folder / CALIBRATION_FILE)
     with reading(path, "the settings of a judge"):
         text = read(TextSettings, settings["text"])
-    return JudgeSettings(text, tuple(settings["views"]), scaling)
+    return JudgeSettings(text, tuple(settings["views"]), scaling, weights)

@@ -61,6 +61,7 @@ def score_files(
         "text": text_digest(text),
         "max_length": text.max_length,
         "views": list(scoring.views),
+        "sample": [scoring.rows, scoring.n_rows],  # of the train rows; nulls for all
         "weights": "whole" if base is None else scoring.weights,
         "precision": precision,
     }

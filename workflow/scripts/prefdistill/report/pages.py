@@ -25,6 +25,7 @@ from prefdistill.report.markdown_tables import (
 from prefdistill.report.run_record import (
     RULE_COLUMNS,
     file_digests,
+    mixed_versions,
     read_times,
     read_versions,
     rule_rows,
@@ -229,6 +230,7 @@ def models_page(
 def run_page(
     times: Sequence[tuple[Any, ...]],
     versions: Mapping[str, str],
+    mixed: Sequence[tuple[str, str, int]],
     digests: Mapping[str, str],
     config_text: str,
 ) -> str:
@@ -236,7 +238,8 @@ def run_page(
 
     Args:
         times: Rows of ``RULE_COLUMNS``.
-        versions: Version by package.
+        versions: Version by package, of this process.
+        mixed: From ``mixed_versions``.
         digests: SHA-256 by path.
         config_text: The configuration with its defaults, as YAML.
     """
@@ -249,6 +252,11 @@ def run_page(
         markdown_table(RULE_COLUMNS, times) if times else "No timing files were found.",
         "## Versions",
         markdown_table(["component", "version"], list(versions.items())),
+        "The files of the run were made with several versions of these packages. A "
+        "changed version runs nothing again; delete what should be made anew."
+        if mixed
+        else "All files of the run with a record were made with one version of each.",
+        *([markdown_table(["package", "version", "files"], mixed)] if mixed else []),
         "## Fingerprints (SHA-256)",
         "Equal digests mean equal data, base models and weights, bit by bit.",
         markdown_table(["file", "digest"], digest_rows),
@@ -295,6 +303,7 @@ def report_pages(
         "run": run_page(
             rule_rows(read_times(*records, gpus)),
             read_versions(Path(__file__).parent),
+            mixed_versions(),
             file_digests(files.fingerprinted),
             yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True),
         ),

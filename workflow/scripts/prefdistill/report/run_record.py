@@ -8,13 +8,15 @@ import csv
 import platform
 import re
 import subprocess
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from prefdistill.running.records import package_versions
+from prefdistill.running.records import RECORDS, package_versions
 from prefdistill.storage.digests import file_digest
+from prefdistill.storage.records import read_json
 
 # A job's log has this line once its model is on a GPU (models/loading.py).
 ON_GPU = re.compile(r"computing in \S+ on cuda")
@@ -130,6 +132,27 @@ def _commit(folder: Path) -> str:
     except (OSError, subprocess.CalledProcessError):
         return "no git check-out"
     return done.stdout.strip()
+
+
+def mixed_versions(records: Path = RECORDS) -> list[tuple[str, str, int]]:
+    """List the packages of which the run's files were made with several versions.
+
+    Args:
+        records: Folder of the files' records (``running.records``).
+
+    Returns:
+        Package, version and number of files that were made with it.
+    """
+    counts: dict[str, Counter[str]] = {}
+    for path in records.rglob("*.json"):
+        for name, version in read_json(path).get("packages", {}).items():
+            counts.setdefault(name, Counter())[version] += 1
+    return [
+        (name, version, n)
+        for name, versions in sorted(counts.items())
+        for version, n in sorted(versions.items())
+        if len(versions) > 1
+    ]
 
 
 def file_digests(paths: Iterable[Path]) -> dict[str, str]:

@@ -234,8 +234,9 @@ def calibrate_teacher(
         the gate on information gain, both cross-fitted.
 
     Raises:
-        UserError: If no dev row was scored.
+        UserError: If no dev row was scored, or the logits are of another fold.
     """
+    labels.check_splits(scores.ids, scores.split)
     dev = scores.select(scores.split == "dev")
     if not len(dev.ids):
         raise UserError(
@@ -284,8 +285,9 @@ def calibrate_judge(
         The scaling, and a record for ``calibration.json`` with its cross-fitted effect.
 
     Raises:
-        UserError: If the split has no labelled rows.
+        UserError: If the split has no labelled rows, or the logits are of other splits.
     """
+    labels.check_splits(scores.ids, scores.split)
     known = labels.rows(labels.split == split)
     if not len(known.ids):
         raise UserError(

@@ -60,6 +60,27 @@ class Labels:
             raise UserError(f"{len(missing)} ids have no label, such as {missing[0]}")
         return self.rows(rows)
 
+    def check_splits(self, ids: np.ndarray, split: np.ndarray) -> None:
+        """Check that logits are of these rows' fold: splits differ between folds.
+
+        Args:
+            ids: ``(n,)`` unicode ids of rows with logits.
+            split: ``(n,)`` unicode split of each, as it was scored.
+
+        Raises:
+            UserError: If a row was scored in another split.
+        """
+        rows = find_rows(self.ids, ids)
+        known = rows >= 0
+        wrong = np.flatnonzero(self.split[rows[known]] != split[known])
+        if len(wrong):
+            name, scored = ids[known][wrong[0]], split[known][wrong[0]]
+            raise UserError(
+                f"row id {name} was scored as {scored}, but is "
+                f"{self.split[rows[known]][wrong[0]]} in the fold file; the logits are "
+                "of another fold"
+            )
+
 
 def labels_of(table: pa.Table) -> Labels:
     """Take the labelled rows of a table in the schema of fold files.

@@ -228,7 +228,8 @@ def teacher_logits(
         and ``(n, n_teachers)`` bool, true where not missing.
 
     Raises:
-        UserError: If a teacher has logits of none of the rows.
+        UserError: If a teacher has logits of none of the rows, of another fold, or, as
+            one that scored all rows, lacks some.
     """
     logits = np.zeros((len(ids), len(teachers), 2, 3), dtype=np.float32)
     found = np.zeros((len(ids), len(teachers)), dtype=bool)
@@ -238,8 +239,22 @@ def teacher_logits(
         found[:, column] = places >= 0
         if not found[:, column].any():
             raise UserError(f"{teacher.source}: holds none of the student's rows")
+        seen = scores.split[places[places >= 0]]
+        strange = np.flatnonzero(seen != "train")
+        if len(strange):
+            raise DamagedFile(
+                teacher.source,
+                f"row id {ids[places >= 0][strange[0]]} is {seen[strange[0]]} there "
+                "and train in the student's fold, so it is of another fold",
+            )
         logits[found[:, column], column] = scores.logits[places[places >= 0]]
         n_missing = int((places < 0).sum())
+        if n_missing and not any(scores.meta.get("sample", ["unknown"])):
+            raise DamagedFile(
+                teacher.source,
+                f"lacks {n_missing} of the student's rows, such as id "
+                f"{ids[places < 0][0]}, though its teacher scored all rows of its fold",
+            )
         if n_missing:
             logger.warning(
                 "teacher %s scored %d of %d rows; the others are learnt without it",
