@@ -25,6 +25,8 @@ PIP_INSTALL := $(VENV)/bin/python -m pip install -q --disable-pip-version-check
 # A copy of the lock that was installed last: no file times, so that neither a touch
 # nor another check-out of the same lock installs anything.
 INSTALLED := $(VENV)/installed.lock
+# Snakemake in this environment reads configurations as plain data; the file says why.
+GUARD := workflow/scripts/prefdistill/pipeline/config_files.py
 # Cores and GPUs are counted here and not in profiles/default, which Snakemake lays over
 # every other profile. Jobs that use a GPU run one at a time on one machine, as nothing
 # else shares out its memory.
@@ -46,6 +48,11 @@ help: ## list the targets
 .PHONY: setup
 setup: ## install every pinned package into .venv, once
 	@cmp -s requirements.lock $(INSTALLED) || $(MAKE) --no-print-directory install
+	@for site in $(VENV)/lib/python3*/site-packages; do \
+		[ ! -d $$site ] || cmp -s $(GUARD) $$site/prefdistill_config_files.py || \
+		cp $(GUARD) $$site/prefdistill_config_files.py; \
+		[ ! -d $$site ] || [ -f $$site/prefdistill_guard.pth ] || \
+		cp workflow/scripts/prefdistill_guard.pth $$site/; done
 
 .PHONY: install
 install:

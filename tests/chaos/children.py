@@ -184,6 +184,7 @@ def draw_place(
 def contents(folder: Path) -> dict[str, Any]:
     """Read every file below a folder: bytes, or a curve's records without seconds.
 
+    The digest of a curve, in the records of its job's files, is left out too.
     Files in temporary folders may be half-written and are read as bytes.
     """
     found = {}
@@ -192,6 +193,11 @@ def contents(folder: Path) -> dict[str, Any]:
         if path.name == "train.jsonl" and not path.parent.name.startswith("."):
             records = map(json.loads, path.read_text().splitlines())
             found[name] = [record | {"seconds": None} for record in records]
+        elif path.parts[len(folder.parts)] == "records" and path.suffix == ".json":
+            record = json.loads(path.read_text())
+            for curve in [each for each in record["outputs"] if "train.jsonl" in each]:
+                record["outputs"][curve] = None
+            found[name] = record
         elif path.is_file():
             found[name] = path.read_bytes()
         elif not any(path.iterdir()):

@@ -114,7 +114,7 @@ SETTINGS = {
     "test file that is a train file": ("data: {train: [ten.csv], test: ten.csv}", "config: data.test: 'ten.csv' is in data.train already; name each file once"),
     "unknown simulated file": ("data: {train: [results/simulated/trains.csv]}", "config: data.train: 'results/simulated/trains.csv' is not allowed; of the simulator it must be one of results/simulated/train.csv, results/simulated/extra.csv, results/simulated/ultra.csv, results/simulated/test.csv"),
     "more folds than prompts": ("{data: {train: [ten.csv]}, folds: {n: 9}}", "config: folds.n: 9 folds with select and test need 11 different prompts, data.train has at most 10; lower folds.n or add data"),
-    "header only": ("data: {train: [header.csv]}", "config: folds.n: 3 folds with select and test need 5 different prompts, data.train has at most 0; lower folds.n or add data"),
+    "header only": ("data: {train: [header.csv]}", "config: data.train: 'header.csv' has no data rows; name a file that has some"),
     "scratch that is a file": ("scratch: ten.csv", "config: scratch: 'ten.csv' is a file; it must be a folder"),
     "scratch among the results": ("scratch: results/scratch", "config: scratch: 'results/scratch' lies in results; it must be a folder that may be deleted"),
 }  # fmt: skip
@@ -155,6 +155,6 @@ FILES = {
     "list": (b"- folds\n", "config: mine.yaml: is no mapping; it must hold keys with values"),
     "text": (b"folds\n", "config: mine.yaml: is no mapping; it must hold keys with values"),
     "empty": (b"# nothing yet\n", "config: mine.yaml: is empty; it must hold keys with values"),
-    "binary": (b"\x00\x01", 'config: mine.yaml: not valid YAML (unacceptable character #x0000: special characters are not allowed in "<byte string>", position 0); mend it, and indent with spaces'),
+    "binary": (b"\x00\x01", 'config: mine.yaml: not valid YAML (unacceptable character #x0000: special characters are not allowed in "<unicode string>", position 0); mend it, and indent with spaces'),
     "two documents": (b"a: 1\n---\nb: 2\n", "config: mine.yaml, line 2, column 1: not valid YAML (but found another document); mend it, and indent with spaces"),
 }  # fmt: skip

@@ -1,17 +1,16 @@
 """Validate the configuration and set the domains of wildcards; no rules."""
 
+import os
 import re
-import sys
 
 import yaml
 from snakemake.dag import DAG
 from snakemake.logging import logger
 
-sys.path.insert(0, str(Path(workflow.basedir) / "scripts"))
-
 from prefdistill.errors import UserError
-from prefdistill.pipeline.config_files import check_config_file
-from prefdistill.pipeline.config_schema import validate_config
+from prefdistill.pipeline.config_checks import check_path
+from prefdistill.pipeline.config_files import ConfigFault, read_config_file
+from prefdistill.pipeline.config_schema import read_typed, validate_config
 from prefdistill.pipeline.driver import hold_folder, write_owner
 from prefdistill.pipeline.failed_jobs import FailedJobs
 from prefdistill.pipeline.model_sizes import base_parameters
@@ -25,13 +24,17 @@ with open(Path(workflow.basedir) / "schemas/config.schema.yaml") as handle:
     schema = yaml.safe_load(handle)
 try:
     for path in workflow.configfiles if workflow.is_main_process else ():
-        check_config_file(path)
-    validated = validate_config(config, schema)
+        read_config_file(path)
+    if not workflow.local_exec:
+        for path in [*workflow.configfiles, workflow.basedir, os.getcwd()]:
+            check_path("this path goes to the cluster", path)
+    given = workflow.config_settings.config
+    validated = validate_config(read_typed(config, given, schema, schema), schema)
     SETTINGS = read(Settings, validated)
     PARAMETERS = {
         name: base_parameters(name, base) for name, base in SETTINGS.base_models.items()
     }
-except UserError as error:
+except (UserError, ConfigFault) as error:
     sys.exit(f"error: {error}")
 # Rules take their params from `config`: Snakemake stores and compares plain values.
 config.clear()

@@ -10,6 +10,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
+from prefdistill.errors import UserError
 from prefdistill.running.job import run_job
 
 logger = logging.getLogger(__name__)
@@ -40,6 +41,8 @@ def main(pairs: Path, report: Path, data: dict[str, Any]) -> None:
             else:
                 rows = read_file_rows(Path(entry), source, counts)
             writer.add(rows, counts, integer_id=not is_hub)
+            if not counts.n_rows:
+                raise UserError(f"{counts.file}: has no data rows; name one that has")
             # The plus drops reasons that were counted zero times.
             counts.repaired = +counts.repaired
             files.append(counts)

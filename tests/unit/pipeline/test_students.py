@@ -130,7 +130,7 @@ def test_rows_are_judged_and_pseudo_labelled_only_where_asked_for():
 
 def test_pseudo_labels_prefer_pairs_of_their_own(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "new.csv").touch()
+    (tmp_path / "new.csv").write_text("id,prompt\n1,p\n")
     own = students(data={"unlabelled": ["new.csv"]})
     wildcards = Wildcards(arm="pseudo_labels", seed="0", fold="1")
     assert own.unlabelled_pairs(wildcards) == ["results/folds/pseudo.parquet"]

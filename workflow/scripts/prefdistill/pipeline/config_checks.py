@@ -3,6 +3,7 @@
 Imported by the Snakefile, so it stays light: the standard library.
 """
 
+import re
 import string
 from collections.abc import Sequence
 from pathlib import Path
@@ -35,6 +36,9 @@ COLUMNS = (
 # Bytes of a file whose rows are counted: reading it takes milliseconds.
 SMALL_FILE = 1 << 20
 HELD_OUT = 2  # select and test, beside the folds
+# Snakemake fills in braces of a path, and on a cluster a plugin puts the path into a
+# command line in double quotes. Neither has a way to write these signs as they are.
+ACTIVE = re.compile(r"[$`\"\\{}\x00-\x1f\x7f]|^-")
 TEMPLATE_FIELDS = ["prompt", "response_a", "response_b"]
 
 
@@ -53,6 +57,9 @@ def check_config(settings: Settings) -> None:
     for place, model in models.items():
         _check_model(place, model, list(settings.base_models))
     check_shapes(models, settings.base_models, settings.quantisation.group_size)
+    for name, base in settings.base_models.items():
+        if base.path:
+            check_path(f"config: base_models.{name}.path", base.path)
     _check_data(settings.data)
     _check_rows(settings.data, settings.simulation, settings.folds.n)
     _check_text(settings.text)
@@ -63,7 +70,26 @@ def check_config(settings: Settings) -> None:
     _check_scratch(settings.scratch)
 
 
+def check_path(key: str, path: str | Path) -> None:
+    """Refuse a path with signs that Snakemake or a shell would act on.
+
+    Args:
+        key: What it is, for the message.
+        path: The path.
+
+    Raises:
+        UserError: One line with the path and the first such sign.
+    """
+    found = ACTIVE.search(str(path))
+    if found:
+        raise UserError(
+            f"{key}: {str(path)!r} has {found[0]!r} in its name, which a command line "
+            "would act on; rename it, or link to it under another name"
+        )
+
+
 def _check_scratch(scratch: str) -> None:
+    check_path("config: scratch", scratch)
     path = Path(scratch)
     if path.exists() and not path.is_dir():
         raise UserError(f"config: scratch: {scratch!r} is a file; it must be a folder")
@@ -162,6 +188,7 @@ def _check_file(key: str, entry: str) -> None:
                 f"{', '.join(SIMULATED_FILES)}"
             )
         return
+    check_path(key.rpartition(": ")[0], entry)
     path = Path(entry)
     if not path.exists():
         raise UserError(f"{key} does not exist (seen from {Path.cwd()})")
@@ -171,6 +198,8 @@ def _check_file(key: str, entry: str) -> None:
         raise UserError(
             f"{key} is not allowed; its name must end in one of {', '.join(KINDS)}"
         )
+    if path.stat().st_size == 0 or _most_rows(path) == 0:
+        raise UserError(f"{key} has no data rows; name a file that has some")
 
 
 def _check_columns(name: str, entry: HubData) -> None:

@@ -6,6 +6,7 @@ Imported by the Snakefile, so it stays light: jsonschema and the standard librar
 import copy
 import difflib
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from jsonschema import Draft202012Validator
@@ -13,8 +14,10 @@ from jsonschema.exceptions import ValidationError
 
 from prefdistill.errors import UserError
 from prefdistill.pipeline.config_checks import check_config
+from prefdistill.pipeline.config_files import MOST_NODES
 from prefdistill.settings import Settings, read
 
+MOST_DEPTH = 50
 LONGEST_VALUE = 200  # characters of a value in a message
 
 # Keys that were removed: since when, and what they gave.
@@ -52,6 +55,7 @@ def validate_config(config: dict[str, Any], schema: dict[str, Any]) -> dict[str,
         UserError: One line with key path, value, and what is allowed, or since when a
             key is gone.
     """
+    check_size(config)
     config = drop_nulls(config)
     check_finite(config)
     errors = list(Draft202012Validator(schema).iter_errors(config))
@@ -64,6 +68,86 @@ def validate_config(config: dict[str, Any], schema: dict[str, Any]) -> dict[str,
         filled["distillation"]["teacher_gate"] = "off"
     check_config(read(Settings, filled))
     return filled
+
+
+def read_typed(config: Any, given: Any, schema: Any, root: dict[str, Any]) -> Any:
+    """Read the texts that came by ``--config`` by the schema's types.
+
+    Snakemake reads ``--config 'folds={n: 3}'`` as a mapping of texts.
+
+    Args:
+        config: The merged configuration, or the part of it for ``schema``.
+        given: What the command line gave for it.
+        schema: Its (sub)schema; None where the schema knows no such key.
+        root: The whole schema.
+
+    Returns:
+        The configuration with numbers, booleans and nulls where texts stood for them.
+    """
+    if isinstance(config, dict) and isinstance(given, Mapping):
+        known = _parts_of(schema, "properties", root)
+        extra = next(iter(_parts_of(schema, "additionalProperties", root)), None)
+        typed = {}
+        for key, value in config.items():
+            inner = next((part[key] for part in known if key in part), extra)
+            inside = key in given
+            typed[key] = read_typed(value, given[key], inner, root) if inside else value
+        return typed
+    if isinstance(config, list) and isinstance(given, list | tuple):
+        item = next(iter(_parts_of(schema, "items", root)), None)
+        return [read_typed(value, value, item, root) for value in config]
+    if not isinstance(config, str) or schema is None:
+        return config
+    types = {
+        name
+        for part in _parts_of(schema, "type", root)
+        for name in ([part] if isinstance(part, str) else part)
+    }
+    return config if "string" in types or not types else _parsed(config)
+
+
+def _parts_of(schema: Any, keyword: str, root: dict[str, Any]) -> list[Any]:
+    """List the values of a keyword in a schema and its references and choices."""
+    if not isinstance(schema, dict):
+        return []
+    found = [schema[keyword]] if keyword in schema else []
+    if "$ref" in schema:
+        named = root["$defs"][schema["$ref"].rsplit("/", 1)[-1]]
+        found += _parts_of(named, keyword, root)
+    for each in [*schema.get("anyOf", ()), *schema.get("oneOf", ())]:
+        found += _parts_of(each, keyword, root)
+    return found
+
+
+def _parsed(text: str) -> Any:
+    """Read a number, boolean or null; what is none of them stays text."""
+    if _is_number(text):
+        number = float(text)
+        return int(text) if text.strip("+-").isdigit() else number
+    plain = {"true": True, "false": False, "null": None, "~": None, "": None}
+    return plain.get(text.lower(), text)
+
+
+def check_size(value: Any) -> None:
+    """Refuse a configuration that nests or repeats itself without bound.
+
+    Files are bounded when they are read. This is for values of the command line.
+
+    Raises:
+        UserError: If it is too deep or too large.
+    """
+    waiting, n_values = [(value, 0)], 0
+    while waiting:
+        part, depth = waiting.pop()
+        n_values += 1
+        if depth > MOST_DEPTH or n_values > MOST_NODES:
+            raise UserError(
+                f"config: values nest more than {MOST_DEPTH} deep or are more than "
+                f"{MOST_NODES}; write out what an alias repeats"
+            )
+        entries = part.values() if isinstance(part, dict) else part
+        if isinstance(part, dict | list):
+            waiting += [(each, depth + 1) for each in entries]
 
 
 def drop_nulls(value: Any) -> Any:

@@ -28,7 +28,8 @@ from pathlib import Path
 from typing import IO, NoReturn
 
 from prefdistill.errors import UserError
-from prefdistill.pipeline.config_files import check_config_file
+from prefdistill.pipeline import config_files
+from prefdistill.pipeline.config_files import ConfigFault, read_config_file
 
 FOLDER = Path(".snakemake")
 LOCK = FOLDER / "prefdistill.lock"
@@ -260,8 +261,11 @@ def read_command(arguments: Sequence[str], prog: str, description: str) -> Path:
         help="where Snakemake works (here)",
     )  # fmt: skip
     options = parser.parse_known_args(arguments)[0]
-    for path in options.configfile:
-        check_config_file(path)
+    try:
+        for path in options.configfile:
+            read_config_file(path)
+    except ConfigFault as fault:
+        raise UserError(str(fault)) from fault
     return options.directory
 
 
@@ -281,4 +285,7 @@ def main(arguments: Sequence[str], prog: str) -> NoReturn:
     )
     if not any(re.fullmatch(r"--dry-?run|-\w*n\w*", each) for each in arguments):
         recover(folder)
-    os.execv(sys.executable, [sys.executable, "-m", "snakemake", *arguments])
+    # Through this file, as Snakemake would run code that a configuration holds. -P: the
+    # file's folder is no place to import from.
+    started = [sys.executable, "-P", config_files.__file__]
+    os.execv(sys.executable, [*started, *arguments])

@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from prefdistill.pipeline.config_files import read_plainly
 from prefdistill.pipeline.driver import driver_at_work, read_command
 from prefdistill.pipeline.job_states import STATES, Job, state_of
 
@@ -74,6 +75,7 @@ def _summarise(arguments: Sequence[str], text: Callable[[Any], str]) -> None:
         yield text(dag)
 
     DAG.summary = lines
+    read_plainly()
     run_snakemake(["--summary", *arguments])
 
 
