@@ -17,6 +17,13 @@ ARGS ?=
 # Of `make predict` and `make push`: merged, gptq8 or gptq4.
 MODEL ?= gptq4
 
+# What the user gives is taken as it is written, and reaches the commands through the
+# environment: neither make nor the shell acts on a sign in it. ARGS alone is words of
+# the shell. CONFIG and TARGET may name several things, with spaces between.
+GIVEN := INPUT OUTPUT CONFIG TARGET REPO MODEL PROFILE CORES PYTHON ARGS TEST_WORKERS
+$(foreach name,$(GIVEN),$(if $(filter command environment,$(firstword $(origin \
+	$(name)))),$(eval override $(name) := $$(value $(name)))))
+
 SNAKEMAKE := $(VENV)/bin/snakemake
 # Found without installation: `prefdistill` at the root is a link to the package.
 PREFDISTILL := $(VENV)/bin/python -m prefdistill
@@ -30,11 +37,13 @@ GUARD := workflow/scripts/prefdistill/pipeline/config_files.py
 # Cores and GPUs are counted here and not in profiles/default, which Snakemake lays over
 # every other profile. Jobs that use a GPU run one at a time on one machine, as nothing
 # else shares out its memory.
-LOCAL := --cores $(CORES) $(if $(shell command -v nvidia-smi),--resources gpu=1)
-WHERE := --profile $(PROFILE) $(if $(filter profiles/default,$(PROFILE)),$(LOCAL))
+LOCAL := --cores "$$CORES" $(if $(shell command -v nvidia-smi),--resources gpu=1)
+WHERE := --profile "$$PROFILE" $(if $(filter profiles/default,$(PROFILE)),$(LOCAL))
 JUDGE := results/$(if $(filter merged,$(MODEL)),merged,gptq/$(MODEL:gptq%=%)bit)
 RELEASE := results/release/$(if $(filter merged,$(MODEL)),merged,$(MODEL)bit)
-WHAT := $(TARGET) $(if $(CONFIG),--configfile $(CONFIG))
+FILES := $(if $(CONFIG),--configfile $$CONFIG)
+WHAT := $$TARGET $(FILES)
+export JUDGE RELEASE $(GIVEN)
 
 ### use: run the workflow and its judges
 
@@ -57,13 +66,13 @@ setup: ## install every pinned package into .venv, once
 .PHONY: install
 install:
 	$(if $(PYTHON),,$(error no python3.11 found: install it or give PYTHON=its-path))
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || { \
-		echo "error: $(PYTHON) is $$($(PYTHON) -V 2>&1), but the pins are for" \
+	@"$$PYTHON" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || { \
+		echo "error: $$PYTHON is $$("$$PYTHON" -V 2>&1), but the pins are for" \
 			"Python 3.11: install it or give PYTHON=its-path" >&2; exit 1; }
-	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
-		echo "error: $(PYTHON) has no venv module: apt-get install python3.11-venv" \
+	@"$$PYTHON" -c 'import ensurepip, venv' 2>/dev/null || { \
+		echo "error: $$PYTHON has no venv module: apt-get install python3.11-venv" \
 			>&2; exit 1; }
-	$(PYTHON) -m venv $(VENV)
+	"$$PYTHON" -m venv $(VENV)
 	$(PIP_INSTALL) -c requirements.lock "$$(grep '^torch==' requirements.lock)"
 	$(PIP_INSTALL) --no-deps -r requirements.lock
 	@cp requirements.lock $(INSTALLED)
@@ -76,44 +85,44 @@ demo: setup ## run config/demo.yaml: tiny models, simulated pairs, minutes on tw
 
 .PHONY: run
 run: setup ## run TARGET with CONFIG (config/config.yaml by default) and PROFILE
-	$(PREFDISTILL) run $(WHAT) $(WHERE) $(ARGS)
+	set -f; $(PREFDISTILL) run $(WHAT) $(WHERE) $(ARGS)
 
 .PHONY: plan
 plan: setup ## show the jobs that `make run` would run, why, and what they would take
-	$(PREFDISTILL) run $(WHAT) $(WHERE) --dry-run $(ARGS)
-	@$(PREFDISTILL) plan $(WHAT) $(WHERE) $(ARGS)
+	set -f; $(PREFDISTILL) run $(WHAT) $(WHERE) --dry-run $(ARGS)
+	@set -f; $(PREFDISTILL) plan $(WHAT) $(WHERE) $(ARGS)
 
 .PHONY: status
 status: setup ## show which jobs are done, running, failed and left, and the GPU hours left
-	@$(PREFDISTILL) status $(WHAT) $(WHERE) $(ARGS)
+	@set -f; $(PREFDISTILL) status $(WHAT) $(WHERE) $(ARGS)
 
 .PHONY: report
 report: setup ## bring results/report and results/report.html up to date, print the scores
-	$(PREFDISTILL) run report $(if $(CONFIG),--configfile $(CONFIG)) $(WHERE) $(ARGS)
-	$(SNAKEMAKE) report $(if $(CONFIG),--configfile $(CONFIG)) $(WHERE) \
+	set -f; $(PREFDISTILL) run report $(FILES) $(WHERE) $(ARGS)
+	set -f; $(SNAKEMAKE) report $(FILES) $(WHERE) \
 		--report results/report.html --quiet
 	@cat results/report/summary.md
 
 .PHONY: release
 release: setup ## write results/release: judges with card and example, to hand on
-	$(PREFDISTILL) run release $(if $(CONFIG),--configfile $(CONFIG)) $(WHERE) $(ARGS)
+	set -f; $(PREFDISTILL) run release $(FILES) $(WHERE) $(ARGS)
 
 # Nothing is installed for a command that lacks its arguments.
 .PHONY: predict
 predict: $(if $(and $(INPUT),$(OUTPUT)),setup) ## score a file: INPUT=pairs.csv OUTPUT=out.csv MODEL=gptq4 (PLAIN=1: texts)
 	@$(if $(and $(INPUT),$(OUTPUT)),,$(error INPUT and OUTPUT are needed, as in \
 		make predict INPUT=pairs.csv OUTPUT=out.csv MODEL=gptq4))
-	@exec $(PREFDISTILL) predict $(JUDGE) "$(INPUT)" "$(OUTPUT)" \
+	@exec $(PREFDISTILL) predict "$$JUDGE" "$$INPUT" "$$OUTPUT" \
 		$(if $(PLAIN),--plain) $(ARGS)
 
 .PHONY: push
 push: $(if $(REPO),setup) ## show an upload of a release to the Hub: REPO=me/judge (PUSH=1 uploads)
 	@$(if $(REPO),,$(error REPO is needed, as in make push REPO=me/judge MODEL=gptq4))
-	@$(PREFDISTILL) push $(RELEASE) "$(REPO)" $(if $(PUSH),--push)
+	@$(PREFDISTILL) push "$$RELEASE" "$$REPO" $(if $(PUSH),--push)
 
 .PHONY: unlock
 unlock: setup ## release a lock that `make run` cannot recognise as a dead driver's
-	$(SNAKEMAKE) $(WHAT) --unlock
+	set -f; $(SNAKEMAKE) $(WHAT) --unlock
 
 .PHONY: clean-results
 clean-results: ## remove everything that runs have made, checkpoints included
@@ -123,7 +132,7 @@ clean-results: ## remove everything that runs have made, checkpoints included
 
 .PHONY: test
 test: setup ## run the whole test suite
-	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n $(TEST_WORKERS) --dist loadfile \
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n "$$TEST_WORKERS" --dist loadfile \
 		$(ARGS)
 
 .PHONY: lint
@@ -137,14 +146,14 @@ lint: setup ## check style: ruff, snakefmt, snakemake --lint
 dag: setup ## draw the rule graph of CONFIG (config/demo.yaml) to docs/rulegraph.svg
 	@command -v dot >/dev/null || { echo "error: no Graphviz found, which draws the" \
 		"rule graph: apt-get install graphviz" >&2; exit 1; }
-	$(SNAKEMAKE) $(TARGET) --configfile $(or $(CONFIG),config/demo.yaml) \
+	set -f; $(SNAKEMAKE) $$TARGET --configfile $${CONFIG:-config/demo.yaml} \
 		--rulegraph dot --quiet | tred | dot -Tsvg > docs/rulegraph.svg.part
 	@mv docs/rulegraph.svg.part docs/rulegraph.svg
 
 .PHONY: docs
 docs: ## write the documentation as a site to site/, in an environment of its own
 	@cmp -s docs/requirements.txt $(DOCS_VENV)/installed.txt || { \
-		$(PYTHON) -m venv --clear $(DOCS_VENV) && \
+		"$$PYTHON" -m venv --clear $(DOCS_VENV) && \
 		$(DOCS_VENV)/bin/python -m pip install -q --disable-pip-version-check \
 			--no-deps -r docs/requirements.txt && \
 		cp docs/requirements.txt $(DOCS_VENV)/installed.txt; }

@@ -132,17 +132,43 @@ def test_another_python_is_refused_in_one_line(make, version, message):
     assert not (make.folder / ".venv").exists()
 
 
-def test_run_passes_configurations_target_and_profile(make):
-    def command(*arguments):
-        lines = make("--dry-run", "run", *arguments).stdout.splitlines()
-        line = next(line for line in lines if "prefdistill run" in line)
-        return " ".join(line.split())
+@pytest.fixture
+def command(make):
+    """Run make where everything is installed; return the words of its command."""
+    venv = make.folder / ".venv/bin"
+    venv.mkdir(parents=True)
+    shutil.copy(make.folder / "requirements.lock", venv.parent / "installed.lock")
+    (venv / "python").write_text("#!/bin/sh\nprintf '%s\\n' \"$@\" > words\n")
+    (venv / "python").chmod(0o755)
+    words = make.folder / "words"
 
-    slurm = command("CONFIG=a.yaml b.yaml", "PROFILE=slurm", "TARGET=all", "ARGS=-q")
-    assert "all --configfile a.yaml b.yaml --profile slurm -q" in slurm
-    assert "--cores" not in slurm
-    local = command("CORES=3", "TARGET=teachers")
-    assert "teachers --profile profiles/default --cores 3" in local
+    def run(*arguments):
+        words.unlink(missing_ok=True)
+        done = make(*arguments)
+        assert done.returncode == 0, done.stderr
+        return words.read_text().splitlines()[2:]  # without -m prefdistill
+
+    return run
+
+
+def test_run_passes_configurations_target_and_profile(command):
+    slurm = command(
+        "run", "CONFIG=a.yaml b.yaml", "PROFILE=slurm", "TARGET=all", "ARGS=-q 'a b'"
+    )
+    named = [
+        "run",
+        "all",
+        "--configfile",
+        "a.yaml",
+        "b.yaml",
+        "--profile",
+        "slurm",
+        "-q",
+    ]
+    assert slurm == [*named, "a b"]
+    local = command("run", "CORES=3", "TARGET=teachers")
+    assert local[:2] == ["run", "teachers"]
+    assert local[2:6] == ["--profile", "profiles/default", "--cores", "3"]
 
 
 @pytest.mark.parametrize(
@@ -152,14 +178,14 @@ def test_run_passes_configurations_target_and_profile(make):
         ("gptq8", "results/gptq/8bit", "results/release/gptq8bit"),
     ],
 )
-def test_a_judge_is_found_by_its_model(make, model, judge, release):
+def test_a_judge_is_found_by_its_model(command, make, model, judge, release):
     files = ("INPUT=my pairs.csv", "OUTPUT=out.csv", "PLAIN=1", f"MODEL={model}")
-    said = " ".join(make("--dry-run", "predict", *files).stdout.split())
-    assert f'prefdistill predict {judge} "my pairs.csv" "out.csv" \\ --plain' in said
-    said = make("--dry-run", "push", "REPO=me/judge", f"MODEL={model}").stdout
-    assert f'prefdistill push {release} "me/judge" \n' in said
-    said = make("--dry-run", "push", "REPO=me/judge", "PUSH=1").stdout
-    assert 'gptq4bit "me/judge" --push\n' in said
+    said = command("predict", *files)
+    assert said == ["predict", judge, "my pairs.csv", "out.csv", "--plain"]
+    said = command("push", "REPO=me/judge", f"MODEL={model}")
+    assert said == ["push", release, "me/judge"]
+    said = command("push", "REPO=me/judge", "PUSH=1")
+    assert said == ["push", "results/release/gptq4bit", "me/judge", "--push"]
     assert "INPUT and OUTPUT are needed" in make("predict").stderr
 
 
@@ -239,3 +265,43 @@ def test_without_graphviz_dag_says_what_to_install(make):
     assert done.returncode == 2
     assert line.startswith("error: no Graphviz found")
     assert "apt-get install graphviz" in line
+
+
+SIGNS = [
+    *("`touch CANARY`", "$(touch CANARY)", "$(shell touch CANARY)", "${x}", "$x"),
+    *("$$", "'", '"', "\\", "#", "*", "?", "~", "!", "{a,b}", ";touch CANARY;"),
+    *("&touch CANARY&", "|touch CANARY", ">CANARY", "<", "%", "(", "=", "$(error a)"),
+]
+# Arguments of make, and the words that the command must get.
+COMMANDS = {
+    "INPUT": (["predict", "OUTPUT=o.csv"], ["predict", "results/gptq/4bit", "{}"]),
+    "OUTPUT": (
+        ["predict", "INPUT=i.csv"],
+        ["predict", "results/gptq/4bit", "i.csv", "{}"],
+    ),
+    "MODEL": (["predict", "INPUT=i.csv", "OUTPUT=o.csv"], []),
+    "REPO": (["push"], ["push", "results/release/gptq4bit", "{}"]),
+    "CONFIG": (["run"], ["run", "all", "--configfile", "{}", "--profile"]),
+    "TARGET": (["run"], ["run", "{}", "--profile", "profiles/default"]),
+    "PROFILE": (["run"], ["run", "all", "--profile", "{}"]),
+    "CORES": (["run"], ["run", "all", "--profile", "profiles/default", "--cores"]),
+}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize("by_environment", [False, True], ids=["argument", "environ"])
+def test_what_is_given_to_make_is_taken_as_it_is_written(
+    make, command, name, by_environment, monkeypatch
+):
+    arguments, wanted = COMMANDS[name]
+    for sign in SIGNS:
+        text = f"a{sign}b"
+        if by_environment:
+            monkeypatch.setenv(name, text)
+        words = command(*arguments, *([] if by_environment else [f"{name}={text}"]))
+        assert not (make.folder / "CANARY").exists(), sign
+        several = text.split() if name in ("CONFIG", "TARGET") else [text]
+        expected = [
+            part for word in wanted for part in (several if word == "{}" else [word])
+        ]
+        assert words[: len(expected)] == expected, sign
