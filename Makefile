@@ -109,8 +109,8 @@ unlock: setup ## release a lock that `make run` cannot recognise as a dead drive
 	$(SNAKEMAKE) $(WHAT) --unlock
 
 .PHONY: clean-results
-clean-results: ## remove everything that runs have made, checkpoints included
-	rm -rf results logs scratch .snakemake
+clean-results: setup ## remove everything that runs have made, checkpoints included
+	@$(PREFDISTILL) clean
 
 ### develop: change the workflow and check it
 

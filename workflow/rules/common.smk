@@ -1,5 +1,6 @@
 """Validate the configuration and set the domains of wildcards; no rules."""
 
+import os
 import re
 import sys
 
@@ -8,7 +9,7 @@ from snakemake.logging import logger
 
 sys.path.insert(0, str(Path(workflow.basedir) / "scripts"))
 
-from prefdistill.errors import UserError
+from prefdistill.errors import UserError, disk_fault
 from prefdistill.pipeline.code_digests import code_digest
 from prefdistill.pipeline.config_files import check_config_file
 from prefdistill.pipeline.config_schema import validate_config
@@ -16,7 +17,13 @@ from prefdistill.pipeline.driver import hold_folder, write_owner
 from prefdistill.pipeline.failed_jobs import FailedJobs
 from prefdistill.pipeline.model_sizes import base_parameters
 from prefdistill.pipeline.students import Students
+from prefdistill.pipeline.stops import end_on_signals, stop_jobs_on_signals
 from prefdistill.settings import Settings, read
+
+if workflow.is_main_process:
+    end_on_signals()
+    # Jobs on a cluster find the profile's files by it, whatever folder they work in.
+    os.environ["PREFDISTILL_ROOT"] = str(Path(workflow.basedir).parent)
 
 with open(Path(workflow.basedir) / "schemas/config.schema.yaml") as handle:
     schema = yaml.safe_load(handle)
@@ -35,9 +42,22 @@ config.clear()
 config.update(validated)
 
 # Only a driver locks its folder, not the Snakemake process of a job.
-folder_lock = hold_folder() if workflow.is_main_process else None
+try:
+    folder_lock = hold_folder() if workflow.is_main_process else None
+except UserError as error:
+    sys.exit(f"error: {error}")
 if workflow.is_main_process:
     logger.addHandler(FailedJobs())
+
+
+def begin_driving():
+    """Record this driver, and stop its jobs on a signal; called before the first job."""
+    try:
+        write_owner()
+    except OSError as error:
+        sys.exit(f"error: {disk_fault(error) or error}")
+    stop_jobs_on_signals(workflow)
+
 
 TEACHERS = list(SETTINGS.teachers)
 MODELS = list(SETTINGS.models)
