@@ -165,6 +165,10 @@ chaos: setup ## kill training and jobs, race copies of jobs: 200, 50, 50 and 50 
 chaos-driver: setup ## kill the driver 20 times (ARGS="--kills N"); one command recovers
 	OMP_NUM_THREADS=1 $(CHAOS)/driver.py $(ARGS)
 
+.PHONY: chaos-signals
+chaos-signals: setup ## send runs every signal of a terminal (ARGS="--runs N --signals M")
+	OMP_NUM_THREADS=1 $(CHAOS)/signals.py $(ARGS)
+
 .PHONY: chaos-workflow
 chaos-workflow: setup ## 30 whole runs under random kills (ARGS="--runs N --parallel M")
 	OMP_NUM_THREADS=1 $(CHAOS)/workflow.py $(ARGS)

@@ -18,8 +18,10 @@ from prefdistill.pipeline.failed_jobs import FailedJobs
 from prefdistill.pipeline.model_sizes import base_parameters
 from prefdistill.pipeline.students import Students
 from prefdistill.pipeline.stops import end_on_signals, stop_jobs_on_signals
+from prefdistill.pipeline.surroundings import name_user
 from prefdistill.settings import Settings, read
 
+name_user()
 if workflow.is_main_process:
     end_on_signals()
     # Jobs on a cluster find the profile's files by it, whatever folder they work in.

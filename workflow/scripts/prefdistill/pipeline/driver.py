@@ -19,7 +19,6 @@ Imported by the Snakefile, so it stays light: YAML and the standard library.
 
 import argparse
 import fcntl
-import getpass
 import json
 import os
 import re
@@ -36,6 +35,7 @@ from typing import IO, Any, NoReturn
 
 from prefdistill.errors import UserError
 from prefdistill.pipeline.config_files import check_config_file
+from prefdistill.pipeline.surroundings import find_caches, name_user
 from prefdistill.running.lock import lock_holder, open_lock
 from prefdistill.running.stopping import TERMINAL_SIGNALS, heeded
 from prefdistill.running.ties import DRIVER, OWNER, driver_tie
@@ -295,6 +295,7 @@ def clean(arguments: Sequence[str], prog: str) -> None:
         prog=prog,
         description="Remove results, logs, scratch and .snakemake, unless a driver or "
         "a job works there.",
+        epilog=f"example: {prog} --directory runs/demo",
     )
     parser.add_argument(
         "-d", "--directory", type=Path, default=Path(), metavar="FOLDER",
@@ -377,14 +378,6 @@ def read_command(arguments: Sequence[str], prog: str, description: str) -> Path:
     return options.directory
 
 
-def _name_user() -> None:
-    """Name the user for Snakemake, which fails for one without an entry in passwd."""
-    try:
-        getpass.getuser()
-    except (KeyError, OSError):
-        os.environ["LOGNAME"] = f"uid{os.getuid()}"
-
-
 def main(arguments: Sequence[str], prog: str) -> NoReturn:
     """Run ``prefdistill run``: recover in the command's folder, then become Snakemake.
 
@@ -401,7 +394,8 @@ def main(arguments: Sequence[str], prog: str) -> NoReturn:
     )
     if not any(re.fullmatch(r"--dry-?run|-\w*n\w*", each) for each in arguments):
         recover(folder)
-    _name_user()
+    name_user()
+    find_caches(folder)
     # Until the Snakefile handles them (``stops``): Snakemake's imports would end with a
     # traceback.
     signal.pthread_sigmask(signal.SIG_BLOCK, heeded(TERMINAL_SIGNALS))

@@ -4,7 +4,7 @@ A terminal sends its signals to the driver and to its jobs, ``kill`` to the driv
 Both end in the same way: every job saves its state and ends, then the driver.
 
 - Until Snakemake starts jobs there is nothing to save, and a signal ends the driver.
-- Then a thread waits for the signals, and all other threads block them. Jobs and their
+- Then a thread waits for the signals, and the main thread blocks them. Jobs and their
   shells inherit that, so none dies before it can save; ``stopping.stop_on`` unblocks
   them in the job. The thread sends SIGTERM to every job on this machine, cancels jobs
   on Slurm, which send it too, and has Snakemake start no more.
@@ -16,6 +16,7 @@ Snakemake brings.
 
 import atexit
 import os
+import select
 import shutil
 import signal
 import subprocess
@@ -56,15 +57,23 @@ def stop_jobs_on_signals(workflow: Any) -> None:
         workflow: Snakemake's workflow, which has its scheduler.
     """
     signals = heeded(TERMINAL_SIGNALS)
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    # The system may give a signal to any thread that does not block it, such as one of
+    # Snakemake's executor; its number arrives in the pipe all the same.
+    for number in signals:
+        signal.signal(number, lambda *_: None)
+    signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
     signal.pthread_sigmask(signal.SIG_BLOCK, signals)
     threading.Thread(
-        target=_wait, args=(workflow, signals), name="stops", daemon=True
+        target=_wait, args=(workflow, signals, reader), name="stops", daemon=True
     ).start()
 
 
-def _wait(workflow: Any, signals: Collection[signal.Signals]) -> NoReturn:
+def _wait(workflow: Any, signals: Collection[signal.Signals], reader: int) -> NoReturn:
     """Wait for a signal, and then send it on until the driver has ended."""
-    name = signal.Signals(signal.sigwait(signals)).name
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
+    name = signal.Signals(os.read(reader, 1)[0]).name
     print(
         f"stopping on {name}: jobs save and end; a second Ctrl-C kills them",
         file=sys.stderr,
@@ -76,8 +85,8 @@ def _wait(workflow: Any, signals: Collection[signal.Signals]) -> NoReturn:
     told: set[int] = set()
     while True:  # a job may have been about to start
         _send(signal.SIGTERM, told)
-        found = signal.sigtimedwait(signals, POLL_S)
-        if found is not None and found.si_signo == signal.SIGINT:
+        ready, _, _ = select.select([reader], [], [], POLL_S)
+        if ready and os.read(reader, 1)[0] == signal.SIGINT:
             _send(signal.SIGKILL, set())
 
 

@@ -10,6 +10,7 @@ import hashlib
 import logging
 import os
 import socket
+import stat
 import sys
 import time
 from collections.abc import Iterator
@@ -49,16 +50,20 @@ def open_lock(path: Path) -> int:
     Raises:
         UserError: If something else is in its place.
     """
+    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
     try:
-        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
-        return os.open(path, flags, 0o666)
+        lock = os.open(path, flags, 0o666)
     except OSError as error:
-        if error.errno not in (errno.EISDIR, errno.ELOOP, errno.ENXIO):
+        if error.errno not in (errno.EISDIR, errno.ELOOP):
             raise
-        raise UserError(
-            f"{path}: not a lock file but a folder, a link or a pipe; remove it and "
-            "start again"
-        ) from error
+    else:
+        if stat.S_ISREG(os.fstat(lock).st_mode):
+            return lock
+        os.close(lock)
+    raise UserError(
+        f"{path}: not a lock file but a folder, a link or a pipe; remove it and start "
+        "again"
+    )
 
 
 @contextmanager

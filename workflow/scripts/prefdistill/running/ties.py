@@ -65,6 +65,7 @@ class Ties:
 
     def __init__(self, outputs: Iterable[str | Path]) -> None:
         self._kept: dict[Path, os.stat_result] = {}
+        self._lost_place: str | None = None
         for folder in {Path(output).parent for output in outputs}:
             self.keep(folder)
         self._token, self._space, self._pid, self._slurm_job = None, "", 0, None
@@ -72,15 +73,18 @@ class Ties:
             found = json.loads(os.environ[DRIVER])
             self._token, self._space, self._pid, self._slurm_job = found
 
-    def keep(self, path: Path, lock: int | None = None) -> None:
+    def keep(self, path: Path, held: int | None = None) -> None:
         """Hold that a path has to stay the file or folder that it is.
 
         Args:
             path: The path.
-            lock: Descriptor of the file that was opened there.
+            held: Descriptor of the file that was opened there; None opens it now.
         """
         with suppress(OSError):
-            self._kept[path.absolute()] = os.stat(path if lock is None else lock)
+            # Kept open, so that its inode number is given to no other file.
+            if held is None:
+                held = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            self._kept[path.absolute()] = os.fstat(held)
 
     def lost_place(self) -> str | None:
         """Name the lock or folder that was removed or replaced; None if none was."""
@@ -92,8 +96,8 @@ class Ties:
             except OSError:
                 same = True  # a file system that does not answer proves nothing
             if not same:
-                return f"the loss of {os.path.relpath(path)}"
-        return None
+                self._lost_place = f"the loss of {os.path.relpath(path)}"
+        return self._lost_place
 
     def lost_driver(self) -> str | None:
         """Say how the driver was lost; None if it was not, or nobody can tell."""

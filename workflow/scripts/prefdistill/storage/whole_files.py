@@ -31,17 +31,17 @@ MOST_UNPACKED_BYTES, MOST_RATIO = 1 << 30, 200
 
 
 class _Guard:
-    """Hold the function that is asked right before a file appears under its name."""
+    """Hold the function that is asked as a write begins, and before a file appears."""
 
-    check: Callable[[Path], None] | None = None
+    check: Callable[[Path], None] = staticmethod(lambda path: None)
 
 
-def guard_writes(check: Callable[[Path], None] | None) -> None:
-    """Ask a function before every file appears; it raises to keep the file away.
+def guard_writes(check: Callable[[Path], None]) -> None:
+    """Ask a function before every write of a file; it raises to refuse the write.
 
     A job that nobody waits for any more must not overwrite its successor's files.
     """
-    _Guard.check = check
+    _Guard.check = staticmethod(check)
 
 
 @contextmanager
@@ -180,6 +180,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     Whatever interrupts the body, the target is absent, unchanged, or whole.
     """
     path = Path(path)
+    _Guard.check(path)  # before its folder is made
     # A folder, not only a file: safetensors writes to a temporary file of its own
     # beside the path that it is given.
     with temporary_folder(path.parent, path.name) as folder, naming(path):
@@ -188,8 +189,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         with open(temporary, "rb+") as handle:
             os.fchmod(handle.fileno(), 0o666 & ~_UMASK)  # safetensors writes 0600
             os.fsync(handle.fileno())
-        if _Guard.check is not None:
-            _Guard.check(path)
+        _Guard.check(path)
         os.replace(temporary, path)
         parent = os.open(path.parent, os.O_RDONLY)
         try:
