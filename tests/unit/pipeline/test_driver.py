@@ -128,7 +128,7 @@ def test_a_driver_of_this_machines_former_boot_is_dead(tmp_path):
 
 def test_another_machine_of_this_name_cannot_be_asked(tmp_path):
     root = lock_folder(tmp_path, boot="other", machine="other")
-    with pytest.raises(UserError, match="cannot ask; .*: make unlock"):
+    with pytest.raises(UserError, match=r"cannot ask; .*: make unlock"):
         recover(root)
 
 
@@ -158,7 +158,7 @@ def test_a_damaged_record_is_one_line(what, tmp_path):
     root = lock_folder(tmp_path)
     (root / OWNER).write_bytes(DAMAGED[what])
     with pytest.raises(
-        UserError, match="nothing says by whom; .*: make unlock"
+        UserError, match=r"nothing says by whom; .*: make unlock"
     ) as error:
         recover(root)
     assert str(error.value).isprintable()
@@ -174,7 +174,7 @@ def test_something_else_in_the_locks_place_is_one_line(how, tmp_path):
     make = {"folder": os.mkdir, "pipe": os.mkfifo}
     make.get(how, lambda path: os.symlink("/dev/null", path))(place)
     for command in (recover, lambda root: clean(["-d", str(root)], "clean")):
-        with pytest.raises(UserError, match="not a lock file but .*; remove it"):
+        with pytest.raises(UserError, match=r"not a lock file but .*; remove it"):
             command(tmp_path)
 
 

@@ -97,8 +97,8 @@ LAST_WORDS = {
         "config: folds.n: no",
     ),
     "the node": (
-        "Building DAG\nslurmstepd: error: *** JOB 7 CANCELLED DUE TO NODE FAILURE ***\n",
-        "slurmstepd: error: *** JOB 7 CANCELLED DUE TO NODE FAILURE ***",
+        "Building DAG\nslurmstepd: error: *** JOB 7 CANCELLED: NODE FAILURE ***\n",
+        "slurmstepd: error: *** JOB 7 CANCELLED: NODE FAILURE ***",
     ),
     "silence": ("", "the job died without a word"),
     "a missing file": (None, "the job died before it wrote anything"),

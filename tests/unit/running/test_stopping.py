@@ -121,17 +121,6 @@ def test_without_a_limit_there_is_no_deadline(monkeypatch):
 
 
 @pytest.mark.usefixtures("fresh")
-def test_a_signal_that_came_before_the_handlers_stops_too():
-    """A driver starts its jobs with the signals blocked."""
-    signal.pthread_sigmask(signal.SIG_BLOCK, TERMINAL_SIGNALS)
-    os.kill(os.getpid(), signal.SIGHUP)
-    assert not stop_requested()
-    stop_on(*TERMINAL_SIGNALS)
-    assert stop_reason() == "SIGHUP"
-    assert not signal.pthread_sigmask(signal.SIG_BLOCK, []) & set(TERMINAL_SIGNALS)
-
-
-@pytest.mark.usefixtures("fresh")
 def test_an_ignored_signal_stays_ignored():
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     stop_on(*TERMINAL_SIGNALS)

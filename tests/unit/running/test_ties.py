@@ -1,4 +1,4 @@
-"""A job that lost its driver, lock or folder stops and writes nothing; no other does."""
+"""A job that lost its driver, lock or folder stops and writes nothing; others go on."""
 
 import json
 import os
@@ -16,6 +16,7 @@ from prefdistill.running.ties import DRIVER, OWNER, Ties, driver_tie, read_token
 from prefdistill.storage.hosts import PID_SPACE
 from prefdistill.storage.whole_files import guard_writes, write_text
 
+PARENT = os.getppid()
 OTHER_SPACE = f"{PID_SPACE}x"
 
 
@@ -28,7 +29,7 @@ def run(tmp_path, monkeypatch):
     (tmp_path / ".snakemake").mkdir()
     OWNER.write_text('{"token": "mine"}')
 
-    def run(pid=os.getppid(), space=PID_SPACE, slurm_job=None, here=None):
+    def run(pid=PARENT, space=PID_SPACE, slurm_job=None, here=None):
         tie = json.dumps(["mine", space, pid, slurm_job])
         monkeypatch.setenv(DRIVER, tie)
         monkeypatch.delenv("SLURM_JOB_ID", raising=False)

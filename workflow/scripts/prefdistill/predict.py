@@ -192,7 +192,7 @@ def predict(
 
     Raises:
         UserError: If an input cannot be used.
-        Interrupted: After SIGUSR1 or a signal of the terminal; finished logits are kept.
+        Interrupted: After SIGUSR1 or a terminal's signal; finished logits are kept.
     """
     if output_path.suffix != ".csv":
         raise UserError(f"{output_path}: the output is a CSV; let its name end in .csv")

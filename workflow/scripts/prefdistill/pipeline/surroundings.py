@@ -1,4 +1,4 @@
-"""Give Snakemake and its jobs a user's name and a folder for caches, where none is there.
+"""Give Snakemake and its jobs a user's name and a folder for caches, if none is there.
 
 A container may run as a user without an entry in passwd, or with a read-only home.
 Imported by the Snakefile, so it stays light: the standard library.

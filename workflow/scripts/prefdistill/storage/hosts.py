@@ -13,7 +13,7 @@ from pathlib import Path
 
 
 def _read_boot_id() -> str:
-    """Read the kernel's id, which is new at every boot; the host's name if it has none."""
+    """Read the kernel's id, new at every boot; the host's name if it has none."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:
@@ -21,7 +21,7 @@ def _read_boot_id() -> str:
 
 
 def _read_machine_id() -> str | None:
-    """Read the machine's name and lasting id; None where it has no id, as in containers."""
+    """Read the machine's name and lasting id; None where it has none (containers)."""
     try:
         lasting = Path("/etc/machine-id").read_text().strip()
     except OSError:

@@ -154,8 +154,8 @@ def _is_left_over(path: Path) -> bool:
 def temporary_folder(parent: str | Path, name: str = "scratch") -> Iterator[Path]:
     """Yield a new hidden folder in ``parent``, and delete it at the end.
 
-    Its name is unique over hosts, containers and processes. Folders that killed jobs left in
-    ``parent`` are deleted first.
+    Its name is unique over hosts, containers and processes. Folders that killed jobs
+    left in ``parent`` are deleted first.
     """
     parent = Path(parent)
     folder = parent / f".{name}.{PID_SPACE}.{os.getpid()}.{secrets.token_hex(4)}.tmp"
