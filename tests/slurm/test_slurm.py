@@ -207,8 +207,7 @@ def test_a_stopped_driver_cancels_its_jobs_which_save(start, expected):
     running(driver)
     driver.process.terminate()
     assert driver.finish(timeout_s=60) != 0
-    assert driver.text.endswith("stopped by SIGTERM; the same command goes on
-")
+    assert driver.text.endswith("stopped by SIGTERM; the same command goes on\n")
     assert "Traceback" not in driver.text
     trained_as_expected(start(), expected())
     assert "stopped by SIGTERM: saved at step" in job_log(driver.folder)
