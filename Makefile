@@ -125,8 +125,8 @@ unlock: setup ## release a lock that `make run` cannot recognise as a dead drive
 	set -f; $(SNAKEMAKE) $(WHAT) --unlock
 
 .PHONY: clean-results
-clean-results: ## remove everything that runs have made, checkpoints included
-	rm -rf results logs scratch .snakemake
+clean-results: setup ## remove everything that runs have made, checkpoints included
+	@$(PREFDISTILL) clean
 
 ### develop: change the workflow and check it
 
@@ -180,6 +180,10 @@ chaos: setup ## kill training and jobs, race copies of jobs: 200, 50, 50 and 50 
 .PHONY: chaos-driver
 chaos-driver: setup ## kill the driver 20 times (ARGS="--kills N"); one command recovers
 	OMP_NUM_THREADS=1 $(CHAOS)/driver.py $(ARGS)
+
+.PHONY: chaos-signals
+chaos-signals: setup ## send runs every signal of a terminal (ARGS="--runs N --signals M")
+	OMP_NUM_THREADS=1 $(CHAOS)/signals.py $(ARGS)
 
 .PHONY: chaos-workflow
 chaos-workflow: setup ## 30 whole runs under random kills (ARGS="--runs N --parallel M")

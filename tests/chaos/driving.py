@@ -5,6 +5,7 @@ import ctypes
 import hashlib
 import os
 import resource
+import signal
 import subprocess
 import sys
 import time
@@ -26,6 +27,12 @@ def adopt_orphans() -> None:
         raise OSError("prctl refused PR_SET_CHILD_SUBREAPER")
 
 
+def heed_signals() -> None:
+    """Undo that whoever started the tests has them ignore a signal (nohup, &)."""
+    for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+
+
 def cpu_seconds() -> float:
     """Sum the CPU time of all descendants of this process, ended ones included."""
     usage = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -44,20 +51,27 @@ class Driver:
     Args:
         folder: Its working folder; ``terminal.txt`` there gets its terminal output.
         target: The target to make.
+        configs: Configuration files to lay over those of ``CONFIGS``.
     """
 
-    def __init__(self, folder: Path, target: str) -> None:
+    def __init__(self, folder: Path, target: str, *configs: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         command = [
             *(sys.executable, "-m", "prefdistill", "run", target),
             *("--directory", folder),
             *("--snakefile", ROOT / "workflow/Snakefile", "--cores", "2"),
-            *("--profile", ROOT / "profiles/default", "--configfile", *CONFIGS),
+            *(
+                "--profile",
+                ROOT / "profiles/default",
+                "--configfile",
+                *CONFIGS,
+                *configs,
+            ),
         ]
         with open(folder / "terminal.txt", "ab") as terminal:
             self.process = subprocess.Popen(
                 command, cwd=ROOT, stdout=terminal, stderr=terminal,
-                start_new_session=True,
+                start_new_session=True, preexec_fn=heed_signals,
             )  # fmt: skip
         self.pid = self.process.pid
         self.exit_code: int | None = None

@@ -13,6 +13,7 @@ import pytest
     ("command", "last_line"),
     [
         (("driver.py", "--kills", "2"), "2/2"),
+        (("signals.py", "--runs", "1", "--signals", "3"), "1/1"),
         (("workflow.py", "--runs", "1", "--kills", "4"), "1/1"),
     ],
 )

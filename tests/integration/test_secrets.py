@@ -16,6 +16,7 @@ from running import snakemake
 from safetensors.numpy import save
 
 from prefdistill.models.manifests import read_manifest
+from prefdistill.pipeline.stale_files import KEPT_METADATA
 
 CANARY = "hf_canaryNeverToBeSeenAnywhere0123456789"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -178,7 +179,7 @@ def test_the_token_is_in_no_file(fetched):
     paths = [path for path in folder.rglob("*") if path.is_file()]
     names = {path.relative_to(folder).parts[0] for path in paths}
     assert {".snakemake", "logs", "results", "report.html"} <= names
-    assert any("metadata" in path.parts for path in paths)
+    assert any(path.is_relative_to(folder / KEPT_METADATA) for path in paths)
     assert not [path for path in paths if CANARY.encode() in path.read_bytes()]
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from running import checkout, snakemake
-from toy import REDUCED, TEACHER, Driver
+from toy import CONFIGS, REDUCED, TEACHER, Driver
 
 # The long job of these tests: many quick steps, a checkpoint every 50.
 LONG = """
@@ -22,7 +22,6 @@ N_STEPS = 400
 MORE_THAN_A_MINUTE_S = 110
 # The site's hook in these tests records that it ran.
 HOOK = 'echo "$SLURM_JOB_ID" >> hook.txt\n'
-CONFIGS = ("config/demo.yaml", "reduced.yaml")
 
 
 def pytest_collection_modifyitems(items) -> None:

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import yaml
-from toy import TEACHER, job_log, jobs, slurm, wait_until
+from toy import CONFIGS, TEACHER, Driver, job_log, jobs, slurm, wait_until
 
 SLURM = Path(os.environ.get("SLURM_TEST_FOLDER", "."))
 PROFILE = Path(__file__).parents[2] / "profiles/slurm/config.yaml"
@@ -200,3 +200,34 @@ def test_a_killed_driver(start, expected):
     assert f"cancelling 1 Slurm jobs of the dead driver: {orphan}" in again.text
     assert "stopped by SIGTERM: saved at step" in job_log(driver.folder)
     assert "going on from step" in job_log(driver.folder)
+
+
+def test_a_stopped_driver_cancels_its_jobs_which_save(start, expected):
+    driver = start()
+    running(driver)
+    driver.process.terminate()
+    assert driver.finish(timeout_s=60) != 0
+    assert driver.text.endswith("stopped by SIGTERM; the same command goes on\n")
+    assert "Traceback" not in driver.text
+    trained_as_expected(start(), expected())
+    assert "stopped by SIGTERM: saved at step" in job_log(driver.folder)
+    assert "going on from step" in job_log(driver.folder)
+
+
+def test_jobs_work_in_any_folder(finished, tmp_path):
+    folder = tmp_path / "it's a {run} & more"
+    target = "results/simulated/train.csv"
+    configs = ("--configfile", *CONFIGS)
+    driver = Driver(finished.folder, "--directory", str(folder), *configs, "--", target)
+    assert driver.finish() == 0, driver.text[-4000:]
+    assert (folder / target).exists()
+    assert (folder / "hook.txt").exists()
+
+
+def test_a_job_that_dies_before_its_log_begins_is_one_line(start):
+    driver = start("--retries", "0", profile=("job_env.sh", "no_such_hook.sh"))
+    assert driver.finish() != 0
+    lines = [line for line in driver.text.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1
+    assert "no_such_hook.sh" in lines[0]
+    assert f"(log: {driver.folder}/logs/slurm/" in lines[0]

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 REDUCED = Path(__file__).parents[1] / "chaos/chaos.yaml"
+CONFIGS = ("config/demo.yaml", "reduced.yaml")
 TEACHER = "results/teacher/llama/fold0/adapter_model.safetensors"
 
 

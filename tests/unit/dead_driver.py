@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from prefdistill.pipeline.driver import OWNER
+from prefdistill.storage.hosts import BOOT_ID, PID_SPACE
 
 
 def lock_folder(folder: Path, **owner: Any) -> Path:
@@ -14,8 +15,9 @@ def lock_folder(folder: Path, **owner: Any) -> Path:
     locks.mkdir(parents=True, exist_ok=True)
     (locks / "0.output.lock").write_text("results/submission.csv\n")
     record = {"host": socket.gethostname(), "pid": 1, "started": "2026-01-01"}
+    record |= {"boot": BOOT_ID, "space": PID_SPACE, "slurm_job": None, "token": "a1"}
     if owner:
-        (folder / OWNER).write_text(json.dumps(record | {"slurm_job": None} | owner))
+        (folder / OWNER).write_text(json.dumps(record | owner))
     return folder
 
 

@@ -2,13 +2,14 @@
 
 import os
 import re
+import sys
 
 import yaml
 from snakemake.dag import DAG
 from snakemake.logging import logger
 
-from prefdistill.errors import UserError
-from prefdistill.pipeline.config_checks import check_path
+from prefdistill.errors import UserError, disk_fault
+from prefdistill.pipeline.config_checks import SHELL_SIGNS, check_path
 from prefdistill.pipeline.config_files import ConfigFault, read_config_file
 from prefdistill.pipeline.config_schema import read_typed, validate_config
 from prefdistill.pipeline.driver import hold_folder, write_owner
@@ -16,9 +17,17 @@ from prefdistill.pipeline.failed_jobs import FailedJobs
 from prefdistill.pipeline.model_sizes import base_parameters
 from prefdistill.pipeline.students import Students
 from prefdistill.pipeline.stale_files import follow_contents, keep_metadata
+from prefdistill.pipeline.stops import end_on_signals, stop_jobs_on_signals
+from prefdistill.pipeline.surroundings import name_user
 from prefdistill.running.code_digests import code_digest
 from prefdistill.running.records import freeze
 from prefdistill.settings import Settings, read
+
+name_user()
+if workflow.is_main_process:
+    end_on_signals()
+    # Jobs on a cluster find the profile's files by it, whatever folder they work in.
+    os.environ["PREFDISTILL_ROOT"] = str(Path(workflow.basedir).parent)
 
 with open(Path(workflow.basedir) / "schemas/config.schema.yaml") as handle:
     schema = yaml.safe_load(handle)
@@ -27,7 +36,7 @@ try:
         read_config_file(path)
     if not workflow.local_exec:
         for path in [*workflow.configfiles, workflow.basedir, os.getcwd()]:
-            check_path("this path goes to the cluster", path)
+            check_path("a cluster's command line", path, SHELL_SIGNS)
     given = workflow.config_settings.config
     validated = validate_config(read_typed(config, given, schema, schema), schema)
     SETTINGS = read(Settings, validated)
@@ -41,11 +50,26 @@ config.clear()
 config.update(validated)
 
 # Only a driver locks its folder, not the Snakemake process of a job.
-folder_lock = hold_folder() if workflow.is_main_process else None
+try:
+    folder_lock = hold_folder() if workflow.is_main_process else None
+except UserError as error:
+    sys.exit(f"error: {error}")
 if workflow.is_main_process:
     logger.addHandler(FailedJobs())
     keep_metadata(create=False)
     follow_contents(DAG)
+
+
+def begin_driving():
+    """Record this driver, and stop its jobs on a signal; called before the first job."""
+    try:
+        write_owner()
+        freeze(config)
+    except OSError as error:
+        sys.exit(f"error: {disk_fault(error) or error}")
+    keep_metadata(create=True)
+    stop_jobs_on_signals(workflow)
+
 
 TEACHERS = list(SETTINGS.teachers)
 MODELS = list(SETTINGS.models)

@@ -19,7 +19,9 @@ def start(tmp_path, monkeypatch):
 
     def start(steps=3, params="1", wait=True, **environment):
         process = subprocess.Popen(
-            [sys.executable, "job.py", str(steps), params],
+            # Whoever started the tests may have them ignore signals (nohup, &).
+            ["env", "--default-signal=INT,HUP,QUIT",
+             sys.executable, "job.py", str(steps), params],
             cwd=tmp_path, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
             env=os.environ | {"PYTHONPATH": str(SCRIPTS)} | environment,
         )  # fmt: skip

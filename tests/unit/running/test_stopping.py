@@ -10,7 +10,9 @@ from job_samples import command
 
 from prefdistill.running import stopping
 from prefdistill.running.stopping import (
+    TERMINAL_SIGNALS,
     TIME_LIMIT,
+    can_save,
     request_stop,
     stop_on,
     stop_reason,
@@ -19,7 +21,7 @@ from prefdistill.running.stopping import (
 )
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [*TERMINAL_SIGNALS, signal.SIGUSR1])
 def test_a_signal_stops_between_two_steps(start, tmp_path, number):
     process = start(steps=600)
     sent = time.monotonic()
@@ -47,7 +49,7 @@ def fresh(monkeypatch):
     monkeypatch.setattr(stopping._Stop, "deadline", math.inf)
     former = {
         number: signal.getsignal(number)
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+        for number in (*TERMINAL_SIGNALS, signal.SIGUSR1)
     }
     yield
     for number, handler in former.items():
@@ -116,3 +118,19 @@ def test_without_a_limit_there_is_no_deadline(monkeypatch):
     watch_time_limit()
     monkeypatch.setattr(stopping.time, "monotonic", lambda: 1e12)
     assert not stop_requested()
+
+
+@pytest.mark.usefixtures("fresh")
+def test_an_ignored_signal_stays_ignored():
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    stop_on(*TERMINAL_SIGNALS)
+    os.kill(os.getpid(), signal.SIGHUP)
+    assert not stop_requested()
+
+
+@pytest.mark.usefixtures("fresh")
+def test_a_process_that_asks_can_save(monkeypatch):
+    monkeypatch.setattr(stopping._Stop, "asked_for", False)
+    assert not can_save()
+    stop_requested()
+    assert can_save()

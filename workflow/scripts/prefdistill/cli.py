@@ -6,6 +6,7 @@ module is imported only when it is called, so that ``prefdistill --help`` is qui
 
 import argparse
 import importlib
+import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -47,6 +48,11 @@ COMMANDS = {
         "status",
         "show which jobs are done, failed and left",
     ),
+    "clean": Command(
+        "prefdistill.pipeline.driver",
+        "clean",
+        "remove results, logs and checkpoints, unless in use",
+    ),
     "pool": Command(
         "prefdistill.report.pooling",
         "main",
@@ -68,7 +74,7 @@ COMMANDS = {
 EPILOG = """
 Each command explains itself: prefdistill predict --help
 
-Run, plan, status and pool need a clone of the repository, where the command is
+Run, plan, status, clean and pool need a clone of the repository, where the command is
 `python -m prefdistill`. A wheel has the others.
 
 exit status:
@@ -125,6 +131,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         arguments: The command's arguments; None takes those of the process.
     """
     given = parse_arguments(arguments)
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        # Ctrl-C ends imports without a traceback; commands that save handle it.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
     # Imported here, as it takes longer than all of `prefdistill --help`.
     from prefdistill.errors import UserError, disk_fault
 

@@ -25,8 +25,8 @@ from prefdistill.data.cells import CellFault, parse_id, parse_label, parse_turns
 from prefdistill.data.pairs import SCORED, TEXT_COLUMNS, ImportedFile
 from prefdistill.data.readers import read_file_rows
 from prefdistill.errors import Interrupted, UserError, disk_fault
-from prefdistill.running.stopping import stop_on
-from prefdistill.running.workers import STOPPED
+from prefdistill.running.stopping import STOPPED, TERMINAL_SIGNALS, stop_on
+from prefdistill.running.terminal import survive_lost_terminal
 from prefdistill.storage.tables import TARGET_COLUMNS
 from prefdistill.storage.whole_files import atomic_path
 from prefdistill.version import __version__
@@ -192,7 +192,7 @@ def predict(
 
     Raises:
         UserError: If an input cannot be used.
-        Interrupted: After SIGINT, SIGTERM or SIGUSR1; finished logits are kept.
+        Interrupted: After SIGUSR1 or a terminal's signal; finished logits are kept.
     """
     if output_path.suffix != ".csv":
         raise UserError(f"{output_path}: the output is a CSV; let its name end in .csv")
@@ -260,8 +260,9 @@ def main(
         prog: Name of the command in its usage.
     """
     options = parse_arguments(arguments, prog)
+    survive_lost_terminal()
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    stop_on(signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+    stop_on(*TERMINAL_SIGNALS, signal.SIGUSR1)
     try:
         _import_libraries(options.judge)
         text = predict(

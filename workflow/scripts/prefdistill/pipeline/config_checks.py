@@ -36,9 +36,10 @@ COLUMNS = (
 # Bytes of a file whose rows are counted: reading it takes milliseconds.
 SMALL_FILE = 1 << 20
 HELD_OUT = 2  # select and test, beside the folds
-# Snakemake fills in braces of a path, and on a cluster a plugin puts the path into a
-# command line in double quotes. Neither has a way to write these signs as they are.
-ACTIVE = re.compile(r"[$`\"\\{}\x00-\x1f\x7f]|^-")
+# On a cluster, paths go into a command line, some in double quotes, in which these act.
+SHELL_SIGNS = re.compile(r"[$`\"\\\x00-\x1f\x7f]")
+# Snakemake fills in braces of an input's path, and an option begins with a dash.
+INPUT_SIGNS = re.compile(rf"{SHELL_SIGNS.pattern}|[{{}}]|^-")
 TEMPLATE_FIELDS = ["prompt", "response_a", "response_b"]
 
 
@@ -70,17 +71,20 @@ def check_config(settings: Settings) -> None:
     _check_scratch(settings.scratch)
 
 
-def check_path(key: str, path: str | Path) -> None:
+def check_path(
+    key: str, path: str | Path, signs: re.Pattern[str] = INPUT_SIGNS
+) -> None:
     """Refuse a path with signs that Snakemake or a shell would act on.
 
     Args:
         key: What it is, for the message.
         path: The path.
+        signs: What is refused.
 
     Raises:
         UserError: One line with the path and the first such sign.
     """
-    found = ACTIVE.search(str(path))
+    found = signs.search(str(path))
     if found:
         raise UserError(
             f"{key}: {str(path)!r} has {found[0]!r} in its name, which a command line "

@@ -37,9 +37,12 @@ RUN_TIME_MODULES = frozenset(
         "prefdistill.running.rule_lookup",
         "prefdistill.running.slurm",
         "prefdistill.running.stopping",
+        "prefdistill.running.terminal",
+        "prefdistill.running.ties",
         "prefdistill.running.workers",
         "prefdistill.storage.checkpoints",
         "prefdistill.storage.digests",
+        "prefdistill.storage.hosts",
     }
 )
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from prefdistill.errors import Interrupted, UserError, disk_fault
 from prefdistill.running.binding import bind
-from prefdistill.running.lock import only_copy
+from prefdistill.running.lock import lock_path, only_copy
 from prefdistill.running.logs import (
     FAILED,
     JOB_LOGGER,
@@ -26,6 +26,8 @@ from prefdistill.running.logs import (
 from prefdistill.running.records import JobRecord
 from prefdistill.running.slurm import requeue
 from prefdistill.running.stopping import (
+    STOPPED,
+    TERMINAL_SIGNALS,
     TIME_LIMIT,
     request_stop,
     stop_on,
@@ -33,8 +35,9 @@ from prefdistill.running.stopping import (
     stop_requested,
     watch_time_limit,
 )
+from prefdistill.running.terminal import survive_lost_terminal
+from prefdistill.running.ties import Ties
 from prefdistill.running.workers import (
-    STOPPED,
     Outcome,
     end_with_parent,
     is_worker,
@@ -83,9 +86,11 @@ def guarded(job: Any, *, online: bool = False, processes: int = 1) -> Iterator[N
     """Run the body as a job: log, signals, time limit, one copy, record, clear errors.
 
     An exception ends the job with one line on the terminal that names the log; the log
-    gets the traceback. After SIGTERM or SIGUSR1, the body may save and raise
-    ``Interrupted``, which ends the job with exit status 143. Shortly before the job's
-    time limit on Slurm, the body may do the same, and the job is queued again.
+    gets the traceback. After SIGTERM, SIGUSR1 or a signal of the terminal, the body may
+    save and raise ``Interrupted``, which ends the job with exit status 143. Shortly
+    before the job's time limit on Slurm, the body may do the same, and the job is
+    queued again. A job that loses its driver, its lock or its folder stops in the same
+    way (see ``ties``).
 
     With more than one process, workers run the body: each runs this script again (see
     ``workers``). This process holds the lock, watches the clock and passes signals on.
@@ -100,8 +105,12 @@ def guarded(job: Any, *, online: bool = False, processes: int = 1) -> Iterator[N
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     if not online:
         _stay_offline()
-    stop_on(signal.SIGTERM, signal.SIGUSR1)
+    survive_lost_terminal()
+    stop_on(*TERMINAL_SIGNALS, signal.SIGUSR1)
+    ties = Ties(job.output)
     if is_worker():
+        ties.keep(lock_path(job))
+        ties.watch()
         with _work(job):
             yield
         return
@@ -109,9 +118,11 @@ def guarded(job: Any, *, online: bool = False, processes: int = 1) -> Iterator[N
     to_terminal = log_to(log_path)
     log_place()
     watch_time_limit()
+    ties.watch()
     started = time.monotonic()
     try:
         with only_copy(job) as lock:
+            ties.keep(lock_path(job), lock)
             record = JobRecord(job)
             record.begin()
             if processes > 1:
@@ -125,7 +136,8 @@ def guarded(job: Any, *, online: bool = False, processes: int = 1) -> Iterator[N
         logger.warning("stopped by %s: %s", stop_reason(), stop)
         if stop_reason() == TIME_LIMIT and stop.progressed:
             requeue()
-        keep_log(log_path)
+        if ties.lost_place() is None:  # or the log is another run's
+            keep_log(log_path)
         if stop_reason() == TIME_LIMIT:
             # Slurm ends a requeued job; one that ends by itself counts as failed.
             time.sleep(END_S)
@@ -135,7 +147,9 @@ def guarded(job: Any, *, online: bool = False, processes: int = 1) -> Iterator[N
         text = error_line(error)
         logger.exception("%s%s", FAILED, text)
         keep_log(log_path)
-        print(f"error: {text} (log: {log_path})", file=sys.stderr, flush=True)
+        # In one piece, as several jobs may fail at once.
+        sys.stderr.write(f"error: {text} (log: {log_path})\n")
+        sys.stderr.flush()
         sys.exit(1)
     logger.info("done in %.1f s", time.monotonic() - started)
 

@@ -4,11 +4,13 @@ Two copies run at once when a cluster requeues a job whose first process still r
 when Snakemake was killed and its jobs were not.
 """
 
+import errno
 import fcntl
 import hashlib
 import logging
 import os
 import socket
+import stat
 import sys
 import time
 from collections.abc import Iterator
@@ -16,7 +18,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from prefdistill.errors import Interrupted
+from prefdistill.errors import Interrupted, UserError
 from prefdistill.running.logs import JOB_LOGGER
 from prefdistill.running.stopping import stop_requested
 
@@ -36,6 +38,34 @@ def _fingerprint(job: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def lock_path(job: Any) -> Path:
+    """Return where a job's lock is: beside its log."""
+    log_path = Path(job.log[0])
+    return log_path.with_name(f".{log_path.stem}.lock")
+
+
+def open_lock(path: Path) -> int:
+    """Open a lock's file, and make it if it is not there.
+
+    Raises:
+        UserError: If something else is in its place.
+    """
+    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+    try:
+        lock = os.open(path, flags, 0o666)
+    except OSError as error:
+        if error.errno not in (errno.EISDIR, errno.ELOOP):
+            raise
+    else:
+        if stat.S_ISREG(os.fstat(lock).st_mode):
+            return lock
+        os.close(lock)
+    raise UserError(
+        f"{path}: not a lock file but a folder, a link or a pipe; remove it and start "
+        "again"
+    )
+
+
 @contextmanager
 def only_copy(job: Any) -> Iterator[int]:
     """Hold the job's lock, or exit with 0 if another copy has just done the same work.
@@ -47,13 +77,12 @@ def only_copy(job: Any) -> Iterator[int]:
         Interrupted: If this job has to stop before it gets the lock.
     """
     # A lock of the system (flock), which is released when its holder dies.
-    log_path = Path(job.log[0])
-    path = log_path.with_name(f".{log_path.stem}.lock")
+    path = lock_path(job)
     fingerprint = _fingerprint(job)
-    lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    lock = open_lock(path)
     try:
         waited = _wait_for_lock(lock, path)
-        same = os.pread(lock, 1000, 0).decode().splitlines()[1:] == [fingerprint]
+        same = _text(lock).splitlines()[1:] == [fingerprint]
         if waited and same and all(map(os.path.exists, job.output)):
             logger.info("the other copy finished this job")
             sys.exit(0)
@@ -64,6 +93,28 @@ def only_copy(job: Any) -> Iterator[int]:
         yield lock
     finally:
         os.close(lock)
+
+
+def _text(lock: int) -> str:
+    """Read who holds a lock, and for what work."""
+    return os.pread(lock, 1000, 0).decode(errors="replace")
+
+
+def lock_holder(path: Path) -> str | None:
+    """Read the host and process that hold a job's lock; None if it is free."""
+    try:
+        lock = open_lock(path)
+    except (OSError, UserError):
+        return None
+    try:
+        fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return _text(lock).partition("\n")[0] or "not recorded"
+    except OSError:
+        return None
+    finally:
+        os.close(lock)
+    return None
 
 
 def _wait_for_lock(lock: int, path: Path) -> bool:
@@ -82,7 +133,7 @@ def _wait_for_lock(lock: int, path: Path) -> bool:
             return waited
         except BlockingIOError:
             if not waited:
-                holder = os.pread(lock, 1000, 0).decode().partition("\n")[0]
+                holder = _text(lock).partition("\n")[0]
                 logger.warning("another copy runs (%s); waiting for it", holder)
             waited = True
         except OSError as error:

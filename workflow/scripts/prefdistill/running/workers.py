@@ -18,10 +18,11 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from prefdistill.running.stopping import STOPPED
+
 RUN_FOLDER = "PREFDISTILL_RUN_FOLDER"
 POLL_S = 0.1
 GRACE_S = 5.0  # for the other workers to end, once one has failed
-STOPPED = 143  # exit status after a stop on request, as of a process that SIGTERM ended
 _PR_SET_PDEATHSIG = 1
 
 

@@ -10,25 +10,38 @@ import os
 import re
 import secrets
 import shutil
-import socket
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from prefdistill.errors import DamagedFile, UserError
+from prefdistill.storage.hosts import PID_SPACE, has_ended
 
 RESULTS = "results"  # where rules write
 _UMASK = os.umask(0)  # the only way to read it is to set it
 os.umask(_UMASK)
-_HOST = re.sub(r"[^\w-]", "_", socket.gethostname())
 _TEMPORARY_NAME = re.compile(r"\..+\.([\w-]+)\.(\d+)\.[0-9a-f]{8}\.tmp")
 _LEFT_OVER_S = 24 * 3600
 LONGEST_REASON = 300  # characters of a library's message that are shown
 # A compressed file may always unpack to this many bytes, and otherwise to this multiple
 # of its size.
 MOST_UNPACKED_BYTES, MOST_RATIO = 1 << 30, 200
+
+
+class _Guard:
+    """Hold the function that is asked as a write begins, and before a file appears."""
+
+    check: Callable[[Path], None] = staticmethod(lambda path: None)
+
+
+def guard_writes(check: Callable[[Path], None]) -> None:
+    """Ask a function before every write of a file; it raises to refuse the write.
+
+    A job that nobody waits for any more must not overwrite its successor's files.
+    """
+    _Guard.check = staticmethod(check)
 
 
 @contextmanager
@@ -123,21 +136,16 @@ def not_finite(path: str | Path, what: str) -> UserError:
 def _is_left_over(path: Path) -> bool:
     """Tell whether a temporary folder's job is dead.
 
-    On this host, it is dead if its process is gone. On another host, it counts as dead
-    once its files were not touched for a day.
+    Where process ids are the same as here, it is dead if its process has ended.
+    Elsewhere, on another host or in another container, it counts as dead once its files
+    were not touched for a day.
     """
     found = _TEMPORARY_NAME.fullmatch(path.name)
     if found is None:
         return False
-    host, process = found.groups()
-    if host == _HOST:
-        try:
-            os.kill(int(process), 0)
-        except ProcessLookupError:
-            return True
-        except PermissionError:
-            pass  # it runs, under another user
-        return False
+    pid_space, process = found.groups()
+    if pid_space == PID_SPACE:
+        return has_ended(pid_space, int(process))
     newest = max(each.stat().st_mtime for each in (path, *path.iterdir()))
     return time.time() - newest > _LEFT_OVER_S
 
@@ -146,11 +154,11 @@ def _is_left_over(path: Path) -> bool:
 def temporary_folder(parent: str | Path, name: str = "scratch") -> Iterator[Path]:
     """Yield a new hidden folder in ``parent``, and delete it at the end.
 
-    Its name is unique over hosts and processes. Folders that killed jobs left in
-    ``parent`` are deleted first.
+    Its name is unique over hosts, containers and processes. Folders that killed jobs
+    left in ``parent`` are deleted first.
     """
     parent = Path(parent)
-    folder = parent / f".{name}.{_HOST}.{os.getpid()}.{secrets.token_hex(4)}.tmp"
+    folder = parent / f".{name}.{PID_SPACE}.{os.getpid()}.{secrets.token_hex(4)}.tmp"
     with naming(parent):
         parent.mkdir(parents=True, exist_ok=True)
         for path in parent.glob(".*.tmp"):
@@ -172,6 +180,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     Whatever interrupts the body, the target is absent, unchanged, or whole.
     """
     path = Path(path)
+    _Guard.check(path)  # before its folder is made
     # A folder, not only a file: safetensors writes to a temporary file of its own
     # beside the path that it is given.
     with temporary_folder(path.parent, path.name) as folder, naming(path):
@@ -180,6 +189,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         with open(temporary, "rb+") as handle:
             os.fchmod(handle.fileno(), 0o666 & ~_UMASK)  # safetensors writes 0600
             os.fsync(handle.fileno())
+        _Guard.check(path)
         os.replace(temporary, path)
         parent = os.open(path.parent, os.O_RDONLY)
         try:
