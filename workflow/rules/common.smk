@@ -34,6 +34,7 @@ with open(Path(workflow.basedir) / "schemas/config.schema.yaml") as handle:
 try:
     for path in workflow.configfiles if workflow.is_main_process else ():
         read_config_file(path)
+    check_path("the workflow's folder", workflow.basedir, re.compile("[{}]"))
     if not workflow.local_exec:
         for path in [*workflow.configfiles, workflow.basedir, os.getcwd()]:
             check_path("a cluster's command line", path, SHELL_SIGNS)

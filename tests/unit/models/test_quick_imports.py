@@ -101,6 +101,7 @@ class Ring:
     def __init__(self): self.me = self
     def __del__(self): print("collected")
 job = SimpleNamespace(threads=1, log=[sys.argv[1]], input=[], output=[], params={})
+gc.disable()  # but for the walk at the end, which it does not stop
 with guarded(job):
     Ring()
     if sys.argv[2] == "collect":

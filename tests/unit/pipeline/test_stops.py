@@ -9,7 +9,7 @@ import time
 import pytest
 from job_samples import wait_for
 
-from prefdistill.pipeline.code_digests import SCRIPTS
+from prefdistill.running.code_digests import SCRIPTS
 from prefdistill.running.stopping import TERMINAL_SIGNALS
 
 # A driver with one job, which says what it gets, and ends if it is told to.

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from prefdistill.pipeline.code_digests import SCRIPTS
+from prefdistill.running.code_digests import SCRIPTS
 from prefdistill.running.terminal import survive_lost_terminal
 
 # Writes after its readers have gone, and then leaves a sign that it went on.

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from prefdistill.pipeline.code_digests import SCRIPTS
+from prefdistill.running.code_digests import SCRIPTS
 from prefdistill.storage.hosts import BOOT_ID, PID_SPACE, has_ended
 from prefdistill.storage.whole_files import _TEMPORARY_NAME
 
