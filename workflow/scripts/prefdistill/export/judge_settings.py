@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from prefdistill.classes import CLASSES
-from prefdistill.data.prompts import ELLIPSIS, MIN_ANSWER_TOKENS
+from prefdistill.data.prompts import ELLIPSIS, MIN_ANSWER_TOKENS, Template
 from prefdistill.errors import UserError
 from prefdistill.models.manifests import WEIGHTS
 from prefdistill.scores.scaling import Scaling, read_scaling
@@ -21,6 +21,7 @@ from prefdistill.storage.whole_files import reading
 SETTINGS_FILE = "judge.json"
 CALIBRATION_FILE = "calibration.json"
 FORMAT = 1
+MAX_LENGTH = 131072  # as in the schema of the configuration
 # Settings of judges from early versions. This version would ignore them, and compute
 # other probabilities.
 GONE = ("known_priors", "second_view")
@@ -78,11 +79,15 @@ def read_judge_settings(folder: Path) -> JudgeSettings:
                 "results/gptq"
             )
     path = folder / SETTINGS_FILE
-    settings = read_json(path)
-    found = (settings.get("format"), tuple(settings.get("classes", ())))
-    if found != (FORMAT, CLASSES) or not set(settings["views"]) <= set(VIEWS):
+    settings = read_json(path, ["format", "classes", "views", "text"])
+    with reading(path, "the settings of a judge"):
+        found = (settings["format"], tuple(settings["classes"]))
+        views = tuple(settings["views"])
+        known = found == (FORMAT, CLASSES) and len(set(views) & set(VIEWS)) > 0
+        known = known and len(views) == len(set(views)) and set(views) <= set(VIEWS)
+    if not known:
         raise UserError(
-            f"{path}: format {found[0]} is not known to this "
+            f"{path}: format {found[0]!r:.40} is not known to this "
             "version; use the version of prefdistill that wrote it"
         )
     for name in GONE:
@@ -94,4 +99,12 @@ def read_judge_settings(folder: Path) -> JudgeSettings:
     scaling = read_scaling(folder / CALIBRATION_FILE)
     with reading(path, "the settings of a judge"):
         text = read(TextSettings, settings["text"])
-    return JudgeSettings(text, tuple(settings["views"]), scaling)
+        Template.from_settings(text)
+        shares = text.prompt_share, text.head_share
+        if not all(
+            isinstance(share, float | int) and 0 <= share <= 1 for share in shares
+        ):
+            raise ValueError(f"shares {shares}")
+        if not (type(text.max_length) is int and 0 < text.max_length <= MAX_LENGTH):
+            raise ValueError(f"max_length {text.max_length}")
+    return JudgeSettings(text, views, scaling)
