@@ -146,7 +146,7 @@ def test_repairs_are_counted(tmp_path):
 
 
 def test_refuses_an_oversized_cell(tmp_path, monkeypatch):
-    monkeypatch.setattr("prefdistill.data.readers.MAX_CELL_BYTES", 2 << 20)
+    monkeypatch.setattr("prefdistill.data.readers.MAX_CELL_CHARACTERS", 2 << 20)
     raw = kaggle_row()
     raw[3] = "x" * (3 << 20)
     with pytest.raises(UserError, match="a cell is larger than"):

@@ -4,6 +4,7 @@ from collections import defaultdict
 from dataclasses import replace
 
 import pytest
+import yaml
 from judge_samples import CALIBRATION, TEXT
 
 from prefdistill.data.prompts import describe_truncation
@@ -42,7 +43,7 @@ def front_matter(card):
     """The lines between the first two marks, which the hub reads."""
     start, lines, _ = card.split("---\n", 2)
     assert start == ""
-    return dict(line.split(": ", 1) for line in lines.splitlines())
+    return yaml.safe_load(lines)
 
 
 def test_the_card_tells_how_a_row_is_built(judge_folder, tmp_path):

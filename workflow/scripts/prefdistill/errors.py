@@ -4,7 +4,24 @@ Every other module may import this one, so it imports only the standard library.
 """
 
 import errno
+import unicodedata
 from pathlib import Path
+
+# Control and format characters (which turn the direction of text or hide it), halves of
+# surrogate pairs, and separators of lines and paragraphs.
+_UNPRINTABLE = ("Cc", "Cf", "Cs", "Zl", "Zp")
+
+
+def printable(text: str) -> str:
+    """Show characters that steer a terminal or a page as escapes of Python."""
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(
+        c.encode("unicode_escape").decode()
+        if unicodedata.category(c) in _UNPRINTABLE
+        else c
+        for c in text
+    )
 
 
 class UserError(Exception):

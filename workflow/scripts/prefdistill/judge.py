@@ -11,7 +11,7 @@ calibration, average over both orders), so the probabilities are the workflow's.
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,6 +30,7 @@ from prefdistill.export.judge_settings import JudgeSettings, read_judge_settings
 from prefdistill.models.forward import device_of
 from prefdistill.models.loading import load_classifier, load_tokenizer
 from prefdistill.models.memory import place
+from prefdistill.models.precision import find_device
 from prefdistill.models.scoring import score_pairs
 from prefdistill.scores.views import as_answers, symmetrise
 from prefdistill.storage.checkpoints import Checkpoints
@@ -74,20 +75,39 @@ def _copied(text: Text) -> Text:
     return list(text) if isinstance(text, list | tuple) else text
 
 
-def _turns(row: Sequence[Text], number: int) -> list[list[str]]:
+def _listed(pairs: Any) -> list[Any]:
+    """List pairs that may come from a generator.
+
+    Raises:
+        UserError: If they are one text, one mapping, or no collection.
+    """
+    if isinstance(pairs, str | bytes | Mapping) or not isinstance(pairs, Iterable):
+        raise UserError(
+            f"pairs: {type(pairs).__name__} is not a list of pairs; give "
+            "[(prompt, response_a, response_b), ...]"
+        )
+    return list(pairs)
+
+
+def _turns(row: Any, number: int) -> list[list[str]]:
     """Parse a row's three texts into lists of turns.
 
     Raises:
         UserError: If they are not three texts.
     """
-    if isinstance(row, str) or len(row) != len(TEXT_COLUMNS):
+    texts: Any = row
+    if isinstance(row, Mapping) and row.keys() == set(TEXT_COLUMNS):
+        texts = [row[name] for name in TEXT_COLUMNS]
+    # Anything else that can be iterated, such as a set, could yield texts in any order.
+    if not isinstance(texts, list | tuple) or len(texts) != len(TEXT_COLUMNS):
         raise UserError(
-            f"pair {number}: is not (prompt, response_a, response_b); give three texts"
+            f"pair {number}: is not (prompt, response_a, response_b); give three texts "
+            "in this order, or a mapping with these keys and no others"
         )
     try:
         return [
             parse_turns([text] if isinstance(text, str) else text, name, Counter())
-            for name, text in zip(TEXT_COLUMNS, map(_copied, row), strict=True)
+            for name, text in zip(TEXT_COLUMNS, map(_copied, texts), strict=True)
         ]
     except CellFault as fault:
         raise fault.located("pairs", f"pair {number}") from fault
@@ -110,7 +130,9 @@ class Judge:
     token_budget: int
 
     @classmethod
-    def load(cls, path: str | Path, device: str | None = None) -> "Judge":
+    def load(
+        cls, path: str | Path, device: str | torch.device | None = None
+    ) -> "Judge":
         """Load a judge from a folder: a release, the merged model, or a GPTQ model.
 
         Nothing is downloaded, and no code in the folder is run. Weights are 16-bit on a
@@ -122,12 +144,13 @@ class Judge:
             device: Such as ``cpu`` or ``cuda:1``; by default the GPU if there is one.
 
         Raises:
-            UserError: If a file of the judge is missing or damaged.
+            UserError: If a file of the judge is missing or damaged, or if this machine
+                has no such device.
         """
+        device = find_device(device)
         folder = Path(path)
         settings = read_judge_settings(folder)
-        on_cpu = device is not None and torch.device(device).type == "cpu"
-        on_cpu |= not torch.cuda.is_available()
+        on_cpu = device.type == "cpu"
         token_budget = CPU_TOKENS if on_cpu else GPU_TOKENS
         precision = "auto" if on_cpu else place(folder, "auto", token_budget)[0]
         model = load_classifier(folder, precision, device=device)
@@ -148,20 +171,22 @@ class Judge:
 
     def compare_batch(
         self,
-        pairs: Sequence[Sequence[Text]],
+        pairs: Iterable[Sequence[Text] | Mapping[str, Text]],
         progress: Callable[[int, int], object] | None = None,
     ) -> list[Verdict]:
         """Compare many pairs in packed batches, much faster than one by one.
 
         Args:
-            pairs: Each is ``(prompt, response_a, response_b)``, as for ``compare``.
+            pairs: Each is ``(prompt, response_a, response_b)``, as for ``compare``, or
+                a mapping with these three keys.
             progress: Function that is called with the number of pairs done and the
                 number of all pairs.
 
         Raises:
-            UserError: If a text is neither a string nor a list of strings.
+            UserError: If a pair has another form, or a text is neither a string nor a
+                list of strings.
         """
-        rows = [_turns(pair, number) for number, pair in enumerate(pairs, 1)]
+        rows = [_turns(pair, number) for number, pair in enumerate(_listed(pairs), 1)]
         verdicts: list[Verdict] = []
         for start in range(0, len(rows), CHUNK_PAIRS):
             chunk = rows[start : start + CHUNK_PAIRS]

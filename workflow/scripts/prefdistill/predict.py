@@ -7,7 +7,6 @@ accuracy. ``prefdistill-predict`` is the command's older name.
 """
 
 import argparse
-import csv
 import hashlib
 import logging
 import signal
@@ -24,11 +23,22 @@ from prefdistill.classes import VERDICTS
 from prefdistill.data.cells import CellFault, parse_id, parse_label, parse_turns
 from prefdistill.data.pairs import SCORED, TEXT_COLUMNS, ImportedFile
 from prefdistill.data.readers import read_file_rows
-from prefdistill.errors import Interrupted, UserError, disk_fault
+from prefdistill.errors import (
+    DamagedFile,
+    Interrupted,
+    UserError,
+    disk_fault,
+    printable,
+)
 from prefdistill.running.stopping import STOPPED, TERMINAL_SIGNALS, stop_on
 from prefdistill.running.terminal import survive_lost_terminal
+from prefdistill.storage.digests import file_digest
 from prefdistill.storage.tables import TARGET_COLUMNS
-from prefdistill.storage.whole_files import atomic_path
+from prefdistill.storage.whole_files import (
+    temporary_folder,
+    unchanged,
+    write_csv_rows,
+)
 from prefdistill.version import __version__
 
 logger = logging.getLogger(__name__)
@@ -100,8 +110,6 @@ def read_pairs(path: Path, *, plain: bool) -> Pairs:
     Raises:
         UserError: If a value cannot be read, an id occurs twice, or there are no rows.
     """
-    if not path.is_file():
-        raise UserError(f"{path}: is not a file; check the input's path")
     counts = ImportedFile(str(path), SCORED)
     ids: dict[str, None] = {}
     rows, labels = [], []
@@ -110,7 +118,9 @@ def read_pairs(path: Path, *, plain: bool) -> Pairs:
             name = row.values[0]
             name = str(row.number) if name is None else parse_id(name, integer=False)
             if name in ids:
-                raise CellFault("id", f"{name} is there twice; ids must be unique")
+                raise CellFault(
+                    "id", f"{printable(name)} is there twice; ids must be unique"
+                )
             ids[name] = None
             texts = zip(row.values[1:4], TEXT_COLUMNS, strict=True)
             rows.append([_turns(*each, plain, counts.repaired) for each in texts])
@@ -134,17 +144,43 @@ def write_scores(
         probs: ``(n, 3)`` float probabilities of A, B and tie.
         order_gap: ``(n,)`` float, from ``Judge.order_gap``.
     """
-    with (
-        atomic_path(path) as temporary,
-        open(temporary, "w", encoding="utf-8", newline="") as handle,
-    ):
-        writer = csv.writer(handle, lineterminator="\n")
-        writer.writerow(OUTPUT_COLUMNS)
-        best = probs.argmax(axis=1).tolist()
+    best = probs.argmax(axis=1).tolist()
+    rows = (
+        (name, *row, VERDICTS[top].lower(), f"{gap:.4f}")
         for name, row, top, gap in zip(
             ids, probs.tolist(), best, order_gap.tolist(), strict=True
-        ):
-            writer.writerow([name, *row, VERDICTS[top].lower(), f"{gap:.4f}"])
+        )
+    )
+    n_marked = write_csv_rows(path, OUTPUT_COLUMNS, rows)
+    if n_marked:
+        logger.warning(
+            "%s: %d ids that a spreadsheet would run got an apostrophe before them",
+            path, n_marked,
+        )  # fmt: skip
+
+
+def check_output(output: Path, inputs: Sequence[Path]) -> None:
+    """Check that the output can be written, before hours are spent on it.
+
+    Args:
+        output: The CSV file.
+        inputs: Files that it must not replace.
+
+    Raises:
+        UserError: If it is not a CSV file, or one of the inputs under any name.
+        OSError: If its folder cannot be made or written to.
+    """
+    if output.suffix != ".csv":
+        raise UserError(f"{output}: the output is a CSV; let its name end in .csv")
+    if output.is_dir():
+        raise UserError(f"{output}: is a folder; name a file in it")
+    for path in inputs:
+        if output.exists() and path.exists() and output.samefile(path):
+            raise UserError(
+                f"{output}: is {path}, which is read; name another file for the output"
+            )
+    with temporary_folder(output.parent, output.name):
+        pass
 
 
 def score_text(probs: np.ndarray, pairs: Pairs) -> str | None:
@@ -194,21 +230,30 @@ def predict(
         UserError: If an input cannot be used.
         Interrupted: After SIGUSR1 or a terminal's signal; finished logits are kept.
     """
-    if output_path.suffix != ".csv":
-        raise UserError(f"{output_path}: the output is a CSV; let its name end in .csv")
-    pairs = read_pairs(input_path, plain=plain)
-    from prefdistill.export.judge_settings import SETTINGS_FILE
+    judge_files = sorted(path for path in judge_folder.glob("*") if path.is_file())
+    check_output(output_path, [input_path, *judge_files])
+    if not input_path.is_file():
+        raise UserError(f"{input_path}: is not a file; check the input's path")
+    from prefdistill.export.judge_settings import read_judge_settings
     from prefdistill.judge import Judge, pairs_table
+    from prefdistill.models.manifests import WEIGHTS
+    from prefdistill.models.precision import find_device
     from prefdistill.storage.checkpoints import Checkpoints, identity_of
 
-    judge = Judge.load(judge_folder, device)
+    found = find_device(device)
+    settings = read_judge_settings(judge_folder)  # or it is no judge at all
+    with unchanged(input_path):
+        pairs = read_pairs(input_path, plain=plain)
+        input_digest = file_digest(input_path)
+    with unchanged(*judge_files):
+        weights = judge_folder / WEIGHTS
+        if settings.weights not in (None, file_digest(weights)):
+            raise DamagedFile(weights, "is not the file that judge.json was made with")
+        judge = Judge.load(judge_folder, found)
+        identity = identity_of(
+            [__version__, plain, str(judge.device), input_digest], *judge_files
+        )
     table = pairs_table(pairs.ids, pairs.rows)
-    identity = identity_of(
-        [__version__, plain, str(judge.device)],
-        input_path,
-        judge_folder / SETTINGS_FILE,
-        judge_folder / "model.safetensors",
-    )
     place = hashlib.sha256(str(output_path.resolve()).encode()).hexdigest()[:12]
     checkpoints = Checkpoints(scratch / "predict" / place, identity)
     probs, order_gap = judge.score(table, checkpoints)
@@ -231,7 +276,9 @@ def parse_arguments(arguments: Sequence[str] | None, prog: str) -> argparse.Name
     parser = argparse.ArgumentParser(
         prog=prog,
         description="Score a file of answer pairs with a finished judge. A stopped run "
-        "(exit status 143)\nresumes where it left off when the command is given again.",
+        "(exit status 143)\nresumes where it left off when the command is given again. "
+        "An id that\na spreadsheet would run as a formula gets an apostrophe before "
+        "it.",
         epilog=f"example: {prog} results/gptq/4bit pairs.csv out.csv",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -276,8 +323,16 @@ def main(
     except Interrupted as stop:
         print(f"stopped: {stop}; repeat the command to resume", file=sys.stderr)
         sys.exit(STOPPED)
+    except MemoryError:
+        print(
+            f"error: {printable(str(options.input))}: does not fit into the memory; "
+            "split the file",
+            file=sys.stderr,
+        )
+        sys.exit(1)
     except (UserError, OSError) as error:
-        print(f"error: {disk_fault(error) or error}", file=sys.stderr)
+        text = printable(str(disk_fault(error) or error))
+        print(f"error: {text}", file=sys.stderr)
         sys.exit(1)
     if text:
         print(text)

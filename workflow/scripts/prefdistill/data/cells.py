@@ -7,11 +7,24 @@ import json
 import re
 import reprlib
 from collections import Counter
+from datetime import date, time
+from decimal import Decimal
 from typing import Any
+from uuid import UUID
 
 from prefdistill.errors import UserError
 
 _KAGGLE_ID = re.compile(r"-?(0|[1-9][0-9]*)")
+# A tokenizer takes more than 100 bytes per token, and JSON of lists in lists takes 20
+# times its own size. The longest row of tokens that the settings allow is 131,072.
+MAX_CELL_CHARACTERS = 16 << 20
+# The arrays of ids hold every id in the room of the longest, 4 bytes per character.
+MAX_ID_CHARACTERS = 256
+# What a file can hold as an id. A library may return any type of its own for others.
+_SIMPLE = (str, int, float, Decimal, date, time, UUID)
+# An id with one of these cannot be written so that every reader gets it back. Texts of
+# pairs are repaired, but a repaired id would not be the one that its owner knows.
+_UNWRITABLE = re.compile("[\0\ud800-\udfff]")
 LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 # The lenient decoder allows raw line breaks and other control characters in a string.
 _decode_strict = json.JSONDecoder().decode
@@ -48,19 +61,37 @@ def parse_id(value: Any, *, integer: bool = True) -> str:
     Args:
         value: The cell.
         integer: Require a 64-bit integer in its plain form, as Kaggle files have.
-            Otherwise any text will do.
+            Otherwise any text of at most ``MAX_ID_CHARACTERS`` will do.
 
     Raises:
         CellFault: If the id is missing or not in that form.
     """
+    if isinstance(value, bytes):
+        try:
+            value = value.decode()
+        except UnicodeDecodeError:
+            raise CellFault("id", f"{quote_short(value)} is not UTF-8") from None
+    if value is not None and not isinstance(value, _SIMPLE):
+        raise CellFault(
+            "id", f"{quote_short(value)} is not a text or a number; make it one"
+        )
     text = "" if value is None else str(value)
-    if not integer and text:
-        return text
-    if not _KAGGLE_ID.fullmatch(text):
-        raise CellFault("id", f"{quote_short(value)} is not an integer")
-    # The length is checked first: Python refuses to convert thousands of digits.
-    if len(text) > 20 or not -(2**63) <= int(text) < 2**63:
-        raise CellFault("id", f"{quote_short(value)} does not fit into 64 bits")
+    if integer or not text:
+        if not _KAGGLE_ID.fullmatch(text):
+            raise CellFault("id", f"{quote_short(value)} is not an integer")
+        # The length comes first: Python refuses to convert thousands of digits.
+        if len(text) > 20 or not -(2**63) <= int(text) < 2**63:
+            raise CellFault("id", f"{quote_short(value)} does not fit into 64 bits")
+    elif len(text) > MAX_ID_CHARACTERS:
+        raise CellFault(
+            "id",
+            f"{quote_short(text)} has {len(text)} characters; use at most "
+            f"{MAX_ID_CHARACTERS}",
+        )
+    elif _UNWRITABLE.search(text):
+        raise CellFault(
+            "id", f"{quote_short(text)} holds NUL or half of a surrogate pair; drop it"
+        )
     return text
 
 
@@ -103,6 +134,13 @@ def _may_hold_surrogates(cell: str) -> bool:
     return escaped or (not cell.isascii() and bool(LONE_SURROGATE.search(cell)))
 
 
+def _size_of(value: Any) -> int:
+    """Count the characters of a list of turns, and one for each turn."""
+    if not isinstance(value, list):
+        return 0
+    return len(value) + sum(len(turn) for turn in value if isinstance(turn, str))
+
+
 def parse_turns(value: Any, column: str, repaired: Counter[str]) -> list[str]:
     """Parse the turns of one text cell.
 
@@ -115,8 +153,15 @@ def parse_turns(value: Any, column: str, repaired: Counter[str]) -> list[str]:
         repaired: Counts of repairs; updated in place.
 
     Raises:
-        CellFault: If the cell is not a list of strings and nulls.
+        CellFault: If the cell is not a list of strings and nulls, or is too long.
     """
+    size = len(value) if isinstance(value, str) else _size_of(value)
+    if size > MAX_CELL_CHARACTERS:
+        raise CellFault(
+            column,
+            f"has {size:,} characters; use at most {MAX_CELL_CHARACTERS:,}, as texts "
+            "are cut to far fewer",
+        )
     turns = _parse_json(value, column, repaired) if isinstance(value, str) else value
     if not isinstance(turns, list):
         raise CellFault(

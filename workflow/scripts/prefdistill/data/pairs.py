@@ -24,7 +24,7 @@ from prefdistill.data.cells import (
     parse_turns,
     quote_short,
 )
-from prefdistill.errors import UserError
+from prefdistill.errors import UserError, printable
 from prefdistill.storage.tables import PAIRS_SCHEMA, TARGET_COLUMNS
 from prefdistill.storage.whole_files import atomic_path
 
@@ -243,8 +243,8 @@ class PairsWriter:
                 if values[0] in seen:
                     raise CellFault(
                         "id",
-                        f"{values[0]} occurs a second time among the {source} rows; "
-                        "ids must be unique",
+                        f"{printable(values[0])} occurs a second time among the "
+                        f"{source} rows; ids must be unique",
                     )
             except CellFault as fault:
                 raise fault.located(counts.file, row.where) from fault

@@ -9,6 +9,7 @@ the template: see ``neutralise``.
 import hashlib
 import json
 import re
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from string import Formatter
@@ -17,11 +18,14 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from prefdistill.errors import UserError
+from prefdistill.errors import DamagedFile, UserError
 from prefdistill.settings import TextSettings
+from prefdistill.storage.whole_files import is_panic
 
 FIELDS = ("prompt", "response_a", "response_b")
 ELLIPSIS = " ... "
+# Texts that are tokenised at once: a tokenizer keeps over 100 bytes per token.
+PART_CHARACTERS = 4 << 20
 WORD_JOINER = "\u2060"
 MIN_ANSWER_TOKENS = 8  # a longer answer is never trimmed below this
 
@@ -265,6 +269,19 @@ def trim(
     )
 
 
+def _in_parts(texts: list[str]) -> Iterator[list[str]]:
+    """Cut a list of texts into parts of about ``PART_CHARACTERS``."""
+    part, n_characters = [], 0
+    for text in texts:
+        part.append(text)
+        n_characters += len(text)
+        if n_characters >= PART_CHARACTERS:
+            yield part
+            part, n_characters = [], 0
+    if part:
+        yield part
+
+
 class _Encoder:
     """Tokenise the texts of a table, each distinct one once.
 
@@ -288,8 +305,27 @@ class _Encoder:
 
     def encode_literal(self, text: str) -> np.ndarray:
         """Tokenise trusted text, in which special tokens keep their meaning."""
-        ids = self.tokenizer(text, add_special_tokens=False, verbose=False).input_ids
-        return np.array(ids, dtype=np.int32)
+        return np.array(self._tokenise([text])[0], dtype=np.int32)
+
+    def _tokenise(self, texts: list[str]) -> list[list[int]]:
+        """Tokenise texts without adding special tokens.
+
+        Raises:
+            DamagedFile: If the tokenizer's library gives up, as it does if a regular
+                expression of the tokenizer takes too long on a text.
+        """
+        try:
+            return self.tokenizer(
+                texts,
+                add_special_tokens=False,
+                return_attention_mask=False,
+                verbose=False,
+            ).input_ids
+        except BaseException as error:
+            if not is_panic(error):
+                raise
+            path = f"{self.tokenizer.name_or_path}/tokenizer.json"
+            raise DamagedFile(path, f"cannot tokenise a text ({error})") from error
 
     def encode_template(self) -> list[np.ndarray]:
         """Tokenise the four literals of the template, with BOS if there is one.
@@ -316,20 +352,17 @@ class _Encoder:
         ordered = sorted(texts - self.cache.keys())
         if not ordered:
             return
-        harmless = [neutralise(text, self.forbidden) for text in ordered]
-        encoded = self.tokenizer(
-            harmless,
-            add_special_tokens=False,
-            return_attention_mask=False,
-            verbose=False,
-        ).input_ids
         special = np.array(sorted(self.special), dtype=np.int32)
-        for text, changed, ids in zip(ordered, harmless, encoded, strict=True):
-            tokens = np.array(ids, dtype=np.int32)
-            # NFKC and the like can turn other characters into a special token's string.
-            self.cache[text] = tokens[~np.isin(tokens, special)]
-            if changed != text or len(self.cache[text]) < len(tokens):
-                self.neutralised.add(text)
+        for part in _in_parts(ordered):
+            harmless = [neutralise(text, self.forbidden) for text in part]
+            encoded = self._tokenise(harmless)
+            for text, changed, ids in zip(part, harmless, encoded, strict=True):
+                tokens = np.array(ids, dtype=np.int32)
+                # NFKC and the like can turn other characters into a special token's
+                # string.
+                self.cache[text] = tokens[~np.isin(tokens, special)]
+                if changed != text or len(self.cache[text]) < len(tokens):
+                    self.neutralised.add(text)
 
     def join_turns(self, texts: list[str | None]) -> np.ndarray:
         """Join the tokens of all turns of one text, each after its marker.
@@ -344,9 +377,9 @@ class _Encoder:
         for n, text in enumerate(texts, start=1):
             if n > 1:
                 if n not in self.markers:
-                    self.markers[n] = self.encode_literal(
-                        self.template.turn.format(n=n)
-                    )
+                    # Not str.format: a file of settings could ask it for any width.
+                    marker = self.template.turn.replace("{n}", str(n))
+                    self.markers[n] = self.encode_literal(marker)
                 pieces.append(self.markers[n])
             pieces.append(self.cache[text or ""])
         return np.concatenate(pieces) if pieces else np.zeros(0, np.int32)

@@ -10,15 +10,21 @@ import io
 import json
 import zlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TextIO
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from prefdistill.data.cells import LONE_SURROGATE, CellFault, quote_short
+from prefdistill.data.cells import (
+    LONE_SURROGATE,
+    MAX_CELL_CHARACTERS,
+    CellFault,
+    quote_short,
+)
 from prefdistill.data.pairs import (
     ROW_COLUMNS,
     ImportedFile,
@@ -28,7 +34,12 @@ from prefdistill.data.pairs import (
 )
 from prefdistill.errors import UserError
 
-MAX_CELL_BYTES = 64 << 20
+# One row of CSV or JSON lines, in characters or bytes.
+MAX_ROW_BYTES = 32 << 20
+# A file may always unpack to this many bytes, and otherwise to this multiple of its
+# size. Texts of pairs shrink to a third or a tenth.
+MOST_UNPACKED_BYTES, MOST_RATIO = 128 << 20, 50
+BATCH_ROWS = 1024  # of parquet
 
 # First bytes of files that are not plain UTF-8 text: the fault and its remedy. UTF-32
 # comes before UTF-16, since the mark of UTF-32 starts with that of UTF-16.
@@ -61,18 +72,69 @@ _UNSUPPORTED = {
 _CSV_FAULTS = {
     "unexpected end of data": "a quote is opened and never closed",
     "expected after": "a quote inside a quoted cell is not doubled",
-    "field larger than": f"a cell is larger than {MAX_CELL_BYTES >> 20} MB; "
+    "row larger than": f"is larger than {MAX_ROW_BYTES >> 20} MB; "
+    "probably a quote is opened and never closed",
+    "field larger than": f"a cell is larger than {MAX_CELL_CHARACTERS >> 20} MB; "
     "probably a quote is opened and never closed",
 }
+
+
+class _Bounded(io.RawIOBase):
+    """Stop reading a compressed file that unpacks to far more than its size.
+
+    Args:
+        path: The file, for the message and its size.
+        stream: Its unpacked bytes.
+    """
+
+    def __init__(self, path: Path, stream: Any) -> None:
+        self._path, self._stream, self._n_bytes = path, stream, 0
+        self._most = _most_unpacked(path)
+
+    def readable(self) -> bool:
+        """Tell that this is a file to read."""
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """Read unpacked bytes into a buffer, and count them.
+
+        Raises:
+            UserError: If they are too many.
+        """
+        content = self._stream.read(len(buffer))
+        self._n_bytes += len(content)
+        if self._n_bytes > self._most:
+            raise _too_large(self._path, self._most)
+        buffer[: len(content)] = content
+        return len(content)
+
+    def close(self) -> None:
+        """Close the file."""
+        self._stream.close()
+        super().close()
+
+
+def _most_unpacked(path: Path) -> int:
+    """Return how many bytes a file may unpack to."""
+    return max(MOST_UNPACKED_BYTES, MOST_RATIO * path.stat().st_size)
+
+
+def _too_large(path: Path, most: int) -> UserError:
+    """Make the error for a file that would fill the memory."""
+    return UserError(
+        f"{path}: its {path.stat().st_size:,} bytes unpack to more than {most:,}; if "
+        "they are not meant to fill the memory, write its texts as plain .csv or .jsonl"
+    )
 
 
 def _open_bytes(path: Path) -> BinaryIO:
     """Open a file for reading, decompressed if its name ends in .gz or .zst."""
     suffix = path.suffix.lower()
     if suffix == ".gz":
-        return gzip.open(path, "rb")
+        return io.BufferedReader(_Bounded(path, gzip.open(path, "rb")), 1 << 16)
     if suffix == ".zst":
-        return io.BufferedReader(pa.input_stream(str(path), compression="zstd"))
+        stream = pa.input_stream(str(path), compression="zstd")
+        return io.BufferedReader(_Bounded(path, stream), 1 << 16)
     return open(path, "rb")
 
 
@@ -81,6 +143,27 @@ def _open_csv(path: Path, encoding_errors: str) -> io.TextIOWrapper:
     return io.TextIOWrapper(
         _open_bytes(path), encoding="utf-8-sig", errors=encoding_errors, newline=""
     )
+
+
+class _Lines:
+    """Iterate over the lines of a CSV file, and stop at a row that is too large.
+
+    Args:
+        handle: The file.
+
+    Attributes:
+        n_characters: Number of characters since it was last set to 0.
+    """
+
+    def __init__(self, handle: TextIO) -> None:
+        self._handle, self.n_characters = handle, 0
+
+    def __iter__(self) -> Iterator[str]:
+        while line := self._handle.readline(MAX_ROW_BYTES + 1):
+            self.n_characters += len(line)
+            if self.n_characters > MAX_ROW_BYTES:
+                raise csv.Error("row larger than the limit")
+            yield line
 
 
 def _check_start(path: Path, counts: ImportedFile) -> None:
@@ -153,14 +236,15 @@ def read_csv_rows(path: Path, source: str, counts: ImportedFile) -> Iterator[Raw
         UserError: If the file is not UTF-8 CSV, lacks a required column, or has a row
             with another number of fields than the header.
     """
-    csv.field_size_limit(MAX_CELL_BYTES)
+    csv.field_size_limit(MAX_CELL_CHARACTERS)
     place = "header (line 1)"
     try:
         _check_start(path, counts)
         with _open_csv(path, "strict") as handle:
             # Not pyarrow's reader: csv is strict about quotes, reads line breaks within
             # cells, and knows the line that it is at.
-            rows = csv.reader(handle, strict=True)
+            lines = _Lines(handle)
+            rows = csv.reader(lines, strict=True)
             names = next(rows)
             while not names:
                 counts.repaired["blank_line"] += 1
@@ -172,6 +256,7 @@ def read_csv_rows(path: Path, source: str, counts: ImportedFile) -> Iterator[Raw
             number = 0
             place = f"row 1 (line {rows.line_num + 1})"
             for row in rows:
+                lines.n_characters = 0
                 # ``place`` is already that of the next row when reading it fails.
                 here, number = place, number + bool(row)
                 place = f"row {number + 1} (line {rows.line_num + 1})"
@@ -253,12 +338,18 @@ def read_json_rows(path: Path, source: str, counts: ImportedFile) -> Iterator[Ra
     try:
         _check_start(path, counts)
         with _open_bytes(path) as handle:
-            for line_number, line in enumerate(handle, 1):
+            lines = iter(lambda: handle.readline(MAX_ROW_BYTES + 1), b"")
+            for line_number, line in enumerate(lines, 1):
                 if not line.strip():
                     counts.repaired["blank_line"] += 1
                     continue
                 number += 1
                 where = f"row {number} (line {line_number})"
+                if len(line) > MAX_ROW_BYTES:
+                    raise UserError(
+                        f"{path}, {where}: is larger than {MAX_ROW_BYTES >> 20} MB; "
+                        "write one object per line, with shorter texts"
+                    )
                 try:
                     row = _parse_object(line)
                 except CellFault as fault:
@@ -278,6 +369,56 @@ def read_json_rows(path: Path, source: str, counts: ImportedFile) -> Iterator[Ra
     )
 
 
+def _check_chunks(
+    path: Path, metadata: pq.FileMetaData, used: Sequence[str], most: int
+) -> list[str]:
+    """Check the sizes of a parquet file's columns, and list those that hold bytes.
+
+    Args:
+        path: The file, for the message.
+        metadata: Its metadata.
+        used: The names of the columns that will be read.
+        most: How many bytes they may unpack to, without copies of repeated texts.
+
+    Returns:
+        Their paths in the file's schema.
+
+    Raises:
+        UserError: If the columns are too large.
+    """
+    n_bytes, leaves = 0, []
+    for place in range(metadata.num_columns):
+        column = metadata.schema.column(place)
+        if column.path.partition(".")[0] not in used:
+            continue
+        if column.physical_type == "BYTE_ARRAY":
+            leaves.append(column.path)
+        for group in range(metadata.num_row_groups):
+            chunk = metadata.row_group(group).column(place)
+            # A list of nulls takes no bytes in the file, but 8 for each in memory.
+            width = max(column.length, 8)
+            n_bytes += max(chunk.total_uncompressed_size, width * chunk.num_values)
+    if n_bytes > most:
+        raise _too_large(path, most)
+    return leaves
+
+
+def _unpacked_bytes(array: pa.Array) -> int:
+    """Compute the size of an array once each repeated value is a copy."""
+    if isinstance(array, pa.DictionaryArray):
+        if not pa.types.is_string(array.type.value_type) and not pa.types.is_binary(
+            array.type.value_type
+        ):
+            return array.nbytes
+        lengths = pc.binary_length(array.dictionary).cast(pa.int64())
+        return pc.sum(lengths.take(array.indices)).as_py() or 0
+    if isinstance(array, pa.StructArray):
+        return sum(map(_unpacked_bytes, array.flatten()))
+    if pa.types.is_list(array.type) or pa.types.is_large_list(array.type):
+        return _unpacked_bytes(array.flatten())
+    return array.nbytes
+
+
 def read_parquet_rows(
     path: Path, source: str, counts: ImportedFile
 ) -> Iterator[RawRow]:
@@ -291,14 +432,21 @@ def read_parquet_rows(
     Raises:
         UserError: If the file cannot be read as parquet or lacks a required column.
     """
-    number = 0
+    number, n_bytes, most = 0, 0, _most_unpacked(path)
     try:
         with pq.ParquetFile(path) as file:
             names = file.schema_arrow.names
             columns = match_columns(names, source, str(path))
             used = [names[place] for place in columns if place < len(names)]
             counts.ignored_columns = sorted(set(names) - set(used))
-            for batch in file.iter_batches(1024, columns=used):
+            leaves = _check_chunks(path, file.metadata, used, most)
+        # A text that a file repeats lies there once. As a dictionary it also lies in
+        # memory once, so the size of a batch is known before its texts are copied.
+        with pq.ParquetFile(path, read_dictionary=leaves) as file:
+            for batch in file.iter_batches(BATCH_ROWS, columns=used):
+                n_bytes += sum(map(_unpacked_bytes, batch.columns))
+                if n_bytes > most:
+                    raise _too_large(path, most)
                 values = [
                     batch.column(name).to_pylist()
                     if name in used

@@ -1,12 +1,16 @@
 """Write a released judge's model card: its use, data, scores, limits and licences."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import yaml
+
 from prefdistill.data.prompts import describe_truncation
 from prefdistill.export.release import EXAMPLE
 from prefdistill.report.markdown_tables import markdown_table, scores_markdown
+from prefdistill.report.markdown_text import code_block, escape
 from prefdistill.settings import TextSettings, read
 from prefdistill.version import __version__
 
@@ -78,14 +82,18 @@ def _licence(base: Mapping[str, Any]) -> tuple[str, str] | None:
 
 def _front_matter(facts: CardFacts) -> str:
     """Write the metadata that the Hub reads."""
-    lines = ["library_name: transformers", "pipeline_tag: text-classification"]
-    lines.append(f"license: {(_licence(facts.student) or ('other',))[0]}")
+    fields: dict[str, Any] = {
+        "library_name": "transformers",
+        "pipeline_tag": "text-classification",
+        "license": (_licence(facts.student) or ("other",))[0],
+    }
     if facts.student["source"] == "hub":
-        lines.append(f"base_model: {facts.student['repo']}")
         quantised = facts.judge.startswith("gptq")
-        lines.append(f"base_model_relation: {'quantized' if quantised else 'finetune'}")
-    lines.append("tags: [preference, judge, calibrated]")
-    return "\n".join(["---", *lines, "---"])
+        fields["base_model"] = facts.student["repo"]
+        fields["base_model_relation"] = "quantized" if quantised else "finetune"
+    fields["tags"] = ["preference", "judge", "calibrated"]
+    # YAML quotes what needs it, so that a repository's name adds no field.
+    return f"---\n{yaml.safe_dump(fields, sort_keys=False)}---"
 
 
 def _trained_on(facts: CardFacts) -> str:
@@ -148,20 +156,17 @@ def _rows(settings: Mapping[str, Any]) -> str:
         "The pair is shown in both orders; after the classes of the second are turned "
         "back, the two probabilities are averaged."
         if both
-        else f"The pair is shown in the order {views[0]} alone."
+        else f"The pair is shown in the order {escape(str(views[0]))} alone."
     )
     return (
-        f"```json\n{_quoted(text['template'])}\n```\n\n"
-        f"Turns from the second on follow the mark {_quoted(text['turn'])}. Literals "
+        f"{code_block(json.dumps(text['template']), 'json')}\n\n"
+        f"Turns from the second on follow the mark {escape(json.dumps(text['turn']))}. "
+        "Literals "
         "and texts are tokenised apart, without special tokens but the first BOS. "
         f"{describe_truncation(read(TextSettings, text))} The classes are (first "
         "answer, second answer, tie) *as shown*, read at the last token. "
         f"{order} `judge.json` has all of this."
     )
-
-
-def _quoted(text: str) -> str:
-    return '"' + text.replace("\\", "\\\\").replace("\n", "\\n") + '"'
 
 
 def _limits() -> str:
@@ -189,7 +194,7 @@ def _licence_notes(facts: CardFacts) -> str:
         else:
             known = _licence(base)
             note = known[1] if known else "see its own licence before you hand this on."
-        lines.append(f"- {role}, {base_name(base)}: {note}")
+        lines.append(f"- {escape(role)}, {escape(base_name(base))}: {note}")
     lines.append("- the data: see the licence of each data set above.")
     return "\n".join(lines)
 
@@ -198,7 +203,7 @@ def card_text(facts: CardFacts) -> str:
     """Write the whole card as Markdown."""
     quantised = facts.judge.startswith("gptq")
     kind = f"GPTQ, {facts.judge[4:]} bit" if quantised else "16 bit"
-    teachers = ", ".join(base_name(base) for base in facts.teachers.values())
+    teachers = ", ".join(escape(base_name(base)) for base in facts.teachers.values())
     needs = " Loading it needs `gptqmodel` and `optimum`." if quantised else ""
     return (
         "\n\n".join(
@@ -207,8 +212,8 @@ def card_text(facts: CardFacts) -> str:
                 f"# A judge of answer pairs ({kind})",
                 "Given a prompt and two answers, it estimates the probabilities that a "
                 "person prefers the first, the second, or neither. It is "
-                f"{base_name(facts.student)}, fine-tuned with LoRA and distilled from "
-                f"{teachers}; made by prefdistill {__version__}.",
+                f"{escape(base_name(facts.student))}, fine-tuned with LoRA and "
+                f"distilled from {teachers}; made by prefdistill {__version__}.",
                 "## Use",
                 "With transformers alone, for texts short enough not to be cut "
                 f"(`example.py`).{needs}",

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from prefdistill.classes import CLASSES
-from prefdistill.data.prompts import ELLIPSIS, MIN_ANSWER_TOKENS
+from prefdistill.data.prompts import ELLIPSIS, MIN_ANSWER_TOKENS, Template
 from prefdistill.errors import DamagedFile, UserError
 from prefdistill.models.manifests import TOKENIZER_FILES, WEIGHTS
 from prefdistill.scores.scaling import Scaling, read_scaling
@@ -21,7 +21,10 @@ from prefdistill.storage.whole_files import reading
 
 SETTINGS_FILE = "judge.json"
 CALIBRATION_FILE = "calibration.json"
+# Small files of a judge, of which judge.json holds the digests.
+HASHED = (CALIBRATION_FILE, "config.json", *TOKENIZER_FILES)
 FORMAT = 1
+MAX_LENGTH = 131072  # as in the schema of the configuration
 # Settings of judges from early versions. This version would ignore them, and compute
 # other probabilities.
 GONE = ("known_priors", "second_view")
@@ -59,8 +62,7 @@ def write_judge_settings(
         views: Orders that are shown, of AB and BA.
         weights: SHA-256 of the weights that the calibration was fitted for.
     """
-    small = [CALIBRATION_FILE, "config.json", *TOKENIZER_FILES]
-    files = {n: file_digest(folder / n) for n in small if (folder / n).is_file()}
+    files = {n: file_digest(folder / n) for n in HASHED if (folder / n).is_file()}
     write_json(
         folder / SETTINGS_FILE,
         {
@@ -89,11 +91,15 @@ def read_judge_settings(folder: Path) -> JudgeSettings:
                 "results/gptq"
             )
     path = folder / SETTINGS_FILE
-    settings = read_json(path)
-    found = (settings.get("format"), tuple(settings.get("classes", ())))
-    if found != (FORMAT, CLASSES) or not set(settings["views"]) <= set(VIEWS):
+    settings = read_json(path, ["format", "classes", "views", "text"])
+    with reading(path, "the settings of a judge"):
+        found = (settings["format"], tuple(settings["classes"]))
+        views = tuple(settings["views"])
+        known = found == (FORMAT, CLASSES) and len(set(views) & set(VIEWS)) > 0
+        known = known and len(views) == len(set(views)) and set(views) <= set(VIEWS)
+    if not known:
         raise UserError(
-            f"{path}: format {found[0]} is not known to this "
+            f"{path}: format {found[0]!r:.40} is not known to this "
             "version; use the version of prefdistill that wrote it"
         )
     for name in GONE:
@@ -102,8 +108,11 @@ def read_judge_settings(folder: Path) -> JudgeSettings:
                 f"{path}: {name} is not known to this version; use "
                 "the version of prefdistill that wrote it"
             )
-    digests = dict(settings.get("sha256", {}))
-    weights = digests.pop(WEIGHTS, None)
+    with reading(path, "the settings of a judge"):
+        digests = dict(settings.get("sha256", {}))
+        weights = digests.pop(WEIGHTS, None)
+        if not digests.keys() <= set(HASHED):
+            raise ValueError(f"sha256 of {sorted(digests)[:3]}")
     for name, digest in digests.items():
         if not (folder / name).is_file() or file_digest(folder / name) != digest:
             raise DamagedFile(
@@ -112,4 +121,12 @@ def read_judge_settings(folder: Path) -> JudgeSettings:
     scaling = read_scaling(folder / CALIBRATION_FILE)
     with reading(path, "the settings of a judge"):
         text = read(TextSettings, settings["text"])
-    return JudgeSettings(text, tuple(settings["views"]), scaling, weights)
+        Template.from_settings(text)
+        shares = text.prompt_share, text.head_share
+        if not all(
+            isinstance(share, float | int) and 0 <= share <= 1 for share in shares
+        ):
+            raise ValueError(f"shares {shares}")
+        if not (type(text.max_length) is int and 0 < text.max_length <= MAX_LENGTH):
+            raise ValueError(f"max_length {text.max_length}")
+    return JudgeSettings(text, views, scaling, weights)

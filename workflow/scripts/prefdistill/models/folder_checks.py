@@ -66,22 +66,22 @@ def check_class(folder: Path, config: Any, auto_class: Any) -> None:
 
 @contextmanager
 def fitting(path: Path, what: str) -> Iterator[None]:
-    """Report an error about shapes in one line.
+    """Report an error about shapes, or about numbers that are none, in one line.
 
     Args:
         path: The file whose shapes do not fit.
         what: What they should fit, for the message.
 
     Raises:
-        DamagedFile: If torch or transformers raises an error about shapes in the body.
+        DamagedFile: If torch or transformers raises such an error in the body.
     """
     try:
         yield
     except torch.OutOfMemoryError:
         raise
-    except RuntimeError as error:
+    except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
         reason = " ".join(str(error).split())
-        if "mismatch" not in reason:
+        if type(error) is RuntimeError and "mismatch" not in reason:
             raise
         said = "" if "ignore_mismatched" in reason else f" ({reason[:LONGEST_REASON]})"
         raise DamagedFile(path, f"its shapes are not those of {what}{said}") from error

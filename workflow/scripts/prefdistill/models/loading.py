@@ -25,7 +25,7 @@ from prefdistill.models.folder_checks import (
 from prefdistill.models.gptq_kernels import use_eager_kernels, use_torch_kernels
 from prefdistill.models.head import classifier_class, is_head, prepare_head
 from prefdistill.models.manifests import check_model_files, weights_path
-from prefdistill.models.precision import default_device, resolve_precision
+from prefdistill.models.precision import find_device, resolve_precision
 from prefdistill.models.sharding import load_sharded
 from prefdistill.storage.records import read_json
 from prefdistill.storage.whole_files import reading
@@ -124,7 +124,7 @@ def _load(
     """
     _silence_transformers()
     register()
-    device = torch.device(device) if device is not None else default_device()
+    device = find_device(device)
     config = _configuration(auto_class, folder, settings)
     gptq = getattr(config, "quantization_config", None) is not None
     dtype, nf4 = resolve_precision(precision, device)

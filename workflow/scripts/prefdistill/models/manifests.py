@@ -30,6 +30,18 @@ TOKENIZER_FILES = (
     "chat_template.jinja",
 )
 REQUIRED_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json")
+# Room for 100,000 tensors; a file of zeros can claim a header of any size.
+MOST_HEADER_BYTES = 32 << 20
+# Keys of config.json that no model has larger than the largest size of its weights.
+SIZES = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+)
 MANIFEST = "manifest.json"
 MANIFEST_KEYS = ("path", "architecture", "model_type", "revision", "files")
 
@@ -48,6 +60,8 @@ def tensor_header(path: Path) -> dict[str, dict[str, Any]]:
         (n_bytes,) = struct.unpack("<Q", handle.read(8))
         if n_bytes > n_in_file:
             raise ValueError("its header is longer than the file")
+        if n_bytes > MOST_HEADER_BYTES:
+            raise ValueError(f"its header has more than {MOST_HEADER_BYTES >> 20} MB")
         header = json.loads(handle.read(n_bytes))
         header.pop("__metadata__", None)
         end = max((entry["data_offsets"][1] for entry in header.values()), default=0)
@@ -102,9 +116,21 @@ def check_model_files(folder: Path) -> None:
     Raises:
         UserError: If a file is missing, truncated or not what its name says.
     """
-    read_json(folder / "config.json")
-    for path in set(weight_files(folder).values()):
-        tensor_header(path)
+    path = folder / "config.json"
+    config = read_json(path, ["model_type"])
+    headers = [tensor_header(each) for each in set(weight_files(folder).values())]
+    with reading(weights_path(folder), "a whole safetensors file"):
+        tensors = [entry for header in headers for entry in header.values()]
+        sizes = [int(size) for entry in tensors for size in entry["shape"]]
+    # A model is built before its weights are read: a number too large would fill the
+    # memory, or take hours.
+    largest = max(len(tensors), *sizes, 0)
+    for key in SIZES:
+        size = config.get(key)
+        if isinstance(size, int) and size > largest:
+            raise DamagedFile(
+                path, f"{key} is above {largest}, the largest size of the weights"
+            )
 
 
 def _model_files(folder: Path) -> list[Path]:

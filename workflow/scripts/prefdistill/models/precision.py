@@ -4,8 +4,9 @@ from pathlib import Path
 
 import torch
 
-from prefdistill.errors import UserError
+from prefdistill.errors import UserError, printable
 from prefdistill.storage.records import read_json
+from prefdistill.storage.whole_files import reading
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
@@ -15,6 +16,24 @@ def default_device() -> torch.device:
     if not torch.cuda.is_available():
         return torch.device("cpu")
     return torch.device("cuda", torch.cuda.current_device())
+
+
+def find_device(name: str | torch.device | None) -> torch.device:
+    """Return the device of a name, or the default one without a name.
+
+    Raises:
+        UserError: If this machine has no such device; it lists those that it has.
+    """
+    if name is None:
+        return default_device()
+    n_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    there = ["cpu", *(f"cuda:{number}" for number in range(n_gpus))]
+    if str(name) not in (there if n_gpus == 0 else [*there, "cuda"]):
+        raise UserError(
+            f"device {printable(str(name))!r}: is not here; this machine has "
+            f"{', '.join(there)}"
+        )
+    return torch.device(name)
 
 
 def resolve_precision(precision: str, device: torch.device) -> tuple[torch.dtype, bool]:
@@ -55,5 +74,7 @@ def base_precision(core: torch.nn.Module) -> str:
 
 def is_gptq(folder: Path) -> bool:
     """Tell whether a model folder holds a GPTQ checkpoint."""
-    config = read_json(Path(folder) / "config.json")
-    return config.get("quantization_config", {}).get("quant_method") == "gptq"
+    path = Path(folder) / "config.json"
+    config = read_json(path, ["model_type"])
+    with reading(path, "settings of a model that is known here"):
+        return (config.get("quantization_config") or {}).get("quant_method") == "gptq"

@@ -13,6 +13,7 @@ from typing import Any
 from prefdistill.errors import UserError
 from prefdistill.pipeline.model_sizes import Shape, base_shape
 from prefdistill.settings import BaseModelSettings, ModelSettings
+from prefdistill.storage.whole_files import read_text
 
 KEYS_OF_SOURCE = {
     "tiny": ("architecture",),
@@ -98,7 +99,7 @@ def _check_local_model(name: str, path: str, *, is_merged: bool) -> None:
 
 def _read_object(path: Path, key: str) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(read_text(path))
     except (OSError, ValueError, RecursionError):
         found = None
     if not isinstance(found, dict):

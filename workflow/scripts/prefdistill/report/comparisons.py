@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from prefdistill.report.markdown_tables import markdown_table
+from prefdistill.report.markdown_text import escape
 from prefdistill.scores.metrics import (
     Labels,
     group_bootstrap,
@@ -180,7 +181,7 @@ def ablation_page(
         for row in rows
     ]
     parts = [
-        f"# Ablation: {name}",
+        f"# Ablation: {escape(name)}",
         "Each arm is a student that differs from the others in one setting. It was "
         f"trained on {n_folds} folds with {n_seeds} seeds each. Log loss is in nats, "
         "both orders averaged. A difference is taken row by row, with a 95 % bootstrap "

@@ -7,6 +7,7 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
+from prefdistill.report.markdown_text import escape
 from prefdistill.storage.records import read_json
 from prefdistill.storage.whole_files import reading
 
@@ -88,8 +89,11 @@ def one_per_stage(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """Write a Markdown table with padded columns, readable on a terminal too."""
-    cells = [list(header), *[[_shown(cell) for cell in row] for row in rows]]
+    """Write a Markdown table with padded columns, readable on a terminal too.
+
+    Texts are escaped, so a cell cannot hold Markdown.
+    """
+    cells = [[_shown(cell) for cell in row] for row in (header, *rows)]
     # Markdown needs two characters for the line under a header of numbers: "-:".
     widths = [max(2, *(len(row[c]) for row in cells)) for c in range(len(header))]
     numeric = [
@@ -115,7 +119,7 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
 def _shown(cell: Any) -> str:
     if cell is None:
         return ""
-    return f"{cell:.4f}" if isinstance(cell, float) else str(cell)
+    return f"{cell:.4f}" if isinstance(cell, float) else escape(str(cell))
 
 
 def scores_markdown(rows: Sequence[dict[str, Any]]) -> str:
@@ -244,7 +248,7 @@ def summary_text(
         "## Cleaning: rows by source",
         cleaning_table(cleaning),
         "## Files",
-        "\n".join(f"- {what}: {path}" for what, path in paths.items()),
+        "\n".join(f"- {what}: {escape(path)}" for what, path in paths.items()),
     ]
     return "\n\n".join(parts) + "\n"
 

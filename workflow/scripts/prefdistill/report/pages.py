@@ -1,7 +1,7 @@
 """Write the report's tables as HTML pages that load no other file."""
 
 from collections.abc import Mapping, Sequence
-from html import escape
+from html import escape as html_escape
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from prefdistill.report.markdown_tables import (
     scores_markdown,
     step_table,
 )
+from prefdistill.report.markdown_text import code_block, escape
 from prefdistill.report.run_record import (
     RULE_COLUMNS,
     file_digests,
@@ -36,7 +37,10 @@ from prefdistill.storage.records import read_json
 SHELL = """\
 <!doctype html>
 <html lang="en">
-<head><meta charset="utf-8"><title>{title}</title>
+<head><meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy"
+  content="default-src 'none'; style-src 'unsafe-inline'">
+<title>{title}</title>
 <style>
 body {{ font: 15px/1.5 system-ui, sans-serif; color: #1a1a1a; background: #fff;
   max-width: 70rem; margin: 1rem auto; padding: 0 1rem; }}
@@ -46,7 +50,7 @@ th {{ background: #eef2f6; }}
 td {{ font-variant-numeric: tabular-nums; }}
 tr:hover td {{ background: #f6f8fa; }}
 pre {{ background: #f4f4f4; padding: 1rem; overflow-x: auto; font-size: 13px; }}
-code {{ overflow-wrap: anywhere; }}
+code, td {{ overflow-wrap: anywhere; }}
 </style></head>
 <body>
 {body}</body>
@@ -89,9 +93,14 @@ STAGES = {
 
 
 def html_page(title: str, markdown: str) -> str:
-    """Render Markdown as an HTML page with its own style and no link to other files."""
-    body = MarkdownIt("commonmark").enable("table").render(f"# {title}\n\n{markdown}")
-    return SHELL.format(title=escape(title), body=body)
+    """Render Markdown as an HTML page with its own style and no link to other files.
+
+    HTML, links and images in the Markdown stay text: the pages need none.
+    """
+    renderer = MarkdownIt("commonmark", {"html": False}).enable("table")
+    renderer.disable(["link", "image", "autolink", "reference"])
+    body = renderer.render(f"# {title}\n\n{markdown}")
+    return SHELL.format(title=html_escape(title), body=body)
 
 
 def scores_page(
@@ -221,7 +230,8 @@ def models_page(
         "shift b. Its effect is cross-fitted: each row is scaled by a fit on other "
         "rows. Teachers use dev rows, judges use select rows.",
         calibration_table({**teachers, **exported}),
-        f"## Weights of the folds in the ensemble (method: {weights['method']})",
+        "## Weights of the folds in the ensemble (method: "
+        f"{escape(str(weights['method']))})",
         markdown_table(["fold", "weight"], list(folds)),
     ]
     return html_page("Models", "\n\n".join(parts))
@@ -243,7 +253,6 @@ def run_page(
         digests: SHA-256 by path.
         config_text: The configuration with its defaults, as YAML.
     """
-    digest_rows = [(name, f"`{value}`") for name, value in digests.items()]
     parts = [
         "## Time by rule",
         "From Snakemake's timing files, for the jobs that have one. A resumed job "
@@ -259,10 +268,10 @@ def run_page(
         *([markdown_table(["package", "version", "files"], mixed)] if mixed else []),
         "## Fingerprints (SHA-256)",
         "Equal digests mean equal data, base models and weights, bit by bit.",
-        markdown_table(["file", "digest"], digest_rows),
+        markdown_table(["file", "digest"], list(digests.items())),
         "## Configuration",
         "All keys, with their defaults.",
-        f"```yaml\n{config_text}```",
+        code_block(config_text, "yaml"),
     ]
     return html_page("Run", "\n\n".join(parts))
 

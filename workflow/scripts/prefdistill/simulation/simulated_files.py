@@ -3,7 +3,6 @@
 Beside them goes the truth: the judge's probabilities of every row.
 """
 
-import csv
 import json
 from collections import Counter
 from collections.abc import Iterator
@@ -29,7 +28,7 @@ from prefdistill.simulation.simulated_pairs import (
     prompt_texts,
 )
 from prefdistill.storage.tables import TARGET_COLUMNS, write_table
-from prefdistill.storage.whole_files import atomic_path
+from prefdistill.storage.whole_files import write_csv_rows
 
 CSV_COLUMNS = ("id", "model_a", "model_b", *TEXT_COLUMNS, *TARGET_COLUMNS)
 TEST_COLUMNS = ("id", *TEXT_COLUMNS)
@@ -266,20 +265,18 @@ def write_source(
     """
     labelled = source != "test"
     probs, labels, dirt = [], [], Counter()
-    with (
-        atomic_path(path) as temporary,
-        open(temporary, "w", newline="", encoding="utf-8") as handle,
-    ):
-        writer = csv.writer(handle, lineterminator="\n")
-        writer.writerow(CSV_COLUMNS if labelled else TEST_COLUMNS)
+
+    def records() -> Iterator[list[Any]]:
         first_id = 1
         for rows in _simulate_chunks(source, settings, pools):
-            writer.writerows(csv_records(rows, first_id, labelled))
+            yield from csv_records(rows, first_id, labelled)
             first_id += len(rows.dirt)
             probs.append(rows.probs)
             labels.append(rows.labels)
             dirt.update(kind for kind in rows.dirt if kind)
-    n_rows = first_id - 1
+
+    write_csv_rows(path, CSV_COLUMNS if labelled else TEST_COLUMNS, records())
+    n_rows = sum(map(len, labels))
     all_probs = np.concatenate(probs) if probs else np.zeros((0, 3))
     loss = bayes_log_loss(all_probs, np.concatenate(labels)) if n_rows else None
     ids = [f"{source}:{number}" for number in range(1, n_rows + 1)]

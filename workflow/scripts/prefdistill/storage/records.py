@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from prefdistill.storage.whole_files import not_finite, reading, write_text
+from prefdistill.storage.whole_files import not_finite, read_text, reading, write_text
 
 
 def write_json(path: str | Path, value: Any) -> None:
@@ -38,11 +38,11 @@ def read_json(path: str | Path, keys: Sequence[str] = ()) -> Any:
         keys: Keys that it must have; with any, the file must hold an object.
 
     Raises:
-        UserError: If the file is not whole JSON, lacks a key, or holds NaN or infinity.
+        UserError: If the file is not whole JSON, lacks a key, holds NaN or infinity, or
+            is larger than any JSON file of a model.
     """
     with reading(path, "whole JSON"):
-        text = Path(path).read_text(encoding="utf-8")
-        value = json.loads(text, parse_constant=_refuse_constant)
+        value = json.loads(read_text(path), parse_constant=_refuse_constant)
         if keys and not isinstance(value, dict):
             raise ValueError("is not an object")
         missing = [key for key in keys if key not in value]

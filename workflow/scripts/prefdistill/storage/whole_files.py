@@ -4,14 +4,13 @@ Every writer uses ``atomic_path``, every reader ``reading``. The Snakefile impor
 module, so only the standard library is imported here.
 """
 
-import csv
 import errno
 import os
 import re
 import secrets
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -28,6 +27,14 @@ LONGEST_REASON = 300  # characters of a library's message that are shown
 # A compressed file may always unpack to this many bytes, and otherwise to this multiple
 # of its size.
 MOST_UNPACKED_BYTES, MOST_RATIO = 1 << 30, 200
+# Of a text file that is read at once. The largest tokenizer.json known has 35 MB.
+MOST_TEXT_BYTES = 128 << 20
+# Where a cell begins like this, a spreadsheet may run it as a formula. Blanks and
+# apostrophes before it do not help, as a spreadsheet or a later import may drop them.
+_FORMULA = re.compile(r"['\s]*[=+\-@＝＋－＠]|'*[\t\r\n]")
+_NUMBER = re.compile(r"[+-]?[0-9]+(\.[0-9]+)?([eE][+-]?[0-9]+)?")
+_SPLITTING = re.compile('[",;\t\r\n]')
+_UNWRITABLE = re.compile("[\0\ud800-\udfff]")
 
 
 class _Guard:
@@ -92,7 +99,9 @@ def reading(path: str | Path, what: str) -> Iterator[None]:
     try:
         with naming(path):
             yield
-    except Exception as error:
+    except BaseException as error:
+        if not isinstance(error, Exception) and not is_panic(error):
+            raise  # such as the signal to stop
         if isinstance(error, MemoryError) or getattr(error, "errno", None):
             raise
         reason = " ".join(str(error).split()) or type(error).__name__
@@ -204,21 +213,122 @@ def write_text(path: str | Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
-def write_csv(path: Path, rows: list[dict[str, Any]], columns: Sequence[str]) -> None:
+def write_csv(
+    path: Path, rows: Iterable[Mapping[str, Any]], columns: Sequence[str]
+) -> None:
     """Write rows as CSV, with empty cells for None and six decimals for floats.
 
     Args:
         path: The file.
-        rows: One dictionary per row; its keys are columns.
+        rows: One mapping per row, from columns to values.
         columns: The columns in their order.
     """
+
+    def shown(value: Any) -> Any:
+        return f"{value:.6f}" if isinstance(value, float) else value
+
+    cells = ([shown(row.get(name)) for name in columns] for row in rows)
+    write_csv_rows(path, columns, cells)
+
+
+def write_csv_rows(
+    path: Path, columns: Sequence[str], rows: Iterable[Iterable[str | float | None]]
+) -> int:
+    """Write rows as UTF-8 CSV with line ends of one line feed; None is an empty cell.
+
+    A text that a spreadsheet would run as a formula gets an apostrophe before it. To
+    undo that, drop the first character of each cell that ``_FORMULA`` matches and that
+    starts with an apostrophe: such a cell always was marked.
+
+    Args:
+        path: The file.
+        columns: The header.
+        rows: One value per column. Floats are written with all their digits.
+
+    Returns:
+        The number of cells that were marked.
+
+    Raises:
+        UserError: If a text cannot be written so that every reader gets it back.
+    """
+    n_marked = 0
     with (
         atomic_path(path) as temporary,
         open(temporary, "w", encoding="utf-8", newline="") as handle,
     ):
-        writer = csv.DictWriter(handle, columns, lineterminator="\n")
-        writer.writeheader()
+        handle.write(",".join(map(_quoted, columns)) + "\n")
         for row in rows:
-            writer.writerow(
-                {k: f"{v:.6f}" if isinstance(v, float) else v for k, v in row.items()}
-            )
+            cells = ["" if value is None else str(value) for value in row]
+            for place, cell in enumerate(cells):
+                if _FORMULA.match(cell) and not _NUMBER.fullmatch(cell):
+                    cells[place] = f"'{cell}"
+                    n_marked += 1
+            try:
+                handle.write(",".join(map(_quoted, cells)) + "\n")
+            except ValueError as error:
+                raise UserError(f"{path}: not written, as {error}") from error
+    return n_marked
+
+
+def _quoted(cell: str) -> str:
+    """Quote a cell of CSV where a reader would otherwise split it.
+
+    The csv module leaves a lone carriage return bare. Spreadsheets of some languages
+    split at a semicolon.
+
+    Raises:
+        ValueError: If it holds NUL or half of a surrogate pair.
+    """
+    if _UNWRITABLE.search(cell):
+        raise ValueError(f"{cell[:40]!a} holds NUL or half of a surrogate pair")
+    return '"' + cell.replace('"', '""') + '"' if _SPLITTING.search(cell) else cell
+
+
+def read_text(path: str | Path) -> str:
+    """Read a small UTF-8 file.
+
+    Raises:
+        ValueError: If it is larger than any such file of a model, or not UTF-8.
+    """
+    with open(path, "rb") as handle:
+        content = handle.read(MOST_TEXT_BYTES + 1)
+    if len(content) > MOST_TEXT_BYTES:
+        raise ValueError(f"larger than {MOST_TEXT_BYTES >> 20} MB")
+    return content.decode("utf-8")
+
+
+@contextmanager
+def unchanged(*paths: Path) -> Iterator[None]:
+    """Refuse files that were changed or replaced while the body read them.
+
+    Raises:
+        UserError: If a file is another one after the body than before it, even if the
+            body failed: a half-written file is often no valid one.
+        OSError: If a file is not there.
+    """
+    before = [_stamp(path) for path in paths]
+    try:
+        yield
+    finally:
+        for path, stamp in zip(paths, before, strict=True):
+            if _stamp(path) != stamp:
+                raise UserError(
+                    f"{path}: changed while it was read; repeat the command once "
+                    "nothing writes to it"
+                )
+
+
+def _stamp(path: Path) -> tuple[int, ...] | None:
+    """Identify a file's content without reading it; None if there is no file."""
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return None
+    # Tools can set a file's time of modification, but not that of its last change.
+    times = found.st_mtime_ns, found.st_ctime_ns
+    return (found.st_dev, found.st_ino, found.st_size, *times)
+
+
+def is_panic(error: BaseException) -> bool:
+    """Tell whether a library in Rust panicked, which raises no ``Exception``."""
+    return type(error).__module__ == "pyo3_runtime"
