@@ -121,7 +121,10 @@ def test_what_a_job_may_hide(tiny_model_folder, tmp_path):
     assert not is_gptq(folder)
     assert "bitsandbytes" in unused_packages("fp32", folder)
     assert "bitsandbytes" not in unused_packages("nf4")
-    config = {"quantization_config": {"quant_method": "gptq"}}
+    config = {
+        "model_type": "llama",
+        "quantization_config": {"quant_method": "gptq"},
+    }
     (tmp_path / "config.json").write_text(json.dumps(config))
     assert is_gptq(tmp_path)
     assert "gptqmodel" not in unused_packages("auto", tmp_path)

@@ -6,6 +6,10 @@ The Snakefile imports this module, so only the standard library is imported here
 import io
 import sys
 from contextlib import suppress
+from typing import TextIO
+
+
+_replaced: list[TextIO] = []  # a stream closes its file when nobody holds it
 
 
 class _Terminal(io.FileIO):
@@ -33,3 +37,4 @@ def survive_lost_terminal() -> None:
                     terminal, stream.encoding, "backslashreplace", line_buffering=True
                 )
                 setattr(sys, name, text)
+                _replaced.append(stream)
