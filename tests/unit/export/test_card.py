@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import yaml
+from hostile_texts import HOSTILE, Tags, github
 from judge_samples import CALIBRATION, TEXT
 
 from prefdistill.data.prompts import describe_truncation
@@ -126,3 +127,24 @@ def test_the_template_is_quoted_on_one_line(judge_folder):
     quoted = TEXT.template.replace("\n", "\\n")
     assert f'```json\n"{quoted}"\n```' in card
     assert "row has at most 160 tokens" in card
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_a_card_holds_no_tag_and_no_field_of_others(text, judge_folder):
+    def card(text):
+        settings = read_json(judge_folder / "judge.json")
+        settings["text"] |= {"template": text, "turn": text}
+        return card_of(
+            judge_folder,
+            student={"source": "hub", "repo": text},
+            teachers={"x": {"source": "path", "path": text}},
+            imported={"files": [{"file": text, "source": text, "n_rows": 5}]},
+            settings=settings,
+        )
+
+    fields, body = card(text).removeprefix("---\n").split("\n---\n\n# A judge", 1)
+    known = yaml.safe_load(fields)
+    assert known["base_model"] == text
+    assert known["license"] == "other"
+    plain = card("x").split("\n---\n\n# A judge", 1)[1]
+    assert Tags(github(body)).tags == Tags(github(plain)).tags

@@ -277,7 +277,7 @@ def parse_arguments(arguments: Sequence[str] | None, prog: str) -> argparse.Name
         prog=prog,
         description="Score a file of answer pairs with a finished judge. A stopped run "
         "(exit status 143)\nresumes where it left off when the command is given again. "
-        "An id that\na spreadsheet would run as a formula gets an apostrophe before "
+        "An id that a\nspreadsheet would run as a formula gets an apostrophe before "
         "it.",
         epilog=f"example: {prog} results/gptq/4bit pairs.csv out.csv",
         formatter_class=argparse.RawDescriptionHelpFormatter,

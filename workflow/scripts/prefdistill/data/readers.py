@@ -38,7 +38,8 @@ from prefdistill.errors import UserError
 MAX_ROW_BYTES = 32 << 20
 # A file may always unpack to this many bytes, and otherwise to this multiple of its
 # size. Texts of pairs shrink to a third or a tenth.
-MOST_UNPACKED_BYTES, MOST_RATIO = 128 << 20, 50
+MOST_UNPACKED_BYTES, MOST_RATIO = 16 << 20, 50
+MOST_BLANK_LINES = 1_000_000
 BATCH_ROWS = 1024  # of parquet
 
 # First bytes of files that are not plain UTF-8 text: the fault and its remedy. UTF-32
@@ -194,6 +195,19 @@ def _check_start(path: Path, counts: ImportedFile) -> None:
     counts.repaired["crlf_line_ends"] += header.endswith(b"\r")
 
 
+def _count_blank_line(path: Path, counts: ImportedFile) -> None:
+    """Count a blank line, and refuse a file of little else.
+
+    Raises:
+        UserError: If there are more than ``MOST_BLANK_LINES``.
+    """
+    counts.repaired["blank_line"] += 1
+    if counts.repaired["blank_line"] > MOST_BLANK_LINES:
+        raise UserError(
+            f"{path}: has more than {MOST_BLANK_LINES:,} blank lines; remove them"
+        )
+
+
 def _locate_bad_byte(path: Path) -> str:
     """Describe where the first byte that is not UTF-8 stands, by reading again."""
     names: list[str] = []
@@ -247,7 +261,7 @@ def read_csv_rows(path: Path, source: str, counts: ImportedFile) -> Iterator[Raw
             rows = csv.reader(lines, strict=True)
             names = next(rows)
             while not names:
-                counts.repaired["blank_line"] += 1
+                _count_blank_line(path, counts)
                 names = next(rows)
             columns = match_columns(names, source, str(path))
             counts.ignored_columns = sorted(
@@ -261,7 +275,7 @@ def read_csv_rows(path: Path, source: str, counts: ImportedFile) -> Iterator[Raw
                 here, number = place, number + bool(row)
                 place = f"row {number + 1} (line {rows.line_num + 1})"
                 if not row:
-                    counts.repaired["blank_line"] += 1
+                    _count_blank_line(path, counts)
                     continue
                 if len(row) != len(names):
                     raise UserError(
@@ -341,7 +355,7 @@ def read_json_rows(path: Path, source: str, counts: ImportedFile) -> Iterator[Ra
             lines = iter(lambda: handle.readline(MAX_ROW_BYTES + 1), b"")
             for line_number, line in enumerate(lines, 1):
                 if not line.strip():
-                    counts.repaired["blank_line"] += 1
+                    _count_blank_line(path, counts)
                     continue
                 number += 1
                 where = f"row {number} (line {line_number})"
