@@ -240,18 +240,18 @@ def models_page(
 def run_page(
     times: Sequence[tuple[Any, ...]],
     versions: Mapping[str, str],
-    mixed: Sequence[tuple[str, str, int]],
     digests: Mapping[str, str],
     config_text: str,
+    mixed: Sequence[tuple[str, str, int]] = (),
 ) -> str:
     """Write the page of the run: time by rule, versions, digests, configuration.
 
     Args:
         times: Rows of ``RULE_COLUMNS``.
         versions: Version by package, of this process.
-        mixed: From ``mixed_versions``.
         digests: SHA-256 by path.
         config_text: The configuration with its defaults, as YAML.
+        mixed: From ``mixed_versions``.
     """
     parts = [
         "## Time by rule",
@@ -312,8 +312,8 @@ def report_pages(
         "run": run_page(
             rule_rows(read_times(*records, gpus)),
             read_versions(Path(__file__).parent),
-            mixed_versions(),
             file_digests(files.fingerprinted),
             yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True),
+            mixed_versions(),
         ),
     }
