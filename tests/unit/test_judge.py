@@ -137,3 +137,40 @@ def test_the_order_gap_is_the_distance_of_the_two_orders(judge):
 def test_what_is_no_pair_is_one_line(judge, pair, message):
     with pytest.raises(UserError, match=message):
         judge.compare_batch([PAIRS[0], pair])
+
+
+def test_a_mapping_is_read_by_its_keys(judge):
+    names = ("prompt", "response_a", "response_b")
+    expected = judge.compare_batch(PAIRS[:2])
+    mappings = [dict(zip(names, pair, strict=True)) for pair in PAIRS[:2]]
+    backwards = [dict(reversed(pair.items())) for pair in mappings]
+    assert judge.compare_batch(mappings) == expected
+    assert judge.compare_batch(backwards) == expected
+    assert judge.compare_batch(iter(mappings)) == expected
+
+
+ROW = {"prompt": "p", "response_a": "a", "response_b": "b"}
+
+
+@pytest.mark.parametrize(
+    "pair",
+    [
+        *({}, ROW | {"id": 1}, {"prompt": "p", "response_a": "a"}, {1: 2, 3: 4, 5: 6}),
+        *({"p", "a", "b"}, frozenset("pab"), "pab", b"pab", 3, None, 0.5, object()),
+        *((), ("p", "a"), ("p", "a", "b", "c"), ("p", "a", None), ("p", "a", 3)),
+        *(("p", "a", b"b"), ("p", "a", {"b"}), ("p", "a", {"b": 1}), ROW.values()),
+        *((x for x in "pab"), iter("pab"), range(3), ("p", "a", ["b", 3])),
+        ROW | {"prompt": None},
+    ],
+    ids=lambda pair: type(pair).__name__,
+)
+def test_what_is_no_pair_names_the_pair(judge, pair):
+    with pytest.raises(UserError, match="pair 2") as refused:
+        judge.compare_batch([PAIRS[0], pair])
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("pairs", [ROW, "pab", b"pab", 3, None])
+def test_what_is_no_list_of_pairs_is_one_line(judge, pairs):
+    with pytest.raises(UserError, match="is not a list of pairs"):
+        judge.compare_batch(pairs)

@@ -4,6 +4,8 @@ import csv
 import gzip
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,6 +21,7 @@ from prefdistill.errors import UserError
 from prefdistill.judge import Judge
 from prefdistill.predict import OUTPUT_COLUMNS, predict, read_pairs
 from prefdistill.scores.metrics import accuracy, log_loss
+from prefdistill.storage.digests import file_digest
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "workflow/scripts"
 NAMES = ("prompt", "response_a", "response_b")
@@ -205,3 +208,81 @@ def test_the_command_says_an_error_in_one_line(tmp_path):
     assert command.returncode == 1
     expected = f"error: {tmp_path / 'no.csv'}: is not a file; check the input's path"
     assert said == ("", expected + "\n")
+
+
+def test_the_output_is_checked_before_any_work(folder, tmp_path, monkeypatch):
+    source = write_input(tmp_path / "pairs.csv")
+    (tmp_path / "link.csv").symlink_to(source)
+    os.link(source, tmp_path / "hard.csv")
+    (tmp_path / "folder.csv").mkdir()
+    copy = tmp_path / "judge"
+    shutil.copytree(folder, copy)
+    (tmp_path / "weights.csv").symlink_to(copy / "model.safetensors")
+    content = source.read_bytes()
+    monkeypatch.setattr(Judge, "load", None)  # it may not come to that
+    for name, message in (
+        ("pairs.csv", "which is read; name another"),
+        ("link.csv", "which is read; name another"),
+        ("hard.csv", "which is read; name another"),
+        ("weights.csv", "model.safetensors, which is read"),
+        ("folder.csv", "is a folder"),
+    ):
+        with pytest.raises(UserError, match=message):
+            predict(copy, source, tmp_path / name, device="cpu")
+    with pytest.raises(OSError, match=re.escape(str(source))):
+        predict(copy, source, source / "out.csv", device="cpu")
+    assert source.read_bytes() == content
+
+
+def test_a_device_that_is_not_here_is_refused_before_the_judge_loads(
+    folder, tmp_path, monkeypatch
+):
+    source = write_input(tmp_path / "pairs.csv")
+    monkeypatch.setattr(Judge, "load", None)
+    with pytest.raises(UserError, match="device 'gpu': is not here"):
+        predict(folder, source, tmp_path / "out.csv", device="gpu")
+
+
+def test_an_input_that_is_replaced_while_it_is_read_is_refused(
+    folder, tmp_path, monkeypatch
+):
+    source = write_input(tmp_path / "pairs.csv")
+    other = write_input(tmp_path / "other.csv", ROWS[::-1])
+
+    def digest_late(path):
+        other.replace(source)
+        return file_digest(path)
+
+    monkeypatch.setattr("prefdistill.predict.file_digest", digest_late)
+    with pytest.raises(UserError, match=r"pairs\.csv: changed while it was read"):
+        predict(folder, source, tmp_path / "out.csv", device="cpu")
+
+
+def test_a_judge_that_is_replaced_while_it_is_loaded_is_refused(
+    folder, tmp_path, monkeypatch
+):
+    source, copy = write_input(tmp_path / "pairs.csv"), tmp_path / "judge"
+    shutil.copytree(folder, copy)
+    load = Judge.load
+
+    def load_and_replace(path, device):
+        judge = load(path, device)
+        (copy / "tokenizer.json").write_text((copy / "tokenizer.json").read_text())
+        return judge
+
+    monkeypatch.setattr(Judge, "load", load_and_replace)
+    with pytest.raises(UserError, match=r"tokenizer\.json: changed while it was read"):
+        predict(copy, source, tmp_path / "out.csv", device="cpu")
+
+
+def test_ids_come_back_from_the_output(folder, tmp_path, caplog):
+    ids = ["a\rb", "c\nd", "=cmd|'/C calc'!A0", "-5", "'=x", "x;=1", "é"]
+    source = tmp_path / "pairs.jsonl"
+    rows = [dict(zip(NAMES, ROWS[0], strict=True), id=name) for name in ids]
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    predict(folder, source, tmp_path / "out.csv", device="cpu", scratch=tmp_path / "s")
+    found = [row["id"] for row in read_output(tmp_path / "out.csv")[0]]
+    expected = list(ids)
+    expected[2], expected[4] = "'=cmd|'/C calc'!A0", "''=x"
+    assert found == expected
+    assert "2 ids that a spreadsheet would run got an apostrophe" in caplog.text

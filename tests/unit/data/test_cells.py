@@ -32,6 +32,38 @@ def test_other_ids_are_refused(value):
         parse_id(value)
 
 
+@pytest.mark.parametrize(
+    "value", ["a", "a\rb", "=1", "é", b"\xc3\xa9", 7, 0.5, "x" * 256]
+)
+def test_any_text_may_be_an_id_where_kaggle_does_not_ask_for_numbers(value):
+    text = value.decode() if isinstance(value, bytes) else str(value)
+    assert parse_id(value, integer=False) == text
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        *("", None, "\ud800x", "x\udfff", "a\0", b"\xff", b"a\0", "x" * 257, 10**300),
+        *(["a"], {"a": 1}, ("a",), {"a"}, object()),
+    ],
+    ids=repr,
+)
+def test_an_id_that_cannot_be_written_as_it_is_is_refused(value):
+    with pytest.raises(CellFault) as refused:
+        parse_id(value, integer=False)
+    assert refused.value.column == "id"
+    assert str(refused.value).isascii()
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "value", ['["' + "a" * (16 << 20) + '"]', ["a" * 999] * 17_000, [None] * (17 << 20)]
+)
+def test_a_text_far_longer_than_any_row_is_refused(value):
+    with pytest.raises(CellFault, match="characters; use at most 16,777,216"):
+        parse_turns(value, "prompt", Counter())
+
+
 @pytest.mark.parametrize("value", [True, 1, 1.0, "1"])
 def test_typed_labels(value):
     assert parse_label(value, "winner_tie") == 1

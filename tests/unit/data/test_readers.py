@@ -1,5 +1,6 @@
 import gzip
 import json
+import re
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -156,3 +157,96 @@ def test_refuses_an_oversized_cell(tmp_path, monkeypatch):
 def test_refuses_a_file_that_is_not_there(tmp_path):
     with pytest.raises(UserError, match=r"none\.csv: is not a file"):
         read(tmp_path / "none.csv")
+
+
+def repeated(text, n):
+    """A column of n equal texts, which a file holds once."""
+    return pa.DictionaryArray.from_arrays(
+        pa.array([0] * n, pa.int32()), pa.array([text])
+    )
+
+
+def one_each(column, size=1):
+    """Put ``size`` values into each list."""
+    offsets = pa.array(range(0, len(column) + 1, size), pa.int32())
+    return pa.ListArray.from_arrays(offsets, column)
+
+
+LONG = "a" * 100_000
+PARQUET_BOMBS = {
+    "texts": repeated(LONG, 4000),
+    "lists": one_each(repeated(LONG, 4000)),
+    "one list": one_each(repeated(LONG, 4000), 4000),
+    "nulls": pa.array([[None] * 10_000_000], pa.list_(pa.string())),
+    "fixed": repeated(LONG.encode(), 4000).cast(
+        pa.dictionary(pa.int32(), pa.binary(len(LONG)))
+    ),
+    "structs": pa.StructArray.from_arrays([repeated(LONG, 4000)], ["x"]),
+    "large": repeated(LONG, 4000).cast(pa.dictionary(pa.int32(), pa.large_string())),
+    "plain": repeated(LONG, 4000).cast(pa.string()),
+}
+
+
+@pytest.mark.parametrize("store_schema", [True, False])
+@pytest.mark.parametrize("kind", PARQUET_BOMBS)
+def test_a_parquet_file_that_would_fill_the_memory_is_refused(
+    kind, store_schema, tmp_path
+):
+    column = PARQUET_BOMBS[kind]
+    short = [["a"]] * len(column)
+    table = pa.table({"prompt": column, "response_a": short, "response_b": short})
+    path = tmp_path / "t.parquet"
+    pq.write_table(table, path, compression="zstd", store_schema=store_schema)
+    assert path.stat().st_size < 200_000
+    before = pa.total_allocated_bytes()
+    with pytest.raises(UserError, match=r"t\.parquet: its [\d,]+ bytes unpack to more"):
+        read(path, SCORED)
+    assert pa.total_allocated_bytes() - before < 64 << 20
+
+
+def test_texts_that_repeat_are_read_from_parquet(tmp_path):
+    rows = [["p"], ["q"], ["p"], ["é" * 999]] * 700
+    for typed in (pa.string(), pa.large_string()):
+        columns = dict.fromkeys(
+            ("prompt", "response_a", "response_b"), pa.array(rows, pa.list_(typed))
+        )
+        pq.write_table(pa.table(columns), tmp_path / "t.parquet")
+        found, _ = read(tmp_path / "t.parquet", SCORED)
+        assert [row.values[1] for row in found] == rows
+
+
+BOMBS = {
+    "one line.csv": b"prompt,response_a,response_b\n" + b"a" * (40 << 20),
+    "one cell.csv": b'prompt,response_a,response_b\n"' + b"a\n" * (20 << 20),
+    "cells.csv": b"prompt,response_a,response_b\n" + (b"a" * (1 << 20) + b",") * 40,
+    "rows.csv": b"prompt,response_a,response_b\n" + b"[],[],[]\n" * (2 << 20),
+    "blank.csv": b"prompt,response_a,response_b\n" + b"\n" * 1_100_000,
+    "one line.jsonl": b" " * (40 << 20),
+    "blank.jsonl": b"\n" * 1_100_000,
+}
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".zst"])
+@pytest.mark.parametrize("kind", BOMBS)
+def test_a_compressed_file_that_would_fill_the_memory_is_refused(
+    kind, suffix, tmp_path
+):
+    pack = {
+        ".gz": gzip.compress,
+        ".zst": lambda content: pa.compress(content, codec="zstd", asbytes=True),
+    }
+    path = tmp_path / f"{kind}{suffix}"
+    path.write_bytes(pack[suffix](BOMBS[kind]))
+    with pytest.raises(UserError, match=re.escape(kind)) as refused:
+        for _ in read_file_rows(path, SCORED, ImportedFile(str(path), SCORED)):
+            pass
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("name", ["one line.csv", "cells.csv", "one line.jsonl"])
+def test_a_plain_file_of_one_huge_row_is_refused(name, tmp_path):
+    path = tmp_path / name
+    content = BOMBS[name]
+    path.write_bytes(b"a" + content if name.endswith("jsonl") else content)
+    with pytest.raises(UserError, match=r"larger than (16|32) MB"):
+        read(path, SCORED)

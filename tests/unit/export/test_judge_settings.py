@@ -1,7 +1,9 @@
 """The settings that lie beside a judge's weights."""
 
 import json
+import re
 import shutil
+import sys
 
 import numpy as np
 import pytest
@@ -122,3 +124,76 @@ def test_damaged_settings_are_one_line(bare):
     (bare / SETTINGS_FILE).write_text('{"format": 1')
     with pytest.raises(DamagedFile, match=r"judge\.json: not whole JSON"):
         read_judge_settings(bare)
+
+
+HUGE = 10**4000
+HOSTILE = [
+    ("judge.json", "[]"),
+    ("judge.json", "[" * 100_000),
+    ("judge.json", {"views": 5}),
+    ("judge.json", {"views": [[1]]}),
+    ("judge.json", {"views": []}),
+    ("judge.json", {"views": ["AB", "AB"]}),
+    ("judge.json", {"classes": 3}),
+    ("judge.json", {"text": []}),
+    *[
+        ("judge.json", {"text": vars(TEXT) | changed})
+        for changed in (
+            *({"template": "{"}, {"template": 3}, {"turn": 5}, {"max_length": HUGE}),
+            *({"max_length": "9"}, {"prompt_share": "x"}, {"head_share": HUGE}),
+        )
+    ],
+    ("calibration.json", "[" * 100_000),
+    ("calibration.json", '{"a": ' + "9" * 5000 + "}"),
+    ("calibration.json", {"a": [HUGE] * 3}),
+    ("config.json", "[]"),
+    ("config.json", "[" * 100_000),
+    ("config.json", {"num_hidden_layers": 10**9}),
+    ("config.json", {"hidden_size": 10**12}),
+    ("config.json", {"vocab_size": HUGE}),
+    ("config.json", {"hidden_size": "x"}),
+    ("config.json", {"num_attention_heads": 0}),
+    ("config.json", {"quantization_config": [1]}),
+    ("tokenizer_config.json", "[" * 100_000),
+    ("tokenizer.json", {"pre_tokenizer": {"type": "Split", "pattern": {"Regex": "("}}}),
+    (
+        "tokenizer.json",
+        {
+            "normalizer": {
+                "type": "Replace",
+                "pattern": {"Regex": "(x+x+)+y"},
+                "content": "z",
+            }
+        },
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "change"), HOSTILE, ids=lambda value: str(value)[:40].replace("/", "")
+)
+def test_settings_that_are_none_are_one_line_and_fill_no_memory(
+    name, change, judge_folder, tmp_path
+):
+    copy = tmp_path / "judge"
+    shutil.copytree(judge_folder, copy)
+    path = copy / name
+    if isinstance(change, dict):
+        limit = sys.get_int_max_str_digits()
+        sys.set_int_max_str_digits(0)
+        change = json.dumps(json.loads(path.read_text()) | change)
+        sys.set_int_max_str_digits(limit)
+    path.write_text(change)
+    with pytest.raises(UserError, match=re.escape(str(copy))) as refused:
+        Judge.load(copy, "cpu").compare("x" * 40, "a", "b")
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("name", ["judge.json", "config.json", "tokenizer.json"])
+def test_a_settings_file_of_gigabytes_is_not_read(name, judge_folder, tmp_path):
+    copy = tmp_path / "judge"
+    shutil.copytree(judge_folder, copy)
+    with open(copy / name, "wb") as handle:
+        handle.truncate(12 * 10**9)  # takes no room on the disk
+    with pytest.raises(UserError, match=r"larger than 128 MB"):
+        Judge.load(copy, "cpu")

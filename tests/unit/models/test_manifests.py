@@ -1,5 +1,6 @@
 import json
 import os
+import struct
 import zipfile
 from pathlib import Path
 
@@ -135,3 +136,12 @@ def test_base_folder(tiny_model_folder, tmp_path):
     path.write_text(json.dumps(manifest | {"path": str(folder)}))
     assert base_folder(path) == folder
     assert base_folder(tmp_path / "model.safetensors") == tmp_path
+
+
+def test_a_header_of_gigabytes_is_not_read(tmp_path):
+    path = tmp_path / "model.safetensors"
+    with open(path, "wb") as handle:
+        handle.write(struct.pack("<Q", 12 * 10**9 - 8))
+        handle.truncate(12 * 10**9)  # takes no room on the disk
+    with pytest.raises(DamagedFile, match="its header has more than 32 MB"):
+        tensor_header(path)

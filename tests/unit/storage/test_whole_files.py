@@ -1,14 +1,19 @@
+import csv
 import os
+import re
+import shutil
 import time
 
 import pytest
 
-from prefdistill.errors import DamagedFile
+from prefdistill.errors import DamagedFile, UserError
 from prefdistill.storage.whole_files import (
     atomic_path,
     naming,
     reading,
     temporary_folder,
+    unchanged,
+    write_csv_rows,
     write_text,
 )
 
@@ -124,3 +129,132 @@ def test_a_damaged_file_is_one_line(tmp_path):
         raise PermissionError(13, "Permission denied")
     with pytest.raises(MemoryError), reading("a/b", "whole JSON"):
         raise MemoryError
+
+
+CELLS = [
+    *("=1+1", "+1+1", "-1+1", "@SUM(1)", "\t=1", "\r=1", "\n=1", " =1", "＝1", "'=1"),
+    *("=cmd|'/C calc'!A0", "''@x", "' +x", "-", "+", "=", "\r", "'\t", "x;=1+1"),
+    *(
+        "a\rb",
+        "a\nb",
+        "a\r\nb",
+        'a"b',
+        "a,b",
+        "a;b",
+        "a\tb",
+        "",
+        " ",
+        "é",
+        "🌊",
+        "\u2028",
+    ),
+    *("-5", "+5", "-1.5e-7", "'5", "'a", "''", "x=1", "b'x'", "\x1c=1", "\x85"),
+    *("\x0b", "\u2028"),
+]
+
+
+def test_every_csv_reader_gets_the_cells_back(tmp_path):
+    """The csv module's, pyarrow's and pandas', once the mark is undone."""
+    import io
+
+    import pandas
+    from pyarrow import csv as arrow_csv
+
+    rows = [(cell, other, 0.1) for cell in CELLS for other in ("x", cell)]
+    path = tmp_path / "out.csv"
+    n_marked = write_csv_rows(path, ["id", "other", "p"], rows)
+
+    with open(path, encoding="utf-8", newline="") as handle:
+        header, *shown = csv.reader(handle, strict=True)
+    assert header == ["id", "other", "p"]
+    marked = re.compile(r"(?=')(['\s]*[=+\-@＝＋－＠]|'*[\t\r\n])")
+    undone = [
+        [cell[1:] if marked.match(cell) else cell for cell in row] for row in shown
+    ]
+    assert undone == [[first, other, "0.1"] for first, other, _ in rows]
+    assert n_marked == sum(
+        cell != first
+        for row, cells in zip(shown, rows, strict=True)
+        for cell, first in zip(row[:2], cells, strict=False)
+    )
+    content = path.read_bytes()
+    strings = pandas.read_csv(io.BytesIO(content), dtype=str, keep_default_na=False)
+    assert strings.to_numpy().tolist() == shown
+    table = arrow_csv.read_csv(
+        io.BytesIO(content),
+        parse_options=arrow_csv.ParseOptions(newlines_in_values=True),
+        convert_options=arrow_csv.ConvertOptions(
+            column_types=dict.fromkeys(header, "string")
+        ),
+    )
+    assert [list(row.values()) for row in table.to_pylist()] == shown
+
+
+def test_no_cell_of_csv_starts_a_formula(tmp_path):
+    path = tmp_path / "out.csv"
+    write_csv_rows(path, ["id"], [[cell] for cell in CELLS if cell])
+    for delimiter in ",;\t":
+        with open(path, encoding="utf-8", newline="") as handle:
+            for row in csv.reader(handle, delimiter=delimiter):
+                for cell in row:
+                    number = re.fullmatch(r"[+-]?[0-9.]+(e-?[0-9]+)?", cell)
+                    assert number or not re.match(r"\s*[=+\-@＝]", cell)
+
+
+@pytest.mark.parametrize("text", ["a\0b", "\ud800", "\udfffx"])
+def test_what_no_reader_of_csv_gets_back_is_refused(text, tmp_path):
+    with pytest.raises(UserError, match=r"out\.csv: not written, as .* holds NUL"):
+        write_csv_rows(tmp_path / "out.csv", ["id"], [[text]])
+    assert not list(tmp_path.iterdir())
+
+
+def replaced(path, other):
+    other.replace(path)
+
+
+def copied_over(path, other):
+    shutil.copyfile(other, path)
+
+
+def copied_with_its_old_time(path, other):
+    found = path.stat()
+    shutil.copyfile(other, path)
+    os.utime(path, ns=(found.st_atime_ns, found.st_mtime_ns))
+
+
+def deleted(path, other):
+    path.unlink()
+
+
+@pytest.mark.parametrize(
+    "change", [replaced, copied_over, copied_with_its_old_time, deleted]
+)
+@pytest.mark.parametrize("age_s", [-100, 0, 100])
+def test_a_file_that_changes_while_it_is_read_is_refused(change, age_s, tmp_path):
+    path, other = tmp_path / "in.csv", tmp_path / "other.csv"
+    for each in (path, other):
+        each.write_text("content")
+    then = path.stat().st_mtime_ns + age_s * 10**9
+    os.utime(other, ns=(then, then))
+    with pytest.raises(UserError, match=r"in\.csv: changed while"), unchanged(path):
+        change(path, other)
+
+
+def test_what_a_reader_says_about_a_torn_file_is_not_the_cause(tmp_path):
+    path = tmp_path / "in.csv"
+    path.write_text("content")
+
+    def read():
+        with unchanged(path):
+            path.write_text("other content")
+            raise UserError("row 7: has 3 fields")
+
+    with pytest.raises(UserError, match="changed while it was read"):
+        read()
+
+
+def test_a_file_that_stays_is_read(tmp_path):
+    path = tmp_path / "in.csv"
+    path.write_text("content")
+    with unchanged(path):
+        path.read_text()

@@ -324,9 +324,10 @@ def main(
         print(f"stopped: {stop}; repeat the command to resume", file=sys.stderr)
         sys.exit(STOPPED)
     except MemoryError:
+        files = printable(f"{options.judge} and {options.input}")
         print(
-            f"error: {printable(str(options.input))}: does not fit into the memory; "
-            "split the file",
+            f"error: {files}: the memory does not hold both; split the input, or use a "
+            "smaller judge",
             file=sys.stderr,
         )
         sys.exit(1)

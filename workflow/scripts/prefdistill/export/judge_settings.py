@@ -122,11 +122,10 @@ def read_judge_settings(folder: Path) -> JudgeSettings:
     with reading(path, "the settings of a judge"):
         text = read(TextSettings, settings["text"])
         Template.from_settings(text)
-        shares = text.prompt_share, text.head_share
-        if not all(
-            isinstance(share, float | int) and 0 <= share <= 1 for share in shares
-        ):
-            raise ValueError(f"shares {shares}")
+        if not isinstance(text.turn, str):
+            raise ValueError(f"turn {text.turn}")
+        if not (0 <= text.prompt_share <= 1 and 0 <= text.head_share <= 1):
+            raise ValueError(f"shares {text.prompt_share}, {text.head_share}")
         if not (type(text.max_length) is int and 0 < text.max_length <= MAX_LENGTH):
             raise ValueError(f"max_length {text.max_length}")
     return JudgeSettings(text, views, scaling, weights)
