@@ -44,7 +44,7 @@ def test_any_text_may_be_an_id_where_kaggle_does_not_ask_for_numbers(value):
     "value",
     [
         *("", None, "\ud800x", "x\udfff", "a\0", b"\xff", b"a\0", "x" * 257, 10**300),
-        *(["a"], {"a": 1}, ("a",), {"a"}, object()),
+        *(["a"], {"a": 1}, ("a",), {"a"}, object),
     ],
     ids=repr,
 )
