@@ -17,7 +17,7 @@ from prefdistill.settings import TextSettings, read
 from prefdistill.storage.digests import file_digest
 from prefdistill.storage.logits import VIEWS
 from prefdistill.storage.records import read_json, write_json
-from prefdistill.storage.whole_files import reading
+from prefdistill.storage.whole_files import check_text_size, reading
 
 SETTINGS_FILE = "judge.json"
 CALIBRATION_FILE = "calibration.json"
@@ -114,6 +114,9 @@ def read_judge_settings(folder: Path) -> JudgeSettings:
         if not digests.keys() <= set(HASHED):
             raise ValueError(f"sha256 of {sorted(digests)[:3]}")
     for name, digest in digests.items():
+        if (folder / name).is_file():
+            with reading(folder / name, "a file of a judge"):
+                check_text_size((folder / name).stat().st_size)
         if not (folder / name).is_file() or file_digest(folder / name) != digest:
             raise DamagedFile(
                 folder / name, f"is not the file that {path} was made with"

@@ -284,6 +284,16 @@ def _quoted(cell: str) -> str:
     return '"' + cell.replace('"', '""') + '"' if _SPLITTING.search(cell) else cell
 
 
+def check_text_size(n_bytes: int) -> None:
+    """Refuse a file that is larger than any text file of a model.
+
+    Raises:
+        ValueError: If it has more bytes.
+    """
+    if n_bytes > MOST_TEXT_BYTES:
+        raise ValueError(f"larger than {MOST_TEXT_BYTES >> 20} MB")
+
+
 def read_text(path: str | Path) -> str:
     """Read a small UTF-8 file.
 
@@ -292,8 +302,7 @@ def read_text(path: str | Path) -> str:
     """
     with open(path, "rb") as handle:
         content = handle.read(MOST_TEXT_BYTES + 1)
-    if len(content) > MOST_TEXT_BYTES:
-        raise ValueError(f"larger than {MOST_TEXT_BYTES >> 20} MB")
+    check_text_size(len(content))
     return content.decode("utf-8")
 
 
