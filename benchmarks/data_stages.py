@@ -34,9 +34,10 @@ data = {"train": ["train.csv"], "extra": ["extra.csv"], "ultra": ["ultra.csv"]}
 main(Path("pairs.parquet"), Path("import.json"), data | {"test": "test.csv"})
 """,
     "clean": """
+from dataclasses import fields
 from clean_pairs import main
 from prefdistill.settings import CleaningSettings
-policy = CleaningSettings(identical="drop", empty="drop", duplicates="drop")
+policy = CleaningSettings(**{field.name: "drop" for field in fields(CleaningSettings)})
 main(Path("pairs.parquet"), Path("import.json"), Path("clean.parquet"),
      Path("cleaning.json"), policy)
 """,

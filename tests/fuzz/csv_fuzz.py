@@ -18,6 +18,7 @@ import tempfile
 import time
 import traceback
 from collections import Counter
+from dataclasses import fields
 from pathlib import Path
 
 import pyarrow as pa
@@ -33,7 +34,8 @@ from prefdistill.storage.tables import PAIRS_SCHEMA
 
 KINDS = ("csv", "csv.gz", "csv.zst", "jsonl", "parquet")
 WEIGHTS = (12, 1, 1, 4, 1)
-POLICY = CleaningSettings(identical="drop", empty="drop", duplicates="drop")
+REASONS = [field.name for field in fields(CleaningSettings)]
+POLICY = CleaningSettings(**dict.fromkeys(REASONS, "drop"))
 SLOW_S = 5.0
 LONGEST_MESSAGE = 700
 # What differs between messages of one class.

@@ -1,5 +1,6 @@
 import hashlib
 import json
+from dataclasses import fields
 
 import numpy as np
 import pyarrow as pa
@@ -23,8 +24,9 @@ from prefdistill.storage.tables import (
     write_table,
 )
 
-DROP = CleaningSettings(identical="drop", empty="drop", duplicates="drop")
-KEEP = CleaningSettings(identical="keep", empty="keep", duplicates="keep")
+REASONS = [field.name for field in fields(CleaningSettings)]
+DROP = CleaningSettings(**dict.fromkeys(REASONS, "drop"))
+KEEP = CleaningSettings(**dict.fromkeys(REASONS, "keep"))
 A, B, TIE = (1, 0, 0), (0, 1, 0), (0, 0, 1)
 
 

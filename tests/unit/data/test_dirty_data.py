@@ -11,7 +11,7 @@ import csv
 import gzip
 import io
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -33,7 +33,8 @@ NEEDED = "id,prompt,response_a,response_b,winner_model_a,winner_model_b,winner_t
 FOLDS = FoldSettings(
     n=3, select_fraction=0.1, test_fraction=0.1, test_part=None, seed=0
 )
-POLICY = CleaningSettings(identical="drop", empty="drop", duplicates="drop")
+REASONS = [field.name for field in fields(CleaningSettings)]
+POLICY = CleaningSettings(**dict.fromkeys(REASONS, "drop"))
 N_CLEAN = 30
 WIN_A, WIN_B, TIE = "1,0,0", "0,1,0", "0,0,1"
 
