@@ -12,6 +12,8 @@ import pytest
 from running import checkout, snakemake
 from toy import CONFIGS, REDUCED, TEACHER, Driver
 
+from prefdistill.running.records import record_path
+
 # The long job of these tests: many quick steps, a checkpoint every 50.
 LONG = """
 teachers:
@@ -75,6 +77,8 @@ def start(finished, tmp_path):
             path.write_text(path.read_text().replace(*profile))
         if spoil:
             (folder / spoil).write_bytes(b"spoilt")
+            # Or the driver would refuse it before any job.
+            (folder / record_path(spoil)).unlink()
         configs = ("--configfile", *CONFIGS, "long.yaml")
         driver = Driver(folder, *arguments, *configs, "--", TEACHER, **options)
         drivers.append(driver)
