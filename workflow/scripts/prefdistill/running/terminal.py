@@ -8,7 +8,6 @@ import sys
 from contextlib import suppress
 from typing import TextIO
 
-
 _replaced: list[TextIO] = []  # a stream closes its file when nobody holds it
 
 
