@@ -9,7 +9,7 @@ from snakemake.dag import DAG
 from snakemake.logging import logger
 
 from prefdistill.errors import UserError, disk_fault
-from prefdistill.pipeline.config_checks import SHELL_SIGNS, check_path
+from prefdistill.pipeline.config_checks import check_cluster, check_path
 from prefdistill.pipeline.config_files import ConfigFault, read_config_file
 from prefdistill.pipeline.config_schema import read_typed, validate_config
 from prefdistill.pipeline.driver import hold_folder, write_owner
@@ -36,8 +36,9 @@ try:
         read_config_file(path)
     check_path("the workflow's folder", workflow.basedir, re.compile("[{}]"))
     if not workflow.local_exec:
-        for path in [*workflow.configfiles, workflow.basedir, os.getcwd()]:
-            check_path("a cluster's command line", path, SHELL_SIGNS)
+        paths = [*workflow.configfiles, workflow.basedir, os.getcwd()]
+        words = workflow.config_settings.config_args or ()
+        check_cluster(paths, sys.executable, words)
     given = workflow.config_settings.config
     validated = validate_config(read_typed(config, given, schema, schema), schema)
     SETTINGS = read(Settings, validated)
@@ -45,7 +46,7 @@ try:
         name: base_parameters(name, base) for name, base in SETTINGS.base_models.items()
     }
 except (UserError, ConfigFault) as error:
-    sys.exit(f"error: {error}")
+    sys.exit(f"error: {error!s:.1000}")  # a value may be long
 # Rules take their params from `config`: Snakemake stores and compares plain values.
 config.clear()
 config.update(validated)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import resource
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from wrong_configs import FILES
 from prefdistill.pipeline.config_files import (
     MOST_BYTES,
     ConfigFault,
+    check_given,
     read_config,
     read_config_file,
 )
@@ -73,6 +75,24 @@ BOMBS = {
     "python": b"a: !!python/object/apply:os.system [id]\n",
     "name of python": b"a: !!python/name:os.system\n",
     "unknown tag": b"a: !mine 1\n",
+    "long list": b"a: [" + b"l," * 500_000 + b"]",
+    "long list in json": b'{"a": [' + b"1," * 500_000 + b"1]}",
+    "long list, deep": b"a: " + b"[" * 150 + b"l," * 500_000,
+    "long text again and again": b"a: &a " + b"x" * 500_000 + b"\nb: [*a, *a, *a]\n",
+    "half a character": b'scratch: "\\ud800"\n',
+    "half a character in json": b'{"scratch": "\\ud800"}',
+    "character beyond all": b'scratch: "\\UFFFFFFFF"\n',
+    "number as key": b"a: {1: 2, true: 3, 1.0: 4}\n",
+    "date as key": b"a: {2026-01-01: 2}\n",
+    "set": b"!!set {a, b}\n",
+    "long float": b"a: 1" + b":1" * 60_000 + b".0\n",
+    "other version": b"%YAML 9.9\n---\na: 1\n",
+    **{
+        f"{kind} that is none": f"a: !!{kind} {value}\n".encode()
+        for kind in ("bool", "int", "float", "timestamp", "map", "seq", "omap", "set")
+        for value in ("abc", "''", "[[]]", "{=: 3}")
+        if (kind, value) not in (("map", "{=: 3}"), ("seq", "[[]]"), ("set", "{=: 3}"))
+    },
 }
 
 
@@ -83,6 +103,38 @@ def test_a_hostile_file_is_one_line(name):
     assert str(caught.value).startswith("config: mine.yaml")
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 400
+
+
+@pytest.mark.parametrize("name", BOMBS)
+def test_a_hostile_value_of_config_is_one_line_or_text(name):
+    value = BOMBS[name].decode("utf-8", "surrogateescape")
+    try:
+        check_given([f"folds={value}"])
+    except ConfigFault as fault:
+        found = str(fault)
+    else:  # no YAML: it stays text, which the schema refuses
+        found = "--config 'folds'"
+    assert re.fullmatch(r"--config 'folds'.{,300}", found)
+
+
+@pytest.mark.parametrize("entry", ["folds", "folds.n=3", "=3", "f\nn=3"])
+def test_config_without_a_key_is_one_line(entry):
+    with pytest.raises(ConfigFault, match=r"^--config .*: write 'key=value', or"):
+        check_given([entry])
+
+
+def test_a_name_that_does_not_print_stays_in_its_line(tmp_path):
+    for name in ("a\nb.yaml", "a\x1b[31mb.yaml", "a\udce9.yaml"):
+        with pytest.raises(ConfigFault) as caught:
+            read_config_file(tmp_path / name)
+        assert ascii(name)[1:-1] in str(caught.value)
+        str(caught.value).encode()
+
+
+def test_json_may_be_indented_with_tabs():
+    assert read_config(b'{\n\t"a": "\\t\\ud83d\\ude00"\n}', "a") == {
+        "a": "\t\U0001f600"
+    }
 
 
 def test_aliases_within_bounds_and_merged_keys_are_fine():
@@ -120,6 +172,19 @@ WAYS = {
     "status": ["-m", "prefdistill", "status"],
     "snakemake": ["-m", "snakemake", "-n"],
     "snakemake with a profile": ["-m", "snakemake", "-n"],
+    "snakemake with a profile of the environment": ["-m", "snakemake", "-n"],
+    "snakemake, one word": ["-m", "snakemake", "-n"],
+    "snakemake, short": ["-msnakemake", "-n"],
+    "snakemake with options of python": [
+        "-X",
+        "utf8",
+        "-W",
+        "ignore",
+        "-m",
+        "snakemake",
+    ],
+    "snakemake by its file": [str(Path(sys.executable).with_name("snakemake")), "-n"],
+    "run, one word": ["-m", "prefdistill", "run", "-n"],
 }
 
 
@@ -135,12 +200,18 @@ def test_no_way_in_runs_code_of_a_configuration(way, tmp_path):
     evil.write_text(TEMPLATES["definitions"].replace("CANARY", f"{tmp_path}/CANARY"))
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/config.yaml").write_text(f"configfile: [{evil}]\n")
-    by_profile = ["--profile", str(tmp_path / "mine")]
-    given = by_profile if "profile" in way else ["--configfile", str(evil)]
+    profile = str(tmp_path / "mine")
+    given, added = ["--configfile", str(ROOT / "config/demo.yaml"), str(evil)], {}
+    if "of the environment" in way:
+        given, added = [], {"SNAKEMAKE_PROFILE": profile}
+    elif "profile" in way:
+        given = ["--profile", profile]
+    elif "one word" in way:
+        given = [f"--configfile={evil}"]
     run = subprocess.run(
         [sys.executable, *WAYS[way], *given, "--directory", str(tmp_path)],
         cwd=ROOT, capture_output=True, text=True, check=False,
-        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+        env=os.environ | {"PYTHONPATH": str(tmp_path)} | added,
     )  # fmt: skip
     text = run.stdout + run.stderr
     assert run.returncode == 1
@@ -174,4 +245,4 @@ def test_a_bomb_takes_neither_memory_nor_time():
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (1 << 30, 1 << 30)),
     )  # fmt: skip
     assert run.returncode == 1
-    assert b"aliases make more than 100000 values" in run.stderr
+    assert b"is too large" in run.stderr

@@ -11,14 +11,24 @@ from typing import Any
 
 from jsonschema import Draft202012Validator
 from jsonschema.exceptions import ValidationError
+from jsonschema.validators import extend
 
 from prefdistill.errors import UserError
 from prefdistill.pipeline.config_checks import check_config
-from prefdistill.pipeline.config_files import MOST_NODES
 from prefdistill.settings import Settings, read
 
-MOST_DEPTH = 50
+MOST_DEPTH, MOST_VALUES = 50, 100_000
 LONGEST_VALUE = 200  # characters of a value in a message
+
+# JSON's integers include 3.0, which Python's range does not take.
+Validator = extend(
+    Draft202012Validator,
+    type_checker=Draft202012Validator.TYPE_CHECKER.redefine(
+        "integer", lambda _, value: type(value) is int
+    ),
+)
+
+NULLS = ("null", "~", "")
 
 # Keys that were removed: since when, and what they gave.
 GONE = {
@@ -58,7 +68,7 @@ def validate_config(config: dict[str, Any], schema: dict[str, Any]) -> dict[str,
     check_size(config)
     config = drop_nulls(config)
     check_finite(config)
-    errors = list(Draft202012Validator(schema).iter_errors(config))
+    errors = list(Validator(schema).iter_errors(config))
     if errors:
         gone = next(filter(None, map(_describe_gone, errors)), None)
         raise UserError(gone or describe_error(min(errors, key=_depth_first)))
@@ -103,6 +113,12 @@ def read_typed(config: Any, given: Any, schema: Any, root: dict[str, Any]) -> An
         for part in _parts_of(schema, "type", root)
         for name in ([part] if isinstance(part, str) else part)
     }
+    if "null" in types and config.lower() in NULLS:
+        return None
+    choices = [each for part in _parts_of(schema, "enum", root) for each in part]
+    for each in choices:
+        if config.lower() == str(each).lower():  # 4 or False, where '4' or 'false' came
+            return each
     return config if "string" in types or not types else _parsed(config)
 
 
@@ -120,12 +136,11 @@ def _parts_of(schema: Any, keyword: str, root: dict[str, Any]) -> list[Any]:
 
 
 def _parsed(text: str) -> Any:
-    """Read a number, boolean or null; what is none of them stays text."""
+    """Read a number or boolean; what is neither stays text."""
     if _is_number(text):
         number = float(text)
         return int(text) if text.strip("+-").isdigit() else number
-    plain = {"true": True, "false": False, "null": None, "~": None, "": None}
-    return plain.get(text.lower(), text)
+    return {"true": True, "false": False}.get(text.lower(), text)
 
 
 def check_size(value: Any) -> None:
@@ -140,10 +155,10 @@ def check_size(value: Any) -> None:
     while waiting:
         part, depth = waiting.pop()
         n_values += 1
-        if depth > MOST_DEPTH or n_values > MOST_NODES:
+        if depth > MOST_DEPTH or n_values > MOST_VALUES:
             raise UserError(
                 f"config: values nest more than {MOST_DEPTH} deep or are more than "
-                f"{MOST_NODES}; write out what an alias repeats"
+                f"{MOST_VALUES}; write out what an alias repeats"
             )
         entries = part.values() if isinstance(part, dict) else part
         if isinstance(part, dict | list):
@@ -228,7 +243,9 @@ def describe_error(error: ValidationError) -> str:
     if error.validator == "additionalProperties":
         known = error.schema.get("properties", {})
         unknown = sorted(error.instance.keys() - known.keys(), key=str)[0]
-        near = difflib.get_close_matches(str(unknown), known, n=1, cutoff=0.5)
+        near = difflib.get_close_matches(
+            str(unknown)[:LONGEST_VALUE], known, n=1, cutoff=0.5
+        )
         hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
         return f"config: unknown key {unknown!r} at {place}; {hint}"
     if error.validator == "required":
@@ -247,7 +264,8 @@ def describe_error(error: ValidationError) -> str:
         "maxItems": lambda v: f"a list of at most {v}",
         "uniqueItems": lambda v: "a list without repetition",
         "minProperties": lambda v: f"a mapping with at least {v} entry",
-        "pattern": lambda v: f"a letter, then letters, digits and {_signs(v)}",
+        "maxLength": lambda v: f"a text of at most {v} characters",
+        "pattern": _describe_pattern,
         "not": lambda v: "another name; this one is reserved",
     }.get(error.validator)
     rule = allowed(error.validator_value) if allowed else error.message
@@ -263,9 +281,12 @@ def describe_error(error: ValidationError) -> str:
     return f"config: {place}: {value} is not allowed; it must be {rule}"
 
 
-def _signs(pattern: str) -> str:
-    """Name the signs that a pattern of names allows beside letters and digits."""
-    return "any of _.-" if "_.-" in pattern else "_"
+def _describe_pattern(pattern: str) -> str:
+    """Say what a pattern of names allows; all are first[A-Za-z0-9 and signs]*."""
+    first = "a letter or digit" if pattern.startswith("^[A-Za-z0-9]") else "a letter"
+    signs = pattern.partition("*")[0].rpartition("0-9")[2].rstrip("]")
+    several = "any of " if len(signs) > 1 else ""
+    return f"{first}, then letters, digits and {several}{signs}"
 
 
 def _is_number(value: Any) -> bool:
