@@ -20,7 +20,8 @@ MODEL ?= gptq4
 # What the user gives is taken as it is written, and reaches the commands through the
 # environment: neither make nor the shell acts on a sign in it. ARGS alone is words of
 # the shell. CONFIG and TARGET may name several things, with spaces between.
-GIVEN := INPUT OUTPUT CONFIG TARGET REPO MODEL PROFILE CORES PYTHON ARGS TEST_WORKERS
+GIVEN := INPUT OUTPUT CONFIG TARGET REPO MODEL PROFILE CORES PYTHON ARGS TEST_WORKERS \
+	PLAIN PUSH JUDGE RELEASE
 $(foreach name,$(GIVEN),$(if $(filter command environment,$(firstword $(origin \
 	$(name)))),$(eval override $(name) := $$(value $(name)))))
 
@@ -34,6 +35,7 @@ PIP_INSTALL := $(VENV)/bin/python -m pip install -q --disable-pip-version-check
 INSTALLED := $(VENV)/installed.lock
 # Snakemake in this environment reads configurations as plain data; the file says why.
 GUARD := workflow/scripts/prefdistill/pipeline/config_files.py
+GUARD_START := workflow/scripts/prefdistill_guard.pth
 # Cores and GPUs are counted here and not in profiles/default, which Snakemake lays over
 # every other profile. Jobs that use a GPU run one at a time on one machine, as nothing
 # else shares out its memory.
@@ -43,7 +45,7 @@ JUDGE := results/$(if $(filter merged,$(MODEL)),merged,gptq/$(MODEL:gptq%=%)bit)
 RELEASE := results/release/$(if $(filter merged,$(MODEL)),merged,$(MODEL)bit)
 FILES := $(if $(CONFIG),--configfile $$CONFIG)
 WHAT := $$TARGET $(FILES)
-export JUDGE RELEASE $(GIVEN)
+export $(GIVEN)
 
 ### use: run the workflow and its judges
 
@@ -51,17 +53,18 @@ export JUDGE RELEASE $(GIVEN)
 help: ## list the targets
 	@echo "usage: make TARGET [CONFIG=\"config/a.yaml config/b.yaml\"] [PROFILE=slurm]"
 	@echo "            [TARGET=all] [CORES=N] [PYTHON=python3.11] [ARGS=\"--keep-going\"]"
+	@echo "A name is taken as it is written. ARGS is words of the shell, which reads them."
 	@awk -F ':.*## ' '/^### /{printf "\n%s\n", substr($$0, 5)} \
 		/^[a-z-]+:.*## /{printf "  %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: setup
 setup: ## install every pinned package into .venv, once
 	@cmp -s requirements.lock $(INSTALLED) || $(MAKE) --no-print-directory install
-	@for site in $(VENV)/lib/python3*/site-packages; do \
-		[ ! -d $$site ] || cmp -s $(GUARD) $$site/prefdistill_config_files.py || \
-		cp $(GUARD) $$site/prefdistill_config_files.py; \
-		[ ! -d $$site ] || [ -f $$site/prefdistill_guard.pth ] || \
-		cp workflow/scripts/prefdistill_guard.pth $$site/; done
+	@for site in $(VENV)/lib/python3*/site-packages; do [ ! -d $$site ] || { \
+		cmp -s $(GUARD) $$site/prefdistill_config_files.py || \
+			cp $(GUARD) $$site/prefdistill_config_files.py; \
+		cmp -s $(GUARD_START) $$site/prefdistill_guard.pth || \
+			cp $(GUARD_START) $$site/prefdistill_guard.pth; }; done
 
 .PHONY: install
 install:

@@ -280,6 +280,13 @@ COMMANDS = {
         ["predict", "results/gptq/4bit", "i.csv", "{}"],
     ),
     "MODEL": (["predict", "INPUT=i.csv", "OUTPUT=o.csv"], []),
+    "JUDGE": (["predict", "INPUT=i.csv", "OUTPUT=o.csv"], ["predict", "{}", "i.csv"]),
+    "PLAIN": (
+        ["predict", "INPUT=i.csv", "OUTPUT=o.csv"],
+        ["predict", "results/gptq/4bit", "i.csv", "o.csv", "--plain"],
+    ),
+    "PUSH": (["push", "REPO=r"], ["push", "results/release/gptq4bit", "r", "--push"]),
+    "RELEASE": (["push", "REPO=r"], ["push", "{}", "r"]),
     "REPO": (["push"], ["push", "results/release/gptq4bit", "{}"]),
     "CONFIG": (["run"], ["run", "all", "--configfile", "{}", "--profile"]),
     "TARGET": (["run"], ["run", "{}", "--profile", "profiles/default"]),
@@ -305,3 +312,16 @@ def test_what_is_given_to_make_is_taken_as_it_is_written(
             part for word in wanted for part in (several if word == "{}" else [word])
         ]
         assert words[: len(expected)] == expected, sign
+
+
+def test_setup_keeps_the_environments_reader_of_configurations_current(make, command):
+    site = make.folder / ".venv/lib/python3.11/site-packages"
+    scripts = make.folder / "workflow/scripts"
+    site.mkdir(parents=True)
+    (scripts / "prefdistill/pipeline").mkdir(parents=True)
+    for text in "first", "second":
+        (scripts / "prefdistill/pipeline/config_files.py").write_text(text)
+        (scripts / "prefdistill_guard.pth").write_text(text)
+        assert make("setup").returncode == 0
+        for name in "prefdistill_config_files.py", "prefdistill_guard.pth":
+            assert (site / name).read_text() == text

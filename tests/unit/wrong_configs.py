@@ -114,6 +114,7 @@ SETTINGS = {
     "test file that is a train file": ("data: {train: [ten.csv], test: ten.csv}", "config: data.test: 'ten.csv' is in data.train already; name each file once"),
     "unknown simulated file": ("data: {train: [results/simulated/trains.csv]}", "config: data.train: 'results/simulated/trains.csv' is not allowed; of the simulator it must be one of results/simulated/train.csv, results/simulated/extra.csv, results/simulated/ultra.csv, results/simulated/test.csv"),
     "more folds than prompts": ("{data: {train: [ten.csv]}, folds: {n: 9}}", "config: folds.n: 9 folds with select and test need 11 different prompts, data.train has at most 10; lower folds.n or add data"),
+    "blank lines only": ("data: {train: [blank.jsonl]}", "config: data.train: 'blank.jsonl' has no data rows; name a file that has some"),
     "header only": ("data: {train: [header.csv]}", "config: data.train: 'header.csv' has no data rows; name a file that has some"),
     "scratch that is a file": ("scratch: ten.csv", "config: scratch: 'ten.csv' is a file; it must be a folder"),
     "scratch among the results": ("scratch: results/scratch", "config: scratch: 'results/scratch' lies in results; it must be a folder that may be deleted"),

@@ -35,10 +35,6 @@ try:
     for path in workflow.configfiles if workflow.is_main_process else ():
         read_config_file(path)
     check_path("the workflow's folder", workflow.basedir, re.compile("[{}]"))
-    if not workflow.local_exec:
-        paths = [*workflow.configfiles, workflow.basedir, os.getcwd()]
-        words = workflow.config_settings.config_args or ()
-        check_cluster(paths, sys.executable, words)
     given = workflow.config_settings.config
     validated = validate_config(read_typed(config, given, schema, schema), schema)
     SETTINGS = read(Settings, validated)
@@ -65,8 +61,14 @@ if workflow.is_main_process:
 def begin_driving():
     """Record this driver, and stop its jobs on a signal; called before the first job."""
     try:
+        if not workflow.local_exec:  # only now Snakemake knows
+            paths = [*workflow.configfiles, workflow.basedir, os.getcwd()]
+            words = workflow.config_settings.config_args or ()
+            check_cluster(paths, sys.executable, words)
         write_owner()
         freeze(config)
+    except UserError as error:
+        sys.exit(f"error: {error}")
     except OSError as error:
         sys.exit(f"error: {disk_fault(error) or error}")
     keep_metadata(create=True)

@@ -36,6 +36,7 @@ def world(tmp_path_factory):
     (root / "folder").mkdir()
     (root / "rows.xlsx").touch()
     (root / "header.csv").write_text("id,prompt\n")
+    (root / "blank.jsonl").write_text("\n  \n")
     (root / "ten.csv").write_text("id,prompt\n" + "1,p\n" * 10)
     save_model(root / "model")
     (save_model(root / "untokenized") / "tokenizer.json").unlink()

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 import yaml
-from configurations import ROOT, SCHEMA, shipped
+from configurations import ROOT, SCHEMA, overlaid, shipped
 from wrong_configs import KEYS, VALUES
 
 from prefdistill.errors import UserError
-from prefdistill.pipeline.config_schema import GONE, validate_config
+from prefdistill.pipeline.config_schema import GONE, read_typed, validate_config
 
 DEMO = shipped("demo")
 CASES = VALUES | KEYS
@@ -112,3 +112,50 @@ def test_the_order_of_keys_does_not_matter():
     turned["teachers"] = {k: backwards(DEMO["teachers"][k]) for k in DEMO["teachers"]}
     settings = validate_config(DEMO, SCHEMA)["student"]
     assert repr(validate_config(turned, SCHEMA)["student"]) == repr(settings)
+
+
+# What `--config` gives, as Snakemake hands it over: all inner values are texts.
+GIVEN = {
+    "student={training: {learning_rate: 0.001, max_steps: 10}}": {
+        "student": {"training": {"learning_rate": 0.001, "max_steps": 10}}
+    },
+    "student={training: {learning_rate: 1e-3, max_steps: null}}": {
+        "student": {"training": {"learning_rate": 0.001, "max_steps": None}}
+    },
+    "student={training: {max_steps: }}": {"student": {"training": {"max_steps": None}}},
+    "quantisation={bits: [4], group_size: 16}": {
+        "quantisation": {"bits": [4], "group_size": 16}
+    },
+    "predict={folds: [0, 1]}": {"predict": {"folds": [0, 1]}},
+    "predict={folds: best}": {"predict": {"folds": "best"}},
+    "data={test: null}": {"data": {"test": None}},
+    "distillation={teacher_gate: false}": {"distillation": {"teacher_gate": False}},
+    "distillation={teacher_gate: warn}": {"distillation": {"teacher_gate": "warn"}},
+    "evaluation={labels_only: True}": {"evaluation": {"labels_only": True}},
+    "teachers={llama: {lora: {r: 8, targets: [q_proj]}}}": {
+        "teachers": {"llama": {"lora": {"r": 8, "targets": ["q_proj"]}}}
+    },
+    "max_runtime=null": {"max_runtime": None},
+    "scratch=0123": {"scratch": "0123"},
+    "folds={n: many}": {"folds": {"n": "many"}},
+}
+
+
+@pytest.mark.parametrize("entry", GIVEN)
+def test_values_of_the_command_line_have_the_schemas_types(entry):
+    key, _, value = entry.partition("=")
+    given = {key: yaml.load(value, yaml.BaseLoader)}
+    merged = overlaid(DEMO, given)
+    assert read_typed(merged, given, SCHEMA, SCHEMA) == overlaid(DEMO, GIVEN[entry])
+
+
+def test_texts_of_files_stay_texts():
+    config = overlaid(DEMO, {"student": {"training": {"learning_rate": "1e-4"}}})
+    assert read_typed(config, {"scratch": "x"}, SCHEMA, SCHEMA) == config
+    with pytest.raises(UserError, match=r"YAML reads this as text; write 0\.0001"):
+        validate_config(config, SCHEMA)
+
+
+def test_a_whole_number_with_a_point_is_no_integer():
+    with pytest.raises(UserError, match=r"folds\.n: 3\.0 is .* of type integer"):
+        validate_config(overlaid(DEMO, {"folds": {"n": 3.0}}), SCHEMA)

@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import shutil
 from types import SimpleNamespace
 
 import pytest
@@ -112,6 +113,12 @@ def test_metadata_moves_among_the_records(finished):
     keep_metadata(create=True)
     assert (KEPT_METADATA / "some").read_text() == "params"
     assert (METADATA / "some").read_text() == "params"
+    # Snakemake makes the folder anew when results were removed by hand.
+    shutil.rmtree("results")
+    keep_metadata(create=False)
+    METADATA.mkdir()
+    keep_metadata(create=True)
+    assert METADATA.resolve() == KEPT_METADATA.resolve()
     assert find_stale_files() == {}
 
 

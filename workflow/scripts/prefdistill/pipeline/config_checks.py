@@ -294,7 +294,7 @@ def _most_rows(path: Path) -> int | None:
     if path.stat().st_size > SMALL_FILE:
         return None
     lines = path.read_bytes().replace(b"\r", b"\n").split(b"\n")
-    n_lines = sum(1 for line in lines if line)
+    n_lines = sum(1 for line in lines if line.strip())
     return max(n_lines - 1, 0) if is_csv else n_lines
 
 

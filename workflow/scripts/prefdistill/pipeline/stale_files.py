@@ -111,9 +111,11 @@ def keep_metadata(*, create: bool) -> None:
     Args:
         create: Whether to begin it; a dry run only follows what is there.
     """
-    if METADATA.is_symlink() or not (create or KEPT_METADATA.is_dir()):
-        return
     with suppress(OSError):  # a file system without links, or read-only
+        if METADATA.is_symlink() and not METADATA.exists():
+            METADATA.unlink()  # results were removed by hand
+        if METADATA.is_symlink() or not (create or KEPT_METADATA.is_dir()):
+            return
         # Without this folder, Snakemake takes the metadata for an early version's.
         (SNAKEMAKE_FOLDER / "incomplete").mkdir(parents=True, exist_ok=True)
         if METADATA.is_dir() and not KEPT_METADATA.is_dir():
