@@ -24,6 +24,11 @@ def printable(text: str) -> str:
     )
 
 
+def one_line(error: BaseException) -> str:
+    """Fold the message of an error to one line."""
+    return " ".join(str(error).split())
+
+
 class UserError(Exception):
     """A mistake that the user can fix; one line says where, what, and the remedy."""
 

@@ -13,8 +13,7 @@ from prefdistill.data.pairs import (
     RawRow,
     match_columns,
 )
-from prefdistill.data.readers import one_line
-from prefdistill.errors import UserError
+from prefdistill.errors import UserError, one_line
 from prefdistill.storage.tables import TARGET_COLUMNS
 
 WINNERS = {

@@ -1,23 +1,18 @@
-"""Read rows of one file: CSV or JSON lines (plain or compressed), or parquet.
+"""Read rows of one file: CSV or JSON lines, plain or compressed, or parquet.
 
 Each reader is a generator of ``RawRow`` in bounded memory, and fills the counts of its
 file on the way. ``pairs`` parses the values.
 """
 
 import csv
-import gzip
 import io
 import json
 import zlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, BinaryIO, TextIO
-
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
+from typing import Any, TextIO
 
 from prefdistill.data.cells import (
     LONE_SURROGATE,
@@ -32,15 +27,13 @@ from prefdistill.data.pairs import (
     match_columns,
     used_columns,
 )
-from prefdistill.errors import UserError
+from prefdistill.data.parquet_rows import read_parquet_rows
+from prefdistill.data.unpacking import open_bytes
+from prefdistill.errors import UserError, one_line
 
 # One row of CSV or JSON lines, in characters or bytes.
 MAX_ROW_BYTES = 32 << 20
-# A file may always unpack to this many bytes, and otherwise to this multiple of its
-# size. Texts of pairs shrink to a third or a tenth.
-MOST_UNPACKED_BYTES, MOST_RATIO = 16 << 20, 50
 MOST_BLANK_LINES = 1_000_000
-BATCH_ROWS = 1024  # of parquet
 
 # First bytes of files that are not plain UTF-8 text: the fault and its remedy. UTF-32
 # comes before UTF-16, since the mark of UTF-32 starts with that of UTF-16.
@@ -80,69 +73,10 @@ _CSV_FAULTS = {
 }
 
 
-class _Bounded(io.RawIOBase):
-    """Stop reading a compressed file that unpacks to far more than its size.
-
-    Args:
-        path: The file, for the message and its size.
-        stream: Its unpacked bytes.
-    """
-
-    def __init__(self, path: Path, stream: Any) -> None:
-        self._path, self._stream, self._n_bytes = path, stream, 0
-        self._most = _most_unpacked(path)
-
-    def readable(self) -> bool:
-        """Tell that this is a file to read."""
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        """Read unpacked bytes into a buffer, and count them.
-
-        Raises:
-            UserError: If they are too many.
-        """
-        content = self._stream.read(len(buffer))
-        self._n_bytes += len(content)
-        if self._n_bytes > self._most:
-            raise _too_large(self._path, self._most)
-        buffer[: len(content)] = content
-        return len(content)
-
-    def close(self) -> None:
-        """Close the file."""
-        self._stream.close()
-        super().close()
-
-
-def _most_unpacked(path: Path) -> int:
-    """Return how many bytes a file may unpack to."""
-    return max(MOST_UNPACKED_BYTES, MOST_RATIO * path.stat().st_size)
-
-
-def _too_large(path: Path, most: int) -> UserError:
-    """Make the error for a file that would fill the memory."""
-    return UserError(
-        f"{path}: its {path.stat().st_size:,} bytes unpack to more than {most:,}; if "
-        "they are not meant to fill the memory, write its texts as plain .csv or .jsonl"
-    )
-
-
-def _open_bytes(path: Path) -> BinaryIO:
-    """Open a file for reading, decompressed if its name ends in .gz or .zst."""
-    suffix = path.suffix.lower()
-    if suffix == ".gz":
-        return io.BufferedReader(_Bounded(path, gzip.open(path, "rb")), 1 << 16)
-    if suffix == ".zst":
-        stream = pa.input_stream(str(path), compression="zstd")
-        return io.BufferedReader(_Bounded(path, stream), 1 << 16)
-    return open(path, "rb")
-
-
 def _open_csv(path: Path, encoding_errors: str) -> io.TextIOWrapper:
     # utf-8-sig drops a byte order mark; newline="" leaves line ends to the csv module.
     return io.TextIOWrapper(
-        _open_bytes(path), encoding="utf-8-sig", errors=encoding_errors, newline=""
+        open_bytes(path), encoding="utf-8-sig", errors=encoding_errors, newline=""
     )
 
 
@@ -181,7 +115,7 @@ def _check_start(path: Path, counts: ImportedFile) -> None:
             raise UserError(
                 f"{path}: is not {name}-compressed; drop {path.suffix} from its name"
             )
-    with _open_bytes(path) as handle:
+    with open_bytes(path) as handle:
         start = handle.read(65536)
     if not start.strip(b"\xef\xbb\xbf \r\n"):
         raise UserError(f"{path}: is empty; check where it comes from")
@@ -223,11 +157,6 @@ def _locate_bad_byte(path: Path) -> str:
                     where = f"row {number}" if number else "header"
                     return f"{where} (line {rows.line_num}), column {column}"
     return "at an unknown place"
-
-
-def one_line(error: BaseException) -> str:
-    """Fold the message of an error to one line."""
-    return " ".join(str(error).split())
 
 
 def _unreadable(path: Path, error: BaseException) -> UserError:
@@ -351,7 +280,7 @@ def read_json_rows(path: Path, source: str, counts: ImportedFile) -> Iterator[Ra
     number, ignored, used = 0, set(), used_columns(source)
     try:
         _check_start(path, counts)
-        with _open_bytes(path) as handle:
+        with open_bytes(path) as handle:
             lines = iter(lambda: handle.readline(MAX_ROW_BYTES + 1), b"")
             for line_number, line in enumerate(lines, 1):
                 if not line.strip():
@@ -381,104 +310,6 @@ def read_json_rows(path: Path, source: str, counts: ImportedFile) -> Iterator[Ra
     counts.ignored_columns = sorted(
         LONE_SURROGATE.sub("\ufffd", name) for name in ignored
     )
-
-
-def _check_chunks(
-    path: Path, metadata: pq.FileMetaData, used: Sequence[str], most: int
-) -> list[str]:
-    """Check the sizes of a parquet file's columns, and list those that hold bytes.
-
-    Args:
-        path: The file, for the message.
-        metadata: Its metadata.
-        used: The names of the columns that will be read.
-        most: How many bytes they may unpack to, without copies of repeated texts.
-
-    Returns:
-        Their paths in the file's schema.
-
-    Raises:
-        UserError: If the columns are too large.
-    """
-    n_bytes, leaves = 0, []
-    for place in range(metadata.num_columns):
-        column = metadata.schema.column(place)
-        if column.path.partition(".")[0] not in used:
-            continue
-        if column.physical_type == "BYTE_ARRAY":
-            leaves.append(column.path)
-        for group in range(metadata.num_row_groups):
-            chunk = metadata.row_group(group).column(place)
-            # A list of nulls takes no bytes in the file, but 8 for each in memory.
-            width = max(column.length, 8)
-            n_bytes += max(chunk.total_uncompressed_size, width * chunk.num_values)
-    if n_bytes > most:
-        raise _too_large(path, most)
-    return leaves
-
-
-def _unpacked_bytes(array: pa.Array) -> int:
-    """Compute the size of an array once each repeated value is a copy."""
-    if isinstance(array, pa.DictionaryArray):
-        if not pa.types.is_string(array.type.value_type) and not pa.types.is_binary(
-            array.type.value_type
-        ):
-            return array.nbytes
-        lengths = pc.binary_length(array.dictionary).cast(pa.int64())
-        return pc.sum(lengths.take(array.indices)).as_py() or 0
-    if isinstance(array, pa.StructArray):
-        return sum(map(_unpacked_bytes, array.flatten()))
-    if pa.types.is_list(array.type) or pa.types.is_large_list(array.type):
-        return _unpacked_bytes(array.flatten())
-    return array.nbytes
-
-
-def read_parquet_rows(
-    path: Path, source: str, counts: ImportedFile
-) -> Iterator[RawRow]:
-    """Stream the rows of a parquet file that has the Kaggle columns.
-
-    Args:
-        path: A parquet file; texts are lists of strings, or JSON as in a CSV file.
-        source: One of ``pairs.SOURCES``, or ``pairs.SCORED``.
-        counts: Receives the ignored columns.
-
-    Raises:
-        UserError: If the file cannot be read as parquet or lacks a required column.
-    """
-    number, n_bytes, most = 0, 0, _most_unpacked(path)
-    try:
-        with pq.ParquetFile(path) as file:
-            names = file.schema_arrow.names
-            columns = match_columns(names, source, str(path))
-            used = [names[place] for place in columns if place < len(names)]
-            counts.ignored_columns = sorted(set(names) - set(used))
-            leaves = _check_chunks(path, file.metadata, used, most)
-        # A text that a file repeats lies there once. As a dictionary it also lies in
-        # memory once, so the size of a batch is known before its texts are copied.
-        with pq.ParquetFile(path, read_dictionary=leaves) as file:
-            for batch in file.iter_batches(BATCH_ROWS, columns=used):
-                n_bytes += sum(map(_unpacked_bytes, batch.columns))
-                if n_bytes > most:
-                    raise _too_large(path, most)
-                values = [
-                    batch.column(name).to_pylist()
-                    if name in used
-                    else [None] * len(batch)
-                    for name in ROW_COLUMNS
-                ]
-                for row in zip(*values, strict=True):
-                    number += 1
-                    yield RawRow(number, f"row {number}", list(row))
-    except UnicodeDecodeError as error:
-        raise UserError(
-            f"{path}, after row {number}: a text is not UTF-8; write the file again"
-        ) from error
-    except (pa.ArrowException, OSError, ValueError) as error:
-        raise UserError(
-            f"{path}: not a readable parquet file ({one_line(error)}); write it "
-            "again, or give it the name of its kind"
-        ) from error
 
 
 READERS = {

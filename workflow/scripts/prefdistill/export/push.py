@@ -9,7 +9,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from prefdistill.errors import UserError
+from prefdistill.errors import UserError, one_line
 from prefdistill.export.release import CARD_FILE, release_files
 from prefdistill.models.manifests import WEIGHTS, tensor_header
 from prefdistill.version import __version__
@@ -62,7 +62,7 @@ def push(folder: Path, repository: str) -> str:
             commit_message=f"prefdistill {__version__}",
         )
     except (HfHubHTTPError, HFValidationError, OSError) as error:
-        reason = " ".join(str(error).split()).replace(token, "...")
+        reason = one_line(error).replace(token, "...")
         raise UserError(
             f"{repository}: not uploaded ({reason}); check the name, the network and "
             "that the token may write there"

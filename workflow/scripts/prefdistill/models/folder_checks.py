@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from prefdistill.engine.architectures import ARCHITECTURES
-from prefdistill.errors import DamagedFile, UserError
+from prefdistill.errors import DamagedFile, UserError, one_line
 from prefdistill.models.manifests import weights_path
 from prefdistill.storage.records import read_json
 from prefdistill.storage.whole_files import LONGEST_REASON
@@ -80,7 +80,7 @@ def fitting(path: Path, what: str) -> Iterator[None]:
     except torch.OutOfMemoryError:
         raise
     except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
-        reason = " ".join(str(error).split())
+        reason = one_line(error)
         if type(error) is RuntimeError and "mismatch" not in reason:
             raise
         said = "" if "ignore_mismatched" in reason else f" ({reason[:LONGEST_REASON]})"

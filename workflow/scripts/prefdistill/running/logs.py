@@ -10,7 +10,7 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
-from prefdistill.errors import DamagedFile, UserError, disk_fault
+from prefdistill.errors import DamagedFile, UserError, disk_fault, one_line
 from prefdistill.running.rule_lookup import rerun_advice
 
 # ``pipeline.job_states`` finds the lines about the job itself by this logger's name.
@@ -75,4 +75,4 @@ def error_line(error: Exception) -> str:
         advice = rerun_advice(error.path)
         return f"{error.path}: {error.what}; {advice}" if advice else str(error)
     kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
-    return disk_fault(error) or kind + " ".join(str(error).split())
+    return disk_fault(error) or kind + one_line(error)
