@@ -11,7 +11,7 @@ from dead_driver import lock_folder, locks_of
 from prefdistill.errors import UserError
 from prefdistill.pipeline.driver import LOCK, OWNER, clean, recover, write_owner
 from prefdistill.running.ties import DRIVER
-from prefdistill.storage.hosts import BOOT_ID, MACHINE_ID, PID_SPACE
+from prefdistill.storage.hosts import BOOT_ID, PID_SPACE
 
 
 @pytest.fixture
@@ -118,10 +118,9 @@ def test_jobs_that_do_not_end_stop_the_command(tmp_path, slurm, monkeypatch):
     assert locks_of(root)
 
 
-def test_a_driver_of_this_machines_former_boot_is_dead(tmp_path):
-    if MACHINE_ID is None:
-        pytest.skip("a machine without an id of its own")
-    root = lock_folder(tmp_path, boot="former", machine=MACHINE_ID)
+def test_a_driver_of_this_machines_former_boot_is_dead(tmp_path, monkeypatch):
+    monkeypatch.setattr("prefdistill.pipeline.driver.MACHINE_ID", "here 0123")
+    root = lock_folder(tmp_path, boot="former", machine="here 0123")
     recover(root)
     assert not locks_of(root)
 

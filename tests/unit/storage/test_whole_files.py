@@ -1,7 +1,6 @@
 import csv
 import os
 import re
-import shutil
 import time
 
 import pytest
@@ -12,7 +11,6 @@ from prefdistill.storage.whole_files import (
     naming,
     reading,
     temporary_folder,
-    unchanged,
     write_csv_rows,
     write_text,
 )
@@ -206,55 +204,3 @@ def test_what_no_reader_of_csv_gets_back_is_refused(text, tmp_path):
     with pytest.raises(UserError, match=r"out\.csv: not written, as .* holds NUL"):
         write_csv_rows(tmp_path / "out.csv", ["id"], [[text]])
     assert not list(tmp_path.iterdir())
-
-
-def replaced(path, other):
-    other.replace(path)
-
-
-def copied_over(path, other):
-    shutil.copyfile(other, path)
-
-
-def copied_with_its_old_time(path, other):
-    found = path.stat()
-    shutil.copyfile(other, path)
-    os.utime(path, ns=(found.st_atime_ns, found.st_mtime_ns))
-
-
-def deleted(path, other):
-    path.unlink()
-
-
-@pytest.mark.parametrize(
-    "change", [replaced, copied_over, copied_with_its_old_time, deleted]
-)
-@pytest.mark.parametrize("age_s", [-100, 0, 100])
-def test_a_file_that_changes_while_it_is_read_is_refused(change, age_s, tmp_path):
-    path, other = tmp_path / "in.csv", tmp_path / "other.csv"
-    for each in (path, other):
-        each.write_text("content")
-    then = path.stat().st_mtime_ns + age_s * 10**9
-    os.utime(other, ns=(then, then))
-    with pytest.raises(UserError, match=r"in\.csv: changed while"), unchanged(path):
-        change(path, other)
-
-
-def test_what_a_reader_says_about_a_torn_file_is_not_the_cause(tmp_path):
-    path = tmp_path / "in.csv"
-    path.write_text("content")
-
-    def read():
-        with unchanged(path):
-            path.write_text("other content")
-            raise UserError("row 7: has 3 fields")
-
-    with pytest.raises(UserError, match="changed while it was read"):
-        read()
-
-
-def test_a_file_that_stays_is_read(tmp_path):
-    path = tmp_path / "in.csv"
-    path.write_text("content")
-    with unchanged(path):
-        path.read_text()

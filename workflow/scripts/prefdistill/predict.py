@@ -32,11 +32,10 @@ from prefdistill.errors import (
 )
 from prefdistill.running.stopping import STOPPED, TERMINAL_SIGNALS, stop_on
 from prefdistill.running.terminal import survive_lost_terminal
-from prefdistill.storage.digests import file_digest
+from prefdistill.storage.digests import file_digest, unchanged
 from prefdistill.storage.tables import TARGET_COLUMNS
 from prefdistill.storage.whole_files import (
     temporary_folder,
-    unchanged,
     write_csv_rows,
 )
 from prefdistill.version import __version__

@@ -15,7 +15,12 @@ from typing import Any
 from prefdistill.errors import DamagedFile, UserError
 from prefdistill.storage.digests import file_digest
 from prefdistill.storage.records import read_json, write_json
-from prefdistill.storage.whole_files import atomic_path, check_unpacked, reading
+from prefdistill.storage.whole_files import (
+    MANIFEST,
+    atomic_path,
+    check_unpacked,
+    reading,
+)
 
 WEIGHTS = "model.safetensors"
 WEIGHTS_INDEX = "model.safetensors.index.json"
@@ -42,7 +47,6 @@ SIZES = (
     "num_key_value_heads",
     "head_dim",
 )
-MANIFEST = "manifest.json"
 MANIFEST_KEYS = ("path", "architecture", "model_type", "revision", "files")
 
 

@@ -40,9 +40,10 @@ from prefdistill.pipeline.surroundings import find_caches, name_user
 from prefdistill.running.lock import lock_holder, open_lock
 from prefdistill.running.stopping import TERMINAL_SIGNALS, heeded
 from prefdistill.running.ties import DRIVER, OWNER, driver_tie
+from prefdistill.storage.digests import SNAKEMAKE_FOLDER
 from prefdistill.storage.hosts import BOOT_ID, MACHINE_ID, PID_SPACE, has_ended
 
-FOLDER = Path(".snakemake")
+FOLDER = SNAKEMAKE_FOLDER
 LOCK = FOLDER / "prefdistill.lock"
 # What runs make; ``FOLDER`` comes last, as it holds the lock.
 MADE = (Path("results"), Path("logs"), Path("scratch"), FOLDER)

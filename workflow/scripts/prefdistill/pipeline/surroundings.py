@@ -9,6 +9,8 @@ import os
 import tempfile
 from pathlib import Path
 
+from prefdistill.storage.digests import SNAKEMAKE_FOLDER
+
 
 def name_user() -> None:
     """Name the user: Snakemake and torch fail for one without an entry in passwd."""
@@ -34,7 +36,7 @@ def find_caches(folder: Path) -> None:
             return
     except OSError:
         pass
-    caches = (folder / ".snakemake/caches").absolute()
+    caches = (folder / SNAKEMAKE_FOLDER / "caches").absolute()
     if (usual / "huggingface").is_dir():
         os.environ.setdefault("HF_HOME", str(usual / "huggingface"))
     for name in ("XDG_CACHE_HOME", "XDG_CONFIG_HOME"):

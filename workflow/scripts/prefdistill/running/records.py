@@ -29,14 +29,13 @@ from prefdistill.errors import DamagedFile, UserError
 from prefdistill.running.code_digests import SCRIPTS, code_digest, forget_code
 from prefdistill.running.logs import JOB_LOGGER
 from prefdistill.storage.digests import SNAKEMAKE_FOLDER, file_digest
-from prefdistill.storage.whole_files import RESULTS, reading, write_text
+from prefdistill.storage.whole_files import MANIFEST, RESULTS, reading, write_text
 
 logger = logging.getLogger(JOB_LOGGER)
 
 RECORDS = Path(RESULTS, "records")
 # What a driver began with; each of its jobs compares.
 FROZEN = SNAKEMAKE_FOLDER / "prefdistill.run.json"
-MANIFEST = "manifest.json"
 PACKAGES = (
     "torch", "transformers", "peft", "bitsandbytes", "gptqmodel", "accelerate",
     "safetensors", "tokenizers", "numpy", "scipy", "scikit-learn", "pyarrow",

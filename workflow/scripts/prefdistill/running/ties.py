@@ -27,6 +27,7 @@ from prefdistill.running.stopping import (
     request_stop,
     stop_reason,
 )
+from prefdistill.storage.digests import SNAKEMAKE_FOLDER
 from prefdistill.storage.hosts import PID_SPACE, has_ended
 from prefdistill.storage.whole_files import RESULTS, guard_writes
 
@@ -34,7 +35,7 @@ logger = logging.getLogger(JOB_LOGGER)
 
 # The record of a folder's driver, relative to the folder, and the environment variable
 # that tells jobs whose they are.
-OWNER = Path(".snakemake/prefdistill.owner.json")
+OWNER = SNAKEMAKE_FOLDER / "prefdistill.owner.json"
 DRIVER = "PREFDISTILL_DRIVER"
 POLL_S = 1.0
 # A job without a loop that saves may finish in this time after a signal to stop.

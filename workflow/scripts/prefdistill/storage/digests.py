@@ -1,4 +1,4 @@
-"""Hash files, each large one once as long as nobody touches it.
+"""Hash files, each large one once as long as nobody touches it; tell a change.
 
 Imported by the Snakefile, so it stays light: the standard library.
 """
@@ -8,8 +8,11 @@ import json
 import os
 import secrets
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from prefdistill.errors import UserError
 
 # Snakemake's folder where it works. Where there is none, nothing is kept.
 SNAKEMAKE_FOLDER = Path(".snakemake")
@@ -29,12 +32,12 @@ def file_digest(path: str | Path) -> str:
     so a file that was replaced or edited is hashed again, whatever mtime it was given.
     """
     with open(path, "rb") as handle:
-        before = _stamp(handle.fileno())
+        before = _stamp(os.fstat(handle.fileno()))
         store = _store(path) if before["size"] >= LEAST_KEPT_BYTES else None
         if store is not None and (known := _kept(store, before)):
             return known
         digest = hashlib.file_digest(handle, "sha256").hexdigest()
-        after = _stamp(handle.fileno())
+        after = _stamp(os.fstat(handle.fileno()))
     changed_ns = max(after["mtime_ns"], after["ctime_ns"])
     settled = before == after and abs(time.time() - changed_ns / 1e9) > TICK_S
     if store is not None and settled:
@@ -42,15 +45,39 @@ def file_digest(path: str | Path) -> str:
     return digest
 
 
-def _stamp(descriptor: int) -> dict[str, int]:
-    """Describe an open file without its content; the same on every host that has it."""
-    found = os.fstat(descriptor)
+def _stamp(found: os.stat_result) -> dict[str, int]:
+    """Identify a file's content without reading it, the same on every host."""
     return {
         "inode": found.st_ino,
         "size": found.st_size,
         "mtime_ns": found.st_mtime_ns,
+        # Tools can set a file's time of modification, but not that of its last change.
         "ctime_ns": found.st_ctime_ns,
     }
+
+
+@contextmanager
+def unchanged(*paths: Path) -> Iterator[None]:
+    """Refuse files that were changed or replaced while the body read them.
+
+    Raises:
+        UserError: If a file is another one after the body than before it, even if the
+            body failed: a half-written file is often no valid one.
+    """
+
+    def stamps() -> list[dict[str, int] | None]:
+        return [_stamp(os.stat(path)) if path.exists() else None for path in paths]
+
+    before = stamps()
+    try:
+        yield
+    finally:
+        for path, one, other in zip(paths, before, stamps(), strict=True):
+            if one != other:
+                raise UserError(
+                    f"{path}: changed while it was read; repeat the command once "
+                    "nothing writes to it"
+                )
 
 
 def _store(path: str | Path) -> Path | None:

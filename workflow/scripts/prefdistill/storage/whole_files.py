@@ -15,10 +15,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from prefdistill.errors import DamagedFile, UserError
+from prefdistill.errors import DamagedFile, UserError, one_line
 from prefdistill.storage.hosts import PID_SPACE, has_ended
 
 RESULTS = "results"  # where rules write
+MANIFEST = "manifest.json"  # of a base model: lists its files, with their digests
 _UMASK = os.umask(0)  # the only way to read it is to set it
 os.umask(_UMASK)
 _TEMPORARY_NAME = re.compile(r"\..+\.([\w-]+)\.(\d+)\.[0-9a-f]{8}\.tmp")
@@ -104,7 +105,7 @@ def reading(path: str | Path, what: str) -> Iterator[None]:
             raise  # such as the signal to stop
         if isinstance(error, MemoryError) or getattr(error, "errno", None):
             raise
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = one_line(error) or type(error).__name__
         if len(reason) > LONGEST_REASON:
             reason = f"{reason[:LONGEST_REASON]}..."
         raise DamagedFile(path, f"not {what} ({reason})") from error
@@ -304,38 +305,6 @@ def read_text(path: str | Path) -> str:
         content = handle.read(MOST_TEXT_BYTES + 1)
     check_text_size(len(content))
     return content.decode("utf-8")
-
-
-@contextmanager
-def unchanged(*paths: Path) -> Iterator[None]:
-    """Refuse files that were changed or replaced while the body read them.
-
-    Raises:
-        UserError: If a file is another one after the body than before it, even if the
-            body failed: a half-written file is often no valid one.
-        OSError: If a file is not there.
-    """
-    before = [_stamp(path) for path in paths]
-    try:
-        yield
-    finally:
-        for path, stamp in zip(paths, before, strict=True):
-            if _stamp(path) != stamp:
-                raise UserError(
-                    f"{path}: changed while it was read; repeat the command once "
-                    "nothing writes to it"
-                )
-
-
-def _stamp(path: Path) -> tuple[int, ...] | None:
-    """Identify a file's content without reading it; None if there is no file."""
-    try:
-        found = path.stat()
-    except FileNotFoundError:
-        return None
-    # Tools can set a file's time of modification, but not that of its last change.
-    times = found.st_mtime_ns, found.st_ctime_ns
-    return (found.st_dev, found.st_ino, found.st_size, *times)
 
 
 def is_panic(error: BaseException) -> bool:
