@@ -9,12 +9,12 @@ from snakemake.dag import DAG
 from snakemake.logging import logger
 
 from prefdistill.errors import UserError, disk_fault
-from prefdistill.pipeline.config_checks import check_cluster, check_path
 from prefdistill.pipeline.config_files import ConfigFault, read_config_file
 from prefdistill.pipeline.config_schema import read_typed, validate_config
 from prefdistill.pipeline.driver import hold_folder, write_owner
 from prefdistill.pipeline.failed_jobs import FailedJobs
 from prefdistill.pipeline.model_sizes import base_parameters
+from prefdistill.pipeline.path_checks import BARE_SIGNS, check_cluster, check_path
 from prefdistill.pipeline.students import Students
 from prefdistill.pipeline.stale_files import follow_contents, keep_metadata
 from prefdistill.pipeline.stops import end_on_signals, stop_jobs_on_signals
@@ -35,6 +35,7 @@ try:
     for path in workflow.configfiles if workflow.is_main_process else ():
         read_config_file(path)
     check_path("the workflow's folder", workflow.basedir, re.compile("[{}]"))
+    check_path("the interpreter", sys.executable, BARE_SIGNS)
     given = workflow.config_settings.config
     validated = validate_config(read_typed(config, given, schema, schema), schema)
     SETTINGS = read(Settings, validated)
@@ -64,7 +65,7 @@ def begin_driving():
         if not workflow.local_exec:  # only now Snakemake knows
             paths = [*workflow.configfiles, workflow.basedir, os.getcwd()]
             words = workflow.config_settings.config_args or ()
-            check_cluster(paths, sys.executable, words)
+            check_cluster(paths, words)
         write_owner()
         freeze(config)
     except UserError as error:
