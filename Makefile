@@ -43,9 +43,12 @@ LOCAL := --cores "$$CORES" $(if $(shell command -v nvidia-smi),--resources gpu=1
 WHERE := --profile "$$PROFILE" $(if $(filter profiles/default,$(PROFILE)),$(LOCAL))
 JUDGE := results/$(if $(filter merged,$(MODEL)),merged,gptq/$(MODEL:gptq%=%)bit)
 RELEASE := results/release/$(if $(filter merged,$(MODEL)),merged,$(MODEL)bit)
+# Under names of their own: a make that a command starts is to find these from its MODEL.
+JUDGE_FOLDER := $(JUDGE)
+RELEASE_FOLDER := $(RELEASE)
 FILES := $(if $(CONFIG),--configfile $$CONFIG)
 WHAT := $$TARGET $(FILES)
-export $(GIVEN)
+export $(filter-out JUDGE RELEASE,$(GIVEN)) JUDGE_FOLDER RELEASE_FOLDER
 
 ### use: run the workflow and its judges
 
@@ -115,13 +118,13 @@ release: setup ## write results/release: judges with card and example, to hand o
 predict: $(if $(and $(INPUT),$(OUTPUT)),setup) ## score a file: INPUT=pairs.csv OUTPUT=out.csv MODEL=gptq4 (PLAIN=1: texts)
 	@$(if $(and $(INPUT),$(OUTPUT)),,$(error INPUT and OUTPUT are needed, as in \
 		make predict INPUT=pairs.csv OUTPUT=out.csv MODEL=gptq4))
-	@exec $(PREFDISTILL) predict "$$JUDGE" "$$INPUT" "$$OUTPUT" \
+	@exec $(PREFDISTILL) predict "$$JUDGE_FOLDER" "$$INPUT" "$$OUTPUT" \
 		$(if $(PLAIN),--plain) $(ARGS)
 
 .PHONY: push
 push: $(if $(REPO),setup) ## show an upload of a release to the Hub: REPO=me/judge (PUSH=1 uploads)
 	@$(if $(REPO),,$(error REPO is needed, as in make push REPO=me/judge MODEL=gptq4))
-	@$(PREFDISTILL) push "$$RELEASE" "$$REPO" $(if $(PUSH),--push)
+	@$(PREFDISTILL) push "$$RELEASE_FOLDER" "$$REPO" $(if $(PUSH),--push)
 
 .PHONY: unlock
 unlock: setup ## release a lock that `make run` cannot recognise as a dead driver's

@@ -23,8 +23,10 @@ def lock():
 
 
 @pytest.fixture
-def make(tmp_path):
+def make(tmp_path, monkeypatch):
     """Run make in a copy of what set-up needs; the copy's folder is ``make.folder``."""
+    for name in (*COMMANDS, "ARGS", "PYTHON"):  # of a make around the tests, or yours
+        monkeypatch.delenv(name, raising=False)
     for name in ("Makefile", "requirements.lock"):
         shutil.copy(ROOT / name, tmp_path)
 
