@@ -18,7 +18,7 @@ from prefdistill.pipeline.path_checks import BARE_SIGNS, check_cluster, check_pa
 from prefdistill.pipeline.students import Students
 from prefdistill.pipeline.stale_files import follow_contents, keep_metadata
 from prefdistill.pipeline.stops import end_on_signals, stop_jobs_on_signals
-from prefdistill.pipeline.surroundings import name_user
+from prefdistill.pipeline.surroundings import name_root, name_user
 from prefdistill.running.code_digests import code_digest
 from prefdistill.running.records import freeze
 from prefdistill.settings import Settings, read
@@ -26,8 +26,7 @@ from prefdistill.settings import Settings, read
 name_user()
 if workflow.is_main_process:
     end_on_signals()
-    # Jobs on a cluster find the profile's files by it, whatever folder they work in.
-    os.environ["PREFDISTILL_ROOT"] = str(Path(workflow.basedir).parent)
+    name_root(Path(workflow.basedir).parent)
 
 with open(Path(workflow.basedir) / "schemas/config.schema.yaml") as handle:
     schema = yaml.safe_load(handle)

@@ -6,14 +6,14 @@ import pwd
 
 import pytest
 
-from prefdistill.pipeline.surroundings import find_caches, name_user
+from prefdistill.pipeline.surroundings import find_caches, name_root, name_user
 
 NAMES = ("XDG_CACHE_HOME", "XDG_CONFIG_HOME", "TRITON_HOME", "MPLCONFIGDIR", "HF_HOME")
 
 
 @pytest.fixture(autouse=True)
 def environment(monkeypatch):
-    for name in (*NAMES, "LOGNAME", "USER", "LNAME", "USERNAME"):
+    for name in (*NAMES, "LOGNAME", "USER", "LNAME", "USERNAME", "PREFDISTILL_ROOT"):
         monkeypatch.setenv(name, "")  # so that it is put back
         monkeypatch.delenv(name)
 
@@ -33,6 +33,11 @@ def test_a_users_name_is_kept(monkeypatch):
     name_user()
     assert getpass.getuser() == "ada"
     assert "LOGNAME" not in os.environ
+
+
+def test_the_projects_folder_is_named_for_jobs(tmp_path):
+    name_root(tmp_path)
+    assert os.environ["PREFDISTILL_ROOT"] == str(tmp_path)
 
 
 @pytest.mark.parametrize("home", [None, "", "/proc/none", "/dev/null"])

@@ -1,5 +1,7 @@
-"""Give Snakemake and its jobs a user's name and a folder for caches, if none is there.
+"""Give Snakemake and its jobs what they look up in the environment.
 
+That is a user's name and a folder for caches, where none is there, and the project's
+folder.
 A container may run as a user without an entry in passwd, or with a read-only home.
 Imported by the Snakefile, so it stays light: the standard library.
 """
@@ -18,6 +20,15 @@ def name_user() -> None:
         getpass.getuser()
     except (KeyError, OSError):
         os.environ["LOGNAME"] = f"uid{os.getuid()}"
+
+
+def name_root(root: Path) -> None:
+    """Name the project's folder: a cluster's jobs find profiles/slurm by it.
+
+    Args:
+        root: The folder that holds `workflow` and `profiles`.
+    """
+    os.environ["PREFDISTILL_ROOT"] = str(root)
 
 
 def find_caches(folder: Path) -> None:
