@@ -14,7 +14,7 @@ from prefdistill.models.lora import add_adapter
 from prefdistill.settings import LoraSettings, read
 
 LENGTHS = (5, 30, 11, 17, 29, 1, 30)
-TARGETS = list(LLAMA.lora_targets)
+TARGETS = [path.rpartition(".")[2] for path in LLAMA.linear_modules]
 LORA = {"r": 4, "alpha": 6, "dropout": 0.0, "targets": TARGETS, "lowest_layer": 0}
 ADAPTERS = {
     "all": LORA,
@@ -22,10 +22,16 @@ ADAPTERS = {
     "upper": LORA | {"lowest_layer": 1},
     "none": None,
 }
+# Adapters of a part of a fused module would be refused.
+FUSED_ADAPTERS = ADAPTERS | {"qv": LORA | {"targets": ["qkv_proj"]}}
 # Every entry of the table; qwen2, gemma2 and mistral with windows.
 TWINS = (*ARCHITECTURES, "llama_with_biases")
 BASES = ("fp32", "nf4", "fp8")
 ROWS = [np.random.default_rng(0).integers(4, 400, length) for length in LENGTHS]
+
+
+def adapter(architecture, name):
+    return (FUSED_ADAPTERS if architecture == "phi3" else ADAPTERS)[name]
 
 
 def adapt(model, lora=LORA):

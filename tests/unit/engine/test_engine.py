@@ -20,6 +20,7 @@ from engine_samples import (
     TARGETS,
     TWINS,
     adapt,
+    adapter,
     gradients,
     groups_of,
     is_fast,
@@ -70,19 +71,21 @@ def assert_equal(one, other):
     assert all(torch.equal(grad, other[1][name]) for name, grad in one[1].items())
 
 
-@pytest.mark.parametrize("adapter", ADAPTERS)
+@pytest.mark.parametrize("name", ADAPTERS)
 @pytest.mark.parametrize("base", ["fp32", "nf4"])
 @pytest.mark.parametrize("architecture", TWINS)
-def test_equals_transformers_and_peft(judge, architecture, base, adapter):
+def test_equals_transformers_and_peft(judge, architecture, base, name):
     """Within 1e-5 of logits, and of the largest gradient; packed and single rows."""
-    lora = ADAPTERS[adapter]
+    lora = adapter(architecture, name)
     model, reference = (judge(architecture, base, lora) for _ in range(2))
     assert is_fast(model)
     single = [[row] for row in ROWS]
     with plain(reference):
         expected = step(reference, single)
     n_layers = 2 - (lora["lowest_layer"] if lora else 2)
-    n_adapted = n_layers * len(lora["targets"]) if lora else 0
+    paths = architecture_of(core_model(model).config).linear_modules
+    n_targets = {"qv": len(lora["targets"]) if lora else 0}.get(name, len(paths))
+    n_adapted = n_layers * n_targets
     assert sum("lora_" in name for name in expected[1]) == 2 * n_adapted
     assert all(grad.abs().max() > 0 for grad in expected[1].values())
     assert_same(step(model), expected)

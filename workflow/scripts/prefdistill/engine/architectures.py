@@ -5,7 +5,7 @@ of transformers to its ``Architecture``. To add a member of a known family, add 
 entry. transformers computes models of other types.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from prefdistill.engine.gated import ACTIVATIONS
@@ -19,30 +19,38 @@ class Architecture:
         groups: Paths of the linear modules in a layer that read the same input, by the
             group's role: ``qkv``, ``out``, ``gate_up`` or ``down``. A product returns
             their outputs side by side, in this order.
-        norms: Paths of a layer's RMS norms by place: before or after attention or MLP.
-        adds_one: Whether norms scale by ``1 + weight``, in float32, before rounding.
+        norms: Paths of a layer's RMS norms by place: ``before`` or ``after``, then
+            ``_attention`` or ``_mlp``; and ``query`` and ``key``.
+        adds_one: Whether norms scale by ``1 + weight``.
+        scales_wide: Whether norms scale in float32, before they round.
         activation: Key of the configuration that names the MLP's activation.
         score_scale: Key of the number whose inverse square root scales the attention
             scores; None where that number is the size of a head.
         softcap: Key of the bound of the attention scores; None where there is none.
+        rotated_layers: Key of a list that tells for each layer whether it rotates its
+            queries and keys; None where all layers do.
+        must_be_off: Keys of settings that the engine cannot compute; a model that
+            switches one on is left to transformers.
     """
 
     groups: dict[str, tuple[str, ...]]
     norms: dict[str, str]
     adds_one: bool = False
+    scales_wide: bool = False
     activation: str = "hidden_act"
     score_scale: str | None = None
     softcap: str | None = None
+    rotated_layers: str | None = None
+    must_be_off: tuple[str, ...] = (
+        "attention_dropout",
+        "resid_pdrop",
+        "use_bidirectional_attention",
+    )
 
     @property
     def linear_modules(self) -> tuple[str, ...]:
         """Return the paths of all linear modules in a layer."""
         return tuple(path for paths in self.groups.values() for path in paths)
-
-    @property
-    def lora_targets(self) -> tuple[str, ...]:
-        """Return the names of the modules that can carry LoRA."""
-        return tuple(path.rpartition(".")[2] for path in self.linear_modules)
 
 
 SEPARATE = {
@@ -51,28 +59,48 @@ SEPARATE = {
     "gate_up": ("mlp.gate_proj", "mlp.up_proj"),
     "down": ("mlp.down_proj",),
 }
-LLAMA = Architecture(
-    groups=SEPARATE,
-    norms={
-        "before_attention": "input_layernorm",
-        "before_mlp": "post_attention_layernorm",
-    },
-)
-GEMMA = Architecture(
-    groups=SEPARATE,
-    norms={
-        "before_attention": "input_layernorm",
-        "after_attention": "post_attention_layernorm",
-        "before_mlp": "pre_feedforward_layernorm",
-        "after_mlp": "post_feedforward_layernorm",
-    },
+FUSED = SEPARATE | {"qkv": ("self_attn.qkv_proj",), "gate_up": ("mlp.gate_up_proj",)}
+BEFORE = {
+    "before_attention": "input_layernorm",
+    "before_mlp": "post_attention_layernorm",
+}
+AFTER = {
+    "after_attention": "post_attention_layernorm",
+    "after_mlp": "post_feedforward_layernorm",
+}
+AROUND = AFTER | {
+    "before_attention": "input_layernorm",
+    "before_mlp": "pre_feedforward_layernorm",
+}
+OF_HEADS = {"query": "self_attn.q_norm", "key": "self_attn.k_norm"}
+
+LLAMA = Architecture(SEPARATE, BEFORE)
+GEMMA2 = Architecture(
+    SEPARATE,
+    AROUND,
     adds_one=True,
+    scales_wide=True,
     activation="hidden_activation",
     score_scale="query_pre_attn_scalar",
     softcap="attn_logit_softcapping",
 )
+OLMO2 = Architecture(SEPARATE, AFTER | OF_HEADS, scales_wide=True)
 # Biases need no entry: products add them wherever a module has one.
-ARCHITECTURES = {"llama": LLAMA, "mistral": LLAMA, "qwen2": LLAMA, "gemma2": GEMMA}
+ARCHITECTURES = {
+    "llama": LLAMA,
+    "mistral": LLAMA,
+    "ministral": LLAMA,
+    "qwen2": LLAMA,
+    "qwen3": Architecture(SEPARATE, BEFORE | OF_HEADS),
+    "phi3": Architecture(FUSED, BEFORE),
+    "smollm3": Architecture(SEPARATE, BEFORE, rotated_layers="no_rope_layers"),
+    "olmo2": OLMO2,
+    "olmo3": OLMO2,
+    "gemma2": GEMMA2,
+    # transformers computes no soft cap for it, whatever its configuration says.
+    "gemma3_text": replace(GEMMA2, norms=AROUND | OF_HEADS, softcap=None),
+}
+LAYER_TYPES = {"full_attention", "sliding_attention"}
 
 
 def architecture_of(config: Any) -> Architecture | None:
@@ -82,7 +110,11 @@ def architecture_of(config: Any) -> Architecture | None:
         config: The model's transformers configuration.
     """
     architecture = ARCHITECTURES.get(config.model_type)
-    if architecture is None or config.attention_dropout:
+    if architecture is None or getattr(config, "is_causal", True) is False:
+        return None
+    if any(getattr(config, key, None) for key in architecture.must_be_off):
+        return None
+    if not set(getattr(config, "layer_types", None) or ()) <= LAYER_TYPES:
         return None
     has_kernels = getattr(config, architecture.activation) in ACTIVATIONS
     return architecture if has_kernels else None
@@ -100,6 +132,22 @@ def window_of(config: Any, layer: int) -> int | None:
     if types is not None and types[layer] != "sliding_attention":
         return None
     return getattr(config, "sliding_window", None)
+
+
+def rope_of(config: Any, layer: int) -> str | None:
+    """Name a layer's rotary embedding.
+
+    Returns:
+        The layer's type, where types have rotary embeddings of their own; else an empty
+        name; None if the layer rotates nothing.
+    """
+    architecture = ARCHITECTURES[config.model_type]
+    if architecture.rotated_layers is not None:
+        rotated = getattr(config, architecture.rotated_layers)
+        if rotated is not None and not rotated[layer]:
+            return None
+    types = getattr(config, "layer_types", None) or ()
+    return types[layer] if set(types) & set(config.rope_parameters or ()) else ""
 
 
 def widths_of(config: Any) -> tuple[int, int, int, int]:

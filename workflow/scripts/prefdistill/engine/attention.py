@@ -22,6 +22,9 @@ from prefdistill.engine.layout import Attention, Grouped, PackedLayout
 from prefdistill.engine.soft_cap import has_quick_tanh, soft_cap
 
 ATTENTION = "packed"
+# Arguments that transformers passes on to attention and that change nothing here. Any
+# other argument may: swallowed, it would give wrong logits without a word.
+HARMLESS = {"position_ids", "cache_position", "position_embeddings"}
 
 # By size of a head: block sizes that were faster on an H100 than FlexAttention's own
 # choice, with the block size of the mask's keys that they were measured with. Smaller
@@ -32,6 +35,10 @@ FAST_BLOCKS = {
 }
 FORWARD = ("BLOCK_M", "BLOCK_N", "num_stages", "num_warps", "USE_TMA")
 BACKWARD = ("BLOCK_M1", "BLOCK_N1", "BLOCK_M2", "BLOCK_N2", "num_stages", "num_warps")
+
+
+class NotPackable(ValueError):
+    """A model's attention asks for something that packed attention does not compute."""
 
 
 @dataclass(frozen=True)
@@ -214,6 +221,11 @@ def register() -> None:
     ALL_ATTENTION_FUNCTIONS.register(ATTENTION, _layer_attention)
 
 
+def is_packed(core: torch.nn.Module) -> bool:
+    """Tell whether a transformers model was loaded with packed attention."""
+    return core.config._attn_implementation == ATTENTION
+
+
 def _layer_attention(
     module: torch.nn.Module,
     query: torch.Tensor,
@@ -226,15 +238,22 @@ def _layer_attention(
     softcap: float | None = None,
     sliding_window: int | None = None,
     packed: PackedLayout | None = None,
-    **_: Any,
+    **others: Any,
 ) -> tuple[torch.Tensor, None]:
     """Compute ``packed_attention`` for a transformers layer, in transformers' form.
 
     Raises:
         ValueError: If the model was called without a layout.
+        NotPackable: If the layer passes an argument that is not computed here.
     """
     if packed is None:
         raise ValueError("a model with packed attention must be called with packed=")
+    others |= {"attention_mask": attention_mask}
+    for name, given in others.items():
+        if name not in HARMLESS and given is not None and given is not False:
+            raise NotPackable(f"its attention takes {name}")
+    if not getattr(module, "is_causal", True):
+        raise NotPackable("its attention is not causal")
     scores = scores_on(query.device, query.dtype, query.shape[-1], scaling, softcap)
     attention = packed.attention(sliding_window, scores.key_block)
     states, n_tokens = (query, key, value), query.shape[2]

@@ -27,8 +27,9 @@ from prefdistill.engine.layout import Attention, PackedLayout
 # attention of all tokens. A batch of real rows keeps 64.
 AT_ONCE = 128
 Heads = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
-# Cosines and sines of the rotary embedding, (n, 1, head_dim) each.
-Rope = tuple[torch.Tensor, torch.Tensor]
+# Cosines and sines of the rotary embedding, (n, 1, rotated size of a head) each; None
+# for a layer that rotates nothing.
+Rope = tuple[torch.Tensor, torch.Tensor] | None
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,6 @@ class Shape:
         n_key_heads: Heads of keys, and of values.
         head_dim: Size of a head.
         eps: Added to the mean square in a norm.
-        adds_one: Whether norms scale by ``1 + weight``.
         activation: The MLP's, from ``gated.ACTIVATIONS``.
         scores: How attention computes its scores.
     """
@@ -49,13 +49,15 @@ class Shape:
     n_key_heads: int
     head_dim: int
     eps: float
-    adds_one: bool
     activation: str
     scores: Scores
 
 
 class Weights(NamedTuple):
-    """A layer's weights (linear modules by group, norms by place) and its shape."""
+    """A layer's weights (linear modules by group, norms by place) and its shape.
+
+    A norm whose weight is float32 scales before it rounds.
+    """
 
     groups: dict[str, Group]
     norms: dict[str, torch.Tensor]
@@ -94,6 +96,8 @@ def heads_of(x: torch.Tensor, rope: Rope, weights: Weights, training: bool) -> H
     sizes = shape.n_heads, shape.n_key_heads, shape.n_key_heads
     heads = states.unflatten(1, (-1, shape.head_dim)).split(sizes, dim=1)
     query, key, value = heads
+    query = normalised_heads(query, "query", weights)
+    key = normalised_heads(key, "key", weights)
     return rotated(query, rope), rotated(key, rope), value
 
 
@@ -196,18 +200,41 @@ def normalised(x: torch.Tensor, place: str, weights: Weights) -> torch.Tensor:
         place: ``before`` or ``after``, then ``_attention`` or ``_mlp``.
         weights: The layer's weights.
     """
-    if place not in weights.norms:
+    weight = weights.norms.get(place)
+    return x if weight is None else _rms_norm(x, weight, weights.shape.eps)
+
+
+def normalised_heads(x: torch.Tensor, place: str, weights: Weights) -> torch.Tensor:
+    """Apply the RMS norm of queries or keys; return ``x`` if there is none.
+
+    Args:
+        x: ``(n, heads, head_dim)``.
+        place: ``query`` or ``key``.
+        weights: The layer's weights. A norm's weight has the size of one head, or of
+            all heads together, which are then normalised as one.
+    """
+    weight = weights.norms.get(place)
+    if weight is None:
         return x
-    weight, shape = weights.norms[place], weights.shape
+    if len(weight) == x.shape[-1]:
+        return _rms_norm(x, weight, weights.shape.eps)
+    return _rms_norm(x.flatten(1), weight, weights.shape.eps).view_as(x)
+
+
+def _rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
     wide = x.float()
-    wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + shape.eps)
-    if shape.adds_one:
-        return (wide * (1.0 + weight.float())).to(x.dtype)
+    wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)
+    if weight.dtype == torch.float32:
+        return (wide * weight).to(x.dtype)
     return weight * wide.to(x.dtype)
 
 
 def rotated(x: torch.Tensor, rope: Rope) -> torch.Tensor:
-    """Apply the rotary position embedding to ``(n, heads, head_dim)``."""
+    """Rotate ``(n, heads, head_dim)`` by position, or as much of a head as rotates."""
+    if rope is None:
+        return x
     cos, sin = rope
+    x, rest = x[..., : cos.shape[-1]], x[..., cos.shape[-1] :]
     first, second = x.chunk(2, dim=-1)
-    return x * cos + torch.cat([-second, first], dim=-1) * sin
+    x = x * cos + torch.cat([-second, first], dim=-1) * sin
+    return torch.cat([x, rest], dim=-1) if rest.shape[-1] else x

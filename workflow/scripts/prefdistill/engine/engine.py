@@ -4,7 +4,8 @@ For a known architecture, an ``Engine`` gathers the layers' weights. It then com
 packed attention, one matrix product for all linear modules that read the same input,
 and LoRA without casts and copies. On a GPU, one compiled graph per half of a layer
 serves all layers. transformers computes any other model: an unknown architecture, GPTQ,
-or a base sharded over GPUs.
+or a base sharded over GPUs; packed too, or a row at a time where a model cannot be
+packed.
 
 Results are those of transformers and PEFT, with one exception: linear modules that read
 the same input share LoRA's dropout mask.
@@ -14,6 +15,7 @@ from collections.abc import Callable
 from functools import cache, partial
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
@@ -22,9 +24,10 @@ from prefdistill.engine.architectures import (
     Architecture,
     architecture_of,
     head_dim_of,
+    rope_of,
     window_of,
 )
-from prefdistill.engine.attention import scores_on
+from prefdistill.engine.attention import is_packed, scores_on
 from prefdistill.engine.decoder_layer import (
     Rope,
     Shape,
@@ -40,6 +43,7 @@ from prefdistill.engine.fp8 import to_fp8
 from prefdistill.engine.frozen import Group, gather, kind_of
 from prefdistill.engine.layout import PackedLayout
 from prefdistill.engine.packing import PackedBatch
+from prefdistill.engine.rope import follow_rows, tell_lengths
 from prefdistill.errors import UserError
 
 RECOMPUTE = ("none", "selective", "full")
@@ -52,7 +56,8 @@ class Engine:
     """Compute a model's decoder, from packed batches to last hidden states.
 
     Args:
-        core: A transformers model with packed attention, with or without LoRA inside.
+        core: A transformers model, with or without LoRA inside. Without packed
+            attention, it computes one row at a time.
 
     Attributes:
         recompute: Which activations the backward pass computes again; set it with
@@ -63,6 +68,7 @@ class Engine:
 
     def __init__(self, core: nn.Module) -> None:
         self.core = core
+        follow_rows(core.base_model)
         self.recompute, self.compiled = "none", True
         self.layers: list[Layer] = []
         self._gathered_from: list[tuple] | None = None
@@ -81,34 +87,66 @@ class Engine:
         Returns:
             ``(n_tokens, hidden)`` or ``(n_kept, hidden)``, in the model's dtype.
         """
-        compute = self._by_layers if self.refresh() else self._by_transformers
-        return compute(batch, keep)
+        tell_lengths(self.core.base_model, batch)
+        if self.refresh():
+            return self._by_layers(batch, keep)
+        if is_packed(self.core):
+            states = self._by_transformers(batch)
+        else:
+            states = self._by_rows(batch)
+        return states if keep is None else states[keep]
 
     def _by_layers(self, batch: PackedBatch, keep: torch.Tensor | None) -> torch.Tensor:
-        decoder, device = self.core.model, self.core.device
+        decoder, device = self.core.base_model, self.core.device
         layout = PackedLayout(batch.lengths, device, batch.shared, keep)
         states = decoder.embed_tokens(to_device(batch.input_ids, device))
-        cos, sin = decoder.rotary_emb(states, to_device(batch.position_ids, device))
-        rope = cos[0][:, None], sin[0][:, None]
+        ropes = self._ropes(states, to_device(batch.position_ids, device))
         halves = _compiled() if self.compiled and device.type == "cuda" else _plain()
         x = states[0]
         for layer in self.layers:
-            x = layer.forward(x, rope, layout, halves, self.recompute)
+            x = layer.forward(x, ropes[layer.rope], layout, halves, self.recompute)
         return decoder.norm(x[None])[0]
 
-    def _by_transformers(
-        self, batch: PackedBatch, keep: torch.Tensor | None
+    def _ropes(
+        self, states: torch.Tensor, position_ids: torch.Tensor
+    ) -> dict[str | None, Rope]:
+        """Compute the layers' rotary embeddings by name; see ``rope_of``."""
+        ropes: dict[str | None, Rope] = {None: None}
+        for name in {layer.rope for layer in self.layers} - {None}:
+            kind = {"layer_type": name} if name else {}
+            embedding = self.core.base_model.rotary_emb
+            cos, sin = embedding(states, position_ids, **kind)
+            ropes[name] = cos[0][:, None], sin[0][:, None]
+        return ropes
+
+    def _by_transformers(self, batch: PackedBatch) -> torch.Tensor:
+        layout = PackedLayout(batch.lengths, self.core.device, batch.shared)
+        return self._transformed(batch.input_ids, batch.position_ids, packed=layout)
+
+    def _by_rows(self, batch: PackedBatch) -> torch.Tensor:
+        if batch.shared.any():
+            raise ValueError("a model without packed attention needs whole rows")
+        tell_lengths(self.core.base_model, None)
+        cuts = batch.cu_lengths[1:-1]
+        rows = zip(
+            np.split(batch.input_ids, cuts, axis=1),
+            np.split(batch.position_ids, cuts, axis=1),
+            strict=True,
+        )
+        return torch.cat([self._transformed(*row) for row in rows])
+
+    def _transformed(
+        self, input_ids: np.ndarray, position_ids: np.ndarray, **settings: Any
     ) -> torch.Tensor:
         device, dtype = self.core.device, self.core.dtype
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-            output = self.core.model(
-                input_ids=to_device(batch.input_ids, device),
-                position_ids=to_device(batch.position_ids, device),
+            output = self.core.base_model(
+                input_ids=to_device(input_ids, device),
+                position_ids=to_device(position_ids, device),
                 use_cache=False,
-                packed=PackedLayout(batch.lengths, device, batch.shared),
+                **settings,
             )
-        states = output.last_hidden_state[0]
-        return states if keep is None else states[keep]
+        return output.last_hidden_state[0]
 
     # Weights gathered in inference mode could not take part in training later.
     @torch.inference_mode(False)
@@ -120,12 +158,12 @@ class Engine:
             Whether this class computes the layers; if not, transformers does.
         """
         architecture = architecture_of(self.core.config)
-        if architecture is None:
+        if architecture is None or not is_packed(self.core):
             return False
         if self._gathered_from != _weights_of(self.core, architecture):
             self.layers = []  # frees the old weights before the new ones are gathered
             if not getattr(self.core, SHARDED, False) and all(
-                _is_known(layer, architecture) for layer in self.core.model.layers
+                _is_known(layer, architecture) for layer in self.core.base_model.layers
             ):
                 self.layers = self._gathered(architecture)
             # After gathering, as it moves weights.
@@ -137,7 +175,7 @@ class Engine:
     def _gathered(self, architecture: Architecture) -> list["Layer"]:
         core, layers, has_gradient = self.core, [], False
         shape = shape_of(core.config, architecture, core.device, core.dtype)
-        modules = core.model.layers
+        modules = core.base_model.layers
         for number, module in enumerate(modules):
             # The gradient passes through every layer above the first trained one.
             has_gradient |= any(weight.requires_grad for weight in module.parameters())
@@ -146,6 +184,7 @@ class Engine:
                     module,
                     gathered_weights(module, architecture, shape, has_gradient),
                     window=window_of(core.config, number),
+                    rope=rope_of(core.config, number),
                     is_last=module is modules[-1],
                 )
             )
@@ -206,15 +245,21 @@ class Layer:
         module: The layer of transformers, with or without LoRA.
         weights: From ``gathered_weights``.
         window: Its sliding window, if it has one.
+        rope: The name of its rotary embedding; see ``rope_of``.
         is_last: Whether it is the model's last, which returns only the tokens of the
             layout's ``keep``.
     """
 
     def __init__(
-        self, module: nn.Module, weights: Weights, window: int | None, is_last: bool
+        self,
+        module: nn.Module,
+        weights: Weights,
+        window: int | None,
+        rope: str | None,
+        is_last: bool,
     ) -> None:
         self.module, self.weights = module, weights
-        self.window, self.is_last = window, is_last
+        self.window, self.rope, self.is_last = window, rope, is_last
         self._versions: list[int] = []
 
     def refresh(self) -> None:
@@ -302,7 +347,6 @@ def shape_of(
         config.num_key_value_heads,
         head_dim,
         config.rms_norm_eps,
-        architecture.adds_one,
         getattr(config, architecture.activation),
         scores_on(device, dtype, head_dim, scaled_by**-0.5, cap),
     )
@@ -324,10 +368,18 @@ def gathered_weights(
         for role, paths in architecture.groups.items()
     }
     norms = {
-        place: module.get_submodule(path).weight
+        place: _norm(module.get_submodule(path).weight, architecture)
         for place, path in architecture.norms.items()
     }
     return Weights(groups, norms, shape)
+
+
+def _norm(weight: torch.Tensor, architecture: Architecture) -> torch.Tensor:
+    """Prepare a norm's weight: float32 where the norm scales before it rounds."""
+    weight = weight.detach()
+    if architecture.scales_wide:
+        weight = weight.float()
+    return 1.0 + weight if architecture.adds_one else weight
 
 
 def _group(modules: list[nn.Module], has_gradient: bool) -> Group:
@@ -378,7 +430,7 @@ def _weights_of(core: nn.Module, architecture: Architecture) -> list[tuple]:
     # Moving a model, or adding or removing LoRA, changes the first and the last layer.
     # Inspecting all layers would take too long in every pass.
     found: list[tuple] = []
-    for layer in (core.model.layers[0], core.model.layers[-1]):
+    for layer in (core.base_model.layers[0], core.base_model.layers[-1]):
         for path in architecture.linear_modules:
             module = layer.get_submodule(path)
             base = base_of(module)
@@ -404,6 +456,6 @@ def quantise_to_fp8(core: nn.Module) -> None:
         raise UserError(
             f"precision fp8: not for {core.config.model_type} models; use bf16 or nf4"
         )
-    for layer in core.model.layers:
+    for layer in core.base_model.layers:
         for path in architecture.linear_modules:
             to_fp8(layer.get_submodule(path))

@@ -19,6 +19,7 @@ from prefdistill.models.folder_checks import fitting
 from prefdistill.models.forward import device_of
 from prefdistill.models.head import Head
 from prefdistill.models.loading import load_classifier
+from prefdistill.models.lora_targets import find_targets
 from prefdistill.models.precision import default_device, resolve_precision
 from prefdistill.settings import LoraSettings
 from prefdistill.storage.records import read_json, write_json
@@ -41,24 +42,26 @@ def add_adapter(
     """
     from peft import LoraConfig, get_peft_model
 
-    n_layers = model.config.num_hidden_layers
-    if lora.lowest_layer >= n_layers:
-        raise UserError(
-            f"lora.lowest_layer: {lora.lowest_layer}, but the model's layers are "
-            f"0 to {n_layers - 1}"
-        )
+    layers = range(lora.lowest_layer, model.config.num_hidden_layers)
+    targets, n_modules = find_targets(
+        model.base_model, lora.targets, lora.lowest_layer
+    )
     config = LoraConfig(
         task_type="SEQ_CLS" if hasattr(model, "score") else "CAUSAL_LM",
         r=lora.r,
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
-        target_modules=sorted(lora.targets),
-        layers_to_transform=list(range(lora.lowest_layer, n_layers)),
+        target_modules=targets,
+        layers_to_transform=list(layers),
         modules_to_save=["score"] if hasattr(model, "score") else None,
     )
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return get_peft_model(model, config)
+        model = get_peft_model(model, config)
+    n_adapted = sum(name.endswith(".lora_A") for name, _ in model.named_modules())
+    if n_adapted != n_modules:
+        raise UserError(f"lora: PEFT adapted {n_adapted} of {n_modules} linear modules")
+    return model
 
 
 def load_adapter(
