@@ -206,6 +206,8 @@ def build_recipe(case: Case, amount: Amount, device: Any) -> Any:
     from transformers import AutoModelForSequenceClassification
     from transformers.initialization import no_init_weights
 
+    from prefdistill.models.lora_targets import find_targets
+
     dtype = compute_dtype(device)
     with torch.device(device), no_init_weights():
         model = AutoModelForSequenceClassification.from_config(
@@ -218,13 +220,15 @@ def build_recipe(case: Case, amount: Amount, device: Any) -> Any:
         _store_in_nf4(model, dtype, device)
     if case.lora:
         lora, n_layers = case.lora, model.config.num_hidden_layers
+        lowest = lora["lowest_layer"]
+        targets, _ = find_targets(model.base_model, tuple(lora["targets"]), lowest)
         config = LoraConfig(
             task_type="SEQ_CLS",
             r=lora["r"],
             lora_alpha=lora["alpha"],
             lora_dropout=lora["dropout"],
-            target_modules=lora["targets"],
-            layers_to_transform=list(range(lora["lowest_layer"], n_layers)),
+            target_modules=targets,
+            layers_to_transform=list(range(lowest, n_layers)),
         )
         model = get_peft_model(model, config)
     if case.mode == "train" and amount.checkpointing:

@@ -63,10 +63,14 @@ OWN_SETTINGS = {
         "sliding_window": 7,
         "max_window_layers": 1,
     },
-    # Queries and keys of which only half rotate, and two ropes by length.
+    # Queries and keys of which only half rotates.
     "phi3": {"partial_rotary_factor": 0.5, "sliding_window": 7},
     "smollm3": {"no_rope_layers": [1, 0]},
-    "olmo3": {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 7},
+    "qwen3": {"head_dim": 16},
+    "olmo3": {
+        "layer_types": ["sliding_attention", "full_attention"],
+        "sliding_window": 7,
+    },
     "ministral": {"head_dim": 8, "sliding_window": 7},
     "gemma3_text": {
         "head_dim": 16,

@@ -6,7 +6,7 @@ from unittest import mock
 import numpy as np
 import torch
 
-from prefdistill.engine.architectures import ARCHITECTURES, LLAMA
+from prefdistill.engine.architectures import ARCHITECTURES, LLAMA, architecture_of
 from prefdistill.engine.engine import base_of
 from prefdistill.engine.packing import collate
 from prefdistill.models.forward import classify, engine_of
@@ -98,5 +98,5 @@ def linear_modules(core):
     return {
         f"{number}.{path}": base_of(layer.get_submodule(path))
         for number, layer in enumerate(core.model.layers)
-        for path in LLAMA.linear_modules
+        for path in architecture_of(core.config).linear_modules
     }

@@ -23,7 +23,7 @@ VALUES = {
     "half a GPU": ("student: {gpus: 0.5}", "config: student.gpus: 0.5 is not allowed; it must be of type integer"),
     "rank": ("student: {lora: {r: 0}}", "config: student.lora.r: 0 is not allowed; it must be at least 1"),
     "dropout": ("student: {lora: {dropout: 1}}", "config: student.lora.dropout: 1 is not allowed; it must be less than 1"),
-    "layer to adapt": ("student: {lora: {targets: [lm_head]}}", "config: student.lora.targets.0: 'lm_head' is not allowed; it must be one of q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj"),
+    "layer to adapt": ("student: {lora: {targets: [lm_head]}}", "config: student.lora.targets.0: 'lm_head' is not allowed; it must be another name; this one is reserved"),
     "epochs": ("student: {training: {epochs: 0}}", "config: student.training.epochs: 0 is not allowed; it must be greater than 0"),
     "schedule": ("student: {training: {schedule: cosin}}", "config: student.training.schedule: 'cosin' is not allowed; it must be one of cosine, linear, constant"),
     "objective": ("student: {post_pretrain: {objective: mlm}}", "config: student.post_pretrain.objective: 'mlm' is not allowed; it must be one of classification, causal_lm, none"),

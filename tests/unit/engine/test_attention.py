@@ -1,5 +1,7 @@
 """Packed attention against one row at a time, and whole models against plain ones."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -120,12 +122,39 @@ def test_refuses_a_call_without_layout():
         )
 
 
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"s_aux": torch.zeros(4)}, "its attention takes s_aux"),
+        ({"attention_mask": torch.zeros(1, 1, 3, 3)}, "takes attention_mask"),
+        ({"is_causal": True}, "takes is_causal"),
+    ],
+)
+def test_refuses_arguments_that_it_does_not_compute(arguments, said):
+    """Sinks, or a mask, that are swallowed would give wrong logits without a word."""
+    arguments = {"attention_mask": None, "scaling": 1.0} | arguments
+    layout = PackedLayout(np.array([3]), CPU)
+    with pytest.raises(attention.NotPackable, match=said):
+        attention._layer_attention(
+            None, *[torch.zeros(1, 4, 3, 8)] * 3, packed=layout, **arguments
+        )
+
+
+def test_refuses_attention_that_is_not_causal():
+    module, layout = SimpleNamespace(is_causal=False), PackedLayout(np.array([3]), CPU)
+    with pytest.raises(attention.NotPackable, match="not causal"):
+        attention._layer_attention(
+            module, *[torch.zeros(1, 4, 3, 8)] * 3, None, scaling=1.0, packed=layout
+        )
+
+
 @pytest.fixture(params=[(a, p) for a in ARCHITECTURES for p in ("fp32", "nf4")])
 def judge(request, tiny_model_folder):
     """A classifier whose adapter changes its logits, as B is not zero."""
     architecture, precision = request.param
     model = load_classifier(tiny_model_folder(architecture), precision)
-    model = add_adapter(model, read(LoraSettings, LORA), seed=1)
+    fused = {"targets": ["o_proj", "gate_up_proj"]} if architecture == "phi3" else {}
+    model = add_adapter(model, read(LoraSettings, LORA | fused), seed=1)
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if "lora_B" in name:
@@ -149,7 +178,8 @@ def test_packed_logits_and_gradients_equal_single_rows(judge, rows):
     single, single_grads = logits_and_gradients([[row] for row in rows])
     torch.testing.assert_close(packed, single, atol=1e-5, rtol=1e-5)
     assert packed_grads.keys() == single_grads.keys()
-    assert sum("lora_" in name for name in packed_grads) == 2 * 2 * len(LORA["targets"])
+    targets = judge.peft_config["default"].target_modules
+    assert sum("lora_" in name for name in packed_grads) == 2 * 2 * len(targets)
     scale = max(grad.abs().max() for grad in single_grads.values())
     for name, grad in packed_grads.items():
         torch.testing.assert_close(grad, single_grads[name], atol=1e-4 * scale, rtol=0)

@@ -36,9 +36,12 @@ def parts(judge):
         assert is_fast(model)
         core = core_model(model)
         positions = torch.arange(N_TOKENS)[None] % 30
-        cos, sin = core.model.rotary_emb(torch.zeros(1), positions)
-        layer = engine_of(model).layers[-1]
-        return core.model.layers[-1], layer, (cos[0][:, None], sin[0][:, None])
+        layer, rope = engine_of(model).layers[-1], None
+        if layer.rope is not None:
+            kind = [layer.rope] if layer.rope else []
+            cos, sin = core.model.rotary_emb(torch.zeros(1), positions, *kind)
+            rope = cos[0][:, None], sin[0][:, None]
+        return core.model.layers[-1], layer, rope
 
     return make
 
@@ -50,18 +53,30 @@ def states(*shape):
 @pytest.mark.parametrize("architecture", TWINS)
 def test_heads_are_rotated_projections_of_normalised_states(parts, architecture):
     module, layer, rope = parts(architecture)
-    package = type(module).__module__
-    rotate = import_module(package).apply_rotary_pos_emb
+    rotate = import_module(type(module).__module__).apply_rotary_pos_emb
     x = states(N_TOKENS, 32)
-    shape = layer.weights.shape
-    given = module.input_layernorm(x)
-    attention = module.self_attn
+    shape, attention = layer.weights.shape, module.self_attn
+    given = module.input_layernorm(x) if hasattr(module, "input_layernorm") else x
+    if architecture == "phi3":
+        sizes = [n * shape.head_dim for n in (shape.n_heads, *[shape.n_key_heads] * 2)]
+        query, key, value = attention.qkv_proj(given).split(sizes, dim=-1)
+    else:
+        projections = (attention.q_proj, attention.k_proj, attention.v_proj)
+        query, key, value = (project(given) for project in projections)
+    if architecture.startswith("olmo"):  # all heads as one
+        query, key = attention.q_norm(query), attention.k_norm(key)
     query, key, value = (
-        project(given).unflatten(1, (-1, shape.head_dim)).transpose(0, 1)[None]
-        for project in (attention.q_proj, attention.k_proj, attention.v_proj)
+        part.unflatten(1, (-1, shape.head_dim)).transpose(0, 1)[None]
+        for part in (query, key, value)
     )
-    cos, sin = (part[:, 0][None] for part in rope)
-    expected = *rotate(query, key, cos, sin), value
+    if architecture in ("qwen3", "gemma3_text"):
+        query, key = attention.q_norm(query), attention.k_norm(key)
+    if architecture == "smollm3":  # whose last layer rotates nothing
+        assert rope is None
+    else:
+        cos, sin = (part[:, 0][None] for part in rope)
+        query, key = rotate(query, key, cos, sin)
+    expected = query, key, value
     heads = heads_of(x, rope, layer.weights, training=False)
     for one, other in zip(heads, expected, strict=True):
         torch.testing.assert_close(one, other[0].transpose(0, 1), atol=1e-5, rtol=1e-5)
@@ -71,9 +86,11 @@ def test_heads_are_rotated_projections_of_normalised_states(parts, architecture)
 def test_the_mlp_half_adds_the_mlp_of_normalised_states(parts, architecture):
     module, layer, _ = parts(architecture)
     x = states(N_TOKENS, 32)
-    if architecture == "gemma2":
+    if architecture.startswith("gemma"):
         change = module.mlp(module.pre_feedforward_layernorm(x))
         change = module.post_feedforward_layernorm(change)
+    elif architecture.startswith("olmo"):
+        change = module.post_feedforward_layernorm(module.mlp(x))
     else:
         change = module.mlp(module.post_attention_layernorm(x))
     result = mlp_half(x, layer.weights, training=False, selective=False)

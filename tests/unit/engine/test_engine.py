@@ -585,7 +585,8 @@ def test_layers_of_other_settings_are_not_known():
 
 def test_other_models_are_left_alone():
     """They may lack what the engine looks for."""
-    core = SimpleNamespace(config=SimpleNamespace(model_type="gpt2"), transformer=None)
+    config = SimpleNamespace(model_type="gpt2")
+    core = SimpleNamespace(config=config, base_model=None)
     assert not Engine(core).refresh()
 
 

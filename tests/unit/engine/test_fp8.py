@@ -6,6 +6,7 @@ from engine_samples import (
     ADAPTERS,
     ROWS,
     TWINS,
+    adapter,
     is_fast,
     linear_modules,
     plain,
@@ -14,7 +15,7 @@ from engine_samples import (
 )
 from torch.nn.functional import linear
 
-from prefdistill.engine.architectures import LLAMA
+from prefdistill.engine.architectures import architecture_of
 from prefdistill.engine.engine import base_of
 from prefdistill.engine.packing import collate
 from prefdistill.models.forward import classify, core_model
@@ -49,17 +50,17 @@ def define_fp8(module):
 
 
 @pytest.mark.parametrize("architecture", TWINS)
-@pytest.mark.parametrize("adapter", ADAPTERS)
-def test_fp8_is_what_its_definition_says(judge, architecture, adapter):
+@pytest.mark.parametrize("name", ADAPTERS)
+def test_fp8_is_what_its_definition_says(judge, architecture, name):
     """Weights and inputs rounded by rows, LoRA's with them; all else as it was."""
-    lora = ADAPTERS[adapter]
+    lora = adapter(architecture, name)
     model, reference = (
         judge(architecture, "fp8", lora),
         judge(architecture, "fp32", lora),
     )
     assert is_fast(model)
     for layer in core_model(reference).model.layers:
-        for path in LLAMA.linear_modules:
+        for path in architecture_of(core_model(reference).config).linear_modules:
             define_fp8(layer.get_submodule(path))
     with torch.no_grad(), plain(reference):
         expected = classify(reference, collate(ROWS))

@@ -9,12 +9,15 @@ from safetensors.torch import load_file, save_file
 
 from prefdistill.errors import UserError
 from prefdistill.models.head import seeded_head
-from prefdistill.models.loading import load_classifier, load_language_model
+from prefdistill.models.loading import (
+    load_classifier,
+    load_language_model,
+    load_merged,
+)
 from prefdistill.models.lora import (
     adapter_tensors,
     add_adapter,
     load_adapter,
-    load_merged,
     save_adapter,
 )
 from prefdistill.settings import LoraSettings, read

@@ -37,7 +37,7 @@ def test_shipped_configurations_are_valid(name, tmp_path, monkeypatch):
 def test_defaults_are_filled_at_every_depth():
     filled = validate_config(DEMO, SCHEMA)
     llama = filled["teachers"]["llama"]
-    assert llama["lora"]["targets"][0] == "q_proj"
+    assert llama["lora"]["targets"] == ["all-linear"]
     assert llama["training"]["schedule"] == "cosine"
     assert llama["post_pretrain"]["objective"] == "classification"
     assert filled["check"]["pairs"][0]["prompt"]

@@ -122,6 +122,8 @@ def packed_attention(
             output = _group(*states, attention, scores, dropout)
             outputs.append(output.transpose(1, 2).flatten(0, 1))
         return torch.cat(outputs)[attention.layout.scatter]
+    if dropout:  # FlexAttention has none
+        raise NotPackable("its attention has dropout, which only a CPU computes")
     softcap = scores.softcap
     output = _flex()(
         query,

@@ -3,6 +3,7 @@
 import numpy as np
 import torch
 
+from prefdistill.engine.attention import is_packed
 from prefdistill.engine.device import SHARDED, to_device
 from prefdistill.engine.engine import Engine
 from prefdistill.engine.packing import PackedBatch
@@ -52,5 +53,6 @@ def is_sharded(model: torch.nn.Module) -> bool:
 
 def shares_prompts(model: torch.nn.Module) -> bool:
     """Tell whether the two orders of a pair may share the tokens of their prompt."""
+    core = core_model(model)
     # A language model's loss reads every token of a row, so its rows must be whole.
-    return hasattr(core_model(model), "score")
+    return hasattr(core, "score") and is_packed(core)

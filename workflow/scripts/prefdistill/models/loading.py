@@ -24,8 +24,14 @@ from prefdistill.models.folder_checks import (
 )
 from prefdistill.models.gptq_kernels import use_eager_kernels, use_torch_kernels
 from prefdistill.models.head import classifier_class, is_head, prepare_head
+from prefdistill.models.lora import load_adapter
 from prefdistill.models.manifests import check_model_files, weights_path
-from prefdistill.models.precision import find_device, resolve_precision
+from prefdistill.models.precision import (
+    default_device,
+    find_device,
+    resolve_precision,
+)
+from prefdistill.models.probe import attention_of
 from prefdistill.models.sharding import load_sharded
 from prefdistill.storage.records import read_json
 from prefdistill.storage.whole_files import reading
@@ -85,6 +91,21 @@ def load_language_model(
     return model.eval()
 
 
+def load_merged(folder: Path, adapter: Path, precision: str) -> torch.nn.Module:
+    """Load a classifier with an adapter merged into it in float32, then cast.
+
+    An NF4 base becomes a 16-bit one, as the merged weights no longer fit the scales of
+    its blocks.
+    """
+    device = default_device()
+    dtype, _ = resolve_precision(precision, device)
+    model = load_classifier(folder, "fp32", device="cpu")
+    model = load_adapter(model, adapter, trainable=False).merge_and_unload()
+    model.to(device, dtype)
+    model.score.to(torch.float32)
+    return model.eval()
+
+
 def load_tokenizer(folder: Path) -> Any:
     """Load the fast tokenizer of a model folder.
 
@@ -125,12 +146,18 @@ def _load(
     _silence_transformers()
     register()
     device = find_device(device)
-    config = _configuration(auto_class, folder, settings)
+    config = read_configuration(folder, auto_class, **settings)
+    attention = attention_of(config, f"{folder}/config.json")
     gptq = getattr(config, "quantization_config", None) is not None
     dtype, nf4 = resolve_precision(precision, device)
     if shard and precision == "fp8":
         raise UserError(
             f"{folder}: precision fp8 cannot be spread over GPUs; use bf16 or nf4"
+        )
+    if shard and attention != ATTENTION:
+        raise UserError(
+            f"{folder}: a {config.model_type} model's rows cannot be packed, so it "
+            "cannot be spread over GPUs; use one GPU with more memory"
         )
     if shard:
         return load_sharded(auto_class, folder, config, dtype, device, nf4=nf4)
@@ -141,7 +168,7 @@ def _load(
             config=config,
             dtype=dtype,
             device_map={"": device},
-            attn_implementation=ATTENTION,
+            attn_implementation=attention,
             local_files_only=True,
             trust_remote_code=False,
             use_safetensors=True,
@@ -173,8 +200,17 @@ def _silence_transformers() -> None:
     warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)
 
 
-def _configuration(auto_class: Any, folder: Path, settings: dict[str, Any]) -> Any:
-    """Check a model's files, and read its configuration with settings added."""
+def read_configuration(folder: Path, auto_class: Any = None, **settings: Any) -> Any:
+    """Check a model's files, and read its configuration with settings added.
+
+    Args:
+        folder: The model folder.
+        auto_class: The transformers class that will load it; by default a classifier's.
+        **settings: Settings of the configuration, such as ``num_labels``.
+
+    Raises:
+        UserError: If a file is damaged, or if the class cannot load such a model.
+    """
     from transformers import AutoConfig
 
     check_model_files(folder)
@@ -182,7 +218,7 @@ def _configuration(auto_class: Any, folder: Path, settings: dict[str, Any]) -> A
         config = AutoConfig.from_pretrained(
             folder, local_files_only=True, trust_remote_code=False, **settings
         )
-    check_class(folder, config, auto_class)
+    check_class(folder, config, auto_class or classifier_class())
     # transformers finds the last token of a padded row by its padding token.
     if config.pad_token_id is None:
         eos = config.eos_token_id

@@ -18,9 +18,7 @@ from prefdistill.models.adapter_files import (
 from prefdistill.models.folder_checks import fitting
 from prefdistill.models.forward import device_of
 from prefdistill.models.head import Head
-from prefdistill.models.loading import load_classifier
 from prefdistill.models.lora_targets import find_targets
-from prefdistill.models.precision import default_device, resolve_precision
 from prefdistill.settings import LoraSettings
 from prefdistill.storage.records import read_json, write_json
 from prefdistill.storage.tensors import check_finite, read_tensors, write_tensors
@@ -43,9 +41,7 @@ def add_adapter(
     from peft import LoraConfig, get_peft_model
 
     layers = range(lora.lowest_layer, model.config.num_hidden_layers)
-    targets, n_modules = find_targets(
-        model.base_model, lora.targets, lora.lowest_layer
-    )
+    targets, n_modules = find_targets(model.base_model, lora.targets, lora.lowest_layer)
     config = LoraConfig(
         task_type="SEQ_CLS" if hasattr(model, "score") else "CAUSAL_LM",
         r=lora.r,
@@ -94,21 +90,6 @@ def load_adapter(
         name = min(set(saved) ^ expected)
         raise DamagedFile(path, f"does not fit this base model; first at {name}")
     return model
-
-
-def load_merged(folder: Path, adapter: Path, precision: str) -> torch.nn.Module:
-    """Load a classifier with an adapter merged into it in float32, then cast.
-
-    An NF4 base becomes a 16-bit one, as the merged weights no longer fit the scales of
-    its blocks.
-    """
-    device = default_device()
-    dtype, _ = resolve_precision(precision, device)
-    model = load_classifier(folder, "fp32", device="cpu")
-    model = load_adapter(model, adapter, trainable=False).merge_and_unload()
-    model.to(device, dtype)
-    model.score.to(torch.float32)
-    return model.eval()
 
 
 def adapter_rank(folder: Path) -> int:

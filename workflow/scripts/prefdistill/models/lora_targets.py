@@ -35,7 +35,7 @@ def find_targets(
         lowest_layer: Lowest layer with an adapter.
 
     Returns:
-        The names of the modules, and how many modules of these names there are.
+        The names of the modules, and the number of modules that they mean.
 
     Raises:
         UserError: If a target names no linear module, if a fused module is meant only
@@ -60,13 +60,26 @@ def find_targets(
     _check_experts(layers, targets, kind)
     meant = names if ALL_LINEAR in targets else _meant(targets, names, kind)
     found = Counter(n for layer, n in linear if n in meant and layer >= lowest_layer)
-    logger.info(
-        "LoRA in layers %d to %d: %s; without LoRA: %s",
-        lowest_layer, len(layers) - 1,
-        ", ".join(f"{n} {name}" for name, n in sorted(found.items())),
-        ", ".join(sorted(names - meant)) or "no linear module",
-    )  # fmt: skip
     return sorted(found), found.total()
+
+
+def log_adapted(model: nn.Module) -> None:
+    """Log which linear modules of a model with an adapter carry LoRA, and which not."""
+    adapted: Counter[str] = Counter()
+    plain: Counter[str] = Counter()
+    for path, module in model.named_modules():
+        name = path.rpartition(".")[2]
+        is_linear = hasattr(module, "in_features") and ".layers." in path
+        if hasattr(module, "lora_A"):
+            adapted[name] += 1
+        elif is_linear and name != "base_layer" and ".lora_" not in path:
+            plain[name] += 1
+    logger.info("LoRA on %s; without LoRA: %s", _listed(adapted), _listed(plain))
+
+
+def _listed(counts: Counter[str]) -> str:
+    each = (f"{count} {name}" for name, count in sorted(counts.items()))
+    return ", ".join(each) or "no linear layer"
 
 
 def _meant(targets: tuple[str, ...], names: set[str], kind: str) -> set[str]:

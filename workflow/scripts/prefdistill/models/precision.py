@@ -67,7 +67,7 @@ def base_precision(core: torch.nn.Module) -> str:
     """
     if getattr(core, "is_loaded_in_4bit", False):
         return "nf4"
-    if any(hasattr(module, "fp8_weight") for module in core.model.layers[0].modules()):
+    if any(hasattr(module, "fp8_weight") for module in core.base_model.modules()):
         return "fp8"
     return next(name for name, dtype in DTYPES.items() if dtype == core.dtype)
 

@@ -11,8 +11,8 @@ import torch
 
 from prefdistill.data.prompts import encode_pairs, text_digest
 from prefdistill.errors import UserError
-from prefdistill.models.loading import load_classifier, load_tokenizer
-from prefdistill.models.lora import load_adapter, load_merged
+from prefdistill.models.loading import load_classifier, load_merged, load_tokenizer
+from prefdistill.models.lora import load_adapter
 from prefdistill.models.manifests import base_folder
 from prefdistill.models.memory import place
 from prefdistill.models.scoring import score_pairs, subset_rows

@@ -12,7 +12,13 @@ import torch
 from prefdistill.data.prompts import EncodedPairs
 from prefdistill.engine.packing import collate, pack, shape_step, shared_tokens
 from prefdistill.errors import Interrupted, UserError
-from prefdistill.models.forward import classify, device_of, engine_of, is_sharded
+from prefdistill.models.forward import (
+    classify,
+    device_of,
+    engine_of,
+    is_sharded,
+    shares_prompts,
+)
 from prefdistill.models.memory import count_parameters, halved_budget, note_short_memory
 from prefdistill.running.processes import (
     any_process,
@@ -67,7 +73,7 @@ def score_pairs(
             sharded model.
     """
     model.eval()
-    rows = _Rows(encoded, views)
+    rows = _Rows(encoded, views, shares_prompts(model))
     lengths = rows.lengths
     n_weights = count_parameters(model)["linear"]
     # A multiplication and an addition for each weight and token.
@@ -111,15 +117,18 @@ class _Rows:
     Args:
         encoded: The pairs.
         views: Orders to show.
+        shared: Whether a row may share the tokens of its prompt with the one before.
     """
 
-    def __init__(self, encoded: EncodedPairs, views: Sequence[str]) -> None:
+    def __init__(
+        self, encoded: EncodedPairs, views: Sequence[str], shared: bool
+    ) -> None:
         self.encoded, self.views = encoded, views
         self.lengths = np.repeat(encoded.lengths, len(views))
         # Tokens shared with the previous row; the first row of a pair shares none.
         self.common = np.zeros_like(self.lengths)
         for column in range(1, len(views)):
-            self.common[column :: len(views)] = encoded.prefix_lengths
+            self.common[column :: len(views)] = encoded.prefix_lengths * shared
 
     @property
     def n_tokens(self) -> int:

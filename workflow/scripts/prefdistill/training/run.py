@@ -94,6 +94,7 @@ class TrainingRun:
         """
         from prefdistill.models.loading import load_classifier, load_language_model
         from prefdistill.models.lora import add_adapter, load_adapter
+        from prefdistill.models.lora_targets import log_adapted
 
         seed, base = self.settings.seed, (self.folder, self.precision)
         if language:
@@ -101,8 +102,11 @@ class TrainingRun:
         else:  # the seed is for a fresh head; a saved adapter brings its own head
             model = load_classifier(*base, head_seed=seed, shard=self.shard)
         if self.lora:
-            return add_adapter(model, self.lora, seed)
-        return load_adapter(model, self.job.init.parent, trainable=True)
+            model = add_adapter(model, self.lora, seed)
+        else:
+            model = load_adapter(model, self.job.init.parent, trainable=True)
+        log_adapted(model)
+        return model
 
     def train(
         self,
