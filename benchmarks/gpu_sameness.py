@@ -51,7 +51,7 @@ from prefdistill.models.quick_imports import hide_unused_imports
 from prefdistill.running.job import set_threads
 from prefdistill.settings import OptimisationSettings, TextSettings, read
 
-ARCHITECTURES = ("gemma2", "llama", "qwen2")
+ARCHITECTURES = ("gemma2", "gemma3_text", "llama", "phi3", "qwen2", "qwen3")
 BASES = ("bf16", "fp16", "nf4", "fp8")
 # Relative errors of logits and of gradients. "itself": the engine with another order
 # and fusion of sums. "others": transformers and PEFT, which round in other places. On a
@@ -176,7 +176,8 @@ def compare(
         weights = torch.linspace(-1, 1, logits.numel(), device=logits.device)
         (scale * (logits * weights.view_as(logits)).sum()).backward()
         named = [(n, w.grad) for n, w in model.named_parameters() if w.requires_grad]
-        assert len(named) == 2 * 7 * (3 - lowest) + 1
+        n_modules = 4 if architecture == "phi3" else 7
+        assert len(named) == 2 * n_modules * (3 - lowest) + 1
         assert all(gradient.abs().max() > 0 for _, gradient in named)
         gradients = [grad.flatten() / scale for name, grad in named if "lora" in name]
         return logits.detach(), torch.cat(gradients)

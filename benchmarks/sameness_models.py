@@ -23,7 +23,7 @@ def dtype_of(options: argparse.Namespace, base: str) -> torch.dtype:
 
 
 def configuration(options: argparse.Namespace, architecture: str) -> Any:
-    """Configure three layers, with Gemma-2's window shorter than the longest row."""
+    """Configure three layers, with Gemma's windows shorter than the longest row."""
     from transformers import AutoConfig
 
     hidden, head_dim = scaled(options, 512), scaled(options, 128)
@@ -38,10 +38,14 @@ def configuration(options: argparse.Namespace, architecture: str) -> Any:
         "pad_token_id": 0,
         "use_cache": False,
     }
-    if architecture == "gemma2":
+    if architecture.startswith("gemma"):
         window = scaled(options, 300)
         more = {"query_pre_attn_scalar": head_dim, "sliding_window": window}
         settings |= {"head_dim": head_dim, **more}
+    if architecture == "gemma3_text":
+        settings["layer_types"] = ["sliding_attention"] * 2 + ["full_attention"]
+    if architecture == "qwen3":
+        settings["head_dim"] = head_dim
     return AutoConfig.for_model(architecture, **settings)
 
 
@@ -58,7 +62,7 @@ def build(options: argparse.Namespace, architecture: str, base: str) -> torch.nn
         generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
         values = torch.randn(shape, generator=generator)
         if len(shape) == 1:
-            is_one = "norm" in name and architecture != "gemma2"
+            is_one = "norm" in name and not architecture.startswith("gemma")
             return is_one + 0.1 * values
         return values if "embed" in name else values * config.hidden_size**-0.5
 

@@ -123,7 +123,7 @@ def test_the_scaling_of_teachers_is_the_calibration_without_the_judge():
 def test_nested_sections_are_classes_and_frozen():
     settings = read(DistillationSettings, defaults(DistillationSettings))
     assert settings.weights.kl == 1.0
-    assert read(LoraSettings, defaults(LoraSettings)).targets[0] == "q_proj"
+    assert read(LoraSettings, defaults(LoraSettings)).targets == ("all-linear",)
     with pytest.raises(FrozenInstanceError):
         settings.ema.decay = 0.9
 

@@ -2,6 +2,7 @@
 
 import copy
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -57,6 +58,27 @@ FOUND = {
     "qwen3_5_text": (LINEAR, LORA, "sdpa", False),
     "minimax": (EXPERTS | {"head_dim": 16}, ATTENTION_ONLY, "sdpa", False),
 }
+
+
+PAGE = Path(__file__).parents[3] / "docs/models.md"
+
+
+def table_of_models():
+    """The table of docs/models.md."""
+    lines = [
+        "| `model_type` | computed by | rows | LoRA |",
+        "| --- | --- | --- | --- |",
+    ]
+    for kind, (_, lora, how, by_engine) in FOUND.items():
+        computed = "engine" if by_engine else "transformers"
+        rows = "packed" if how == ATTENTION else "a row at a time"
+        reached = "all linear" if lora is LORA else "attention"
+        lines.append(f"| {kind} | {computed} | {rows} | {reached} |")
+    return "\n".join(lines)
+
+
+def test_the_page_has_the_table_of_what_is_found():
+    assert f"<!-- begin models -->\n\n{table_of_models()}\n\n<!--" in PAGE.read_text()
 
 
 def config_of(kind, **settings):

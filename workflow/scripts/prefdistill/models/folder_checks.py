@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 
-from prefdistill.engine.architectures import ARCHITECTURES
 from prefdistill.errors import DamagedFile, UserError, one_line
 from prefdistill.models.manifests import weights_path
 from prefdistill.storage.records import read_json
@@ -49,9 +48,7 @@ def check_class(folder: Path, config: Any, auto_class: Any) -> None:
     """
     task = auto_class.__name__.removeprefix("AutoModelFor")
     path = folder / "config.json"
-    *others, last = ARCHITECTURES
-    known = f"{', '.join(others)} or {last}"
-    advice = f"name a base of another architecture, such as {known}"
+    advice = "name a base of another architecture; docs/models.md lists some"
     if type(config) not in auto_class._model_mapping:
         raise UserError(
             f"{path}: transformers has no {task} class for model_type "
